@@ -1,0 +1,64 @@
+"""Fast, strict reading of 8-bit images; every mapper reads through this module.
+
+OpenCV decodes a JPEG two to three times as fast as the Pillow route of ``detectron2.data.detection_utils``. Whatever
+OpenCV cannot or should not judge (GIF, odd modes, a JPEG that ends too early) goes through Detectron2's reader, so
+both accept the same files. Both turn the image as its EXIF orientation says.
+"""
+
+import cv2
+import numpy as np
+
+from detectron2.data import detection_utils
+
+_CV2_FLAGS = {"BGR": cv2.IMREAD_COLOR, "RGB": cv2.IMREAD_COLOR, "L": cv2.IMREAD_GRAYSCALE}
+_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+
+
+def read_image(file_name: str, format: str = "BGR") -> np.ndarray:
+    """Read an image as uint8, upright.
+
+    Args:
+        file_name: path of a local file.
+        format: ``"BGR"``, ``"RGB"`` or ``"L"`` (grey), or any format of Detectron2's ``read_image``.
+
+    Returns:
+        H×W×3 array, or H×W×1 for ``"L"``; uint8, 0..255, contiguous.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty, truncated or no image.
+    """
+    try:
+        with open(file_name, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise FileNotFoundError(
+            f"Cannot read image '{file_name}' ({error.strerror}). Check DETECTRON2_DATASETS and the data set's files."
+        ) from error
+
+    flag = _CV2_FLAGS.get(format)
+    image = None
+    if flag is not None and data and not _is_truncated_jpeg(data):
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+        except cv2.error:  # e.g. more pixels than OpenCV accepts: Pillow decides
+            image = None
+    if image is None:
+        return _read_with_detectron2(file_name, format)
+    if format == "RGB":
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    return image[:, :, None] if format == "L" else image
+
+
+def _is_truncated_jpeg(data: bytes) -> bool:
+    # OpenCV fills what a truncated JPEG lacks with grey and only prints to stderr. Compressed data cannot hold an end
+    # marker, so a whole file has one after its last scan header; the one of an EXIF thumbnail lies before it.
+    return data.startswith(_JPEG_START) and data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN)
+
+
+def _read_with_detectron2(file_name: str, format: str) -> np.ndarray:
+    try:
+        image = detection_utils.read_image(file_name, format=format)
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are no (whole) image
+        raise ValueError(f"Image '{file_name}' is damaged or no image ({error}). Replace or remove it.") from error
+    return np.ascontiguousarray(image)
