@@ -1,0 +1,12 @@
+"""Checkpoints: Detectron2's format, the published systems', and weights that come inside Python packages."""
+
+from boxsup_d2.checkpoint.checkpointer import BoxSupCheckpointer, PackagePathHandler, file_sha256
+from boxsup_d2.checkpoint.formats import convert_efficientnet_lite, convert_published_boxcaseg
+
+__all__ = [
+    "BoxSupCheckpointer",
+    "PackagePathHandler",
+    "convert_efficientnet_lite",
+    "convert_published_boxcaseg",
+    "file_sha256",
+]

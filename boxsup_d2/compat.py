@@ -1,0 +1,27 @@
+"""Everything that differs between Detectron2 0.6 and its main branch, and nothing else.
+
+Both call themselves 0.6, so features are detected, not versions.
+"""
+
+import torch.distributed as dist
+from detectron2.utils import comm
+
+
+def create_local_process_group(processes_per_machine: int) -> None:
+    """Tell Detectron2 which ranks share this machine, as its launchers do.
+
+    Called once by every rank after ``init_process_group``. The main branch has a function for it; 0.6 sets the
+    variable inside its own launcher, which only starts GPU processes.
+
+    Args:
+        processes_per_machine: ranks are numbered machine by machine, so many each.
+    """
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(processes_per_machine)
+        return
+    machine = dist.get_rank() // processes_per_machine
+    for first in range(0, dist.get_world_size(), processes_per_machine):
+        # every rank has to take part in making every group
+        group = dist.new_group(list(range(first, first + processes_per_machine)))
+        if first == machine * processes_per_machine:
+            comm._LOCAL_PROCESS_GROUP = group

@@ -1,0 +1,138 @@
+"""Every configuration key that boxsup_d2 adds to Detectron2's.
+
+Keys follow Detectron2's idiom: ``cfg = get_cfg(); add_boxsup_config(cfg)``. Each key is commented with its unit
+and its reason; ``tests/test_configs.py`` checks that every one of them is read by code.
+"""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_boxsup_config(cfg: CN) -> None:
+    """Add boxsup_d2's keys, with defaults that leave stock Detectron2 configs unchanged."""
+    # ---------------------------------------------------------------- input
+    # The class (DATASET_MAPPER_REGISTRY) that turns a dataset dict into a training sample.
+    cfg.INPUT.TRAIN_MAPPER = "PseudoMaskDatasetMapper"
+
+    cfg.INPUT.BOX_CROP = CN()
+    # Side in pixels of the square training crops (paper: 288).
+    cfg.INPUT.BOX_CROP.TRAIN_SIZE = 288
+    # Side in pixels that a box is resized to at inference (paper: 320).
+    cfg.INPUT.BOX_CROP.TEST_SIZE = 320
+    # Side in pixels of a salient image before the random crop of TRAIN_SIZE (paper: 320).
+    cfg.INPUT.BOX_CROP.SALIENT_SIZE = 320
+    # Jitter of a training box: its centre moves by at most CENTER_JITTER half-sides, its half-sides are scaled by
+    # 1 +- SCALE_JITTER. The published values; 0 crops the box exactly.
+    cfg.INPUT.BOX_CROP.CENTER_JITTER = 0.25
+    cfg.INPUT.BOX_CROP.SCALE_JITTER = 0.5
+    # Boxes cropped from the images are flipped like this with p = 1/2: "none" (published), "horizontal" or "vertical".
+    cfg.INPUT.BOX_CROP.BOX_FLIP = "none"
+    # The same for salient images: "horizontal" is the published intent, "vertical" what the published code does.
+    cfg.INPUT.BOX_CROP.SALIENT_FLIP = "horizontal"
+    # Average the pixels that a shrinking resize merges, instead of picking four of them as the published bilinear
+    # resize does. Matters for small TRAIN_SIZE, where most crops shrink.
+    cfg.INPUT.BOX_CROP.ANTIALIAS = False
+
+    # ---------------------------------------------------------------- data sets
+    # Pseudo-mask files (COCO json) to register, each under its file's stem, e.g. ".../voc_2012_train_pseudo.json"
+    # as "voc_2012_train_pseudo". Rounds fill this in by step name.
+    cfg.DATASETS.PSEUDO_MASKS = ()
+    # Data sets of salient images with masks that are mixed into box-to-mask training.
+    cfg.DATASETS.SALIENT = ()
+    # Objects marked difficult in VOC's XML: used for training and labelling (as published) or left out.
+    cfg.DATASETS.VOC_USE_DIFFICULT = True
+
+    # ---------------------------------------------------------------- loading
+    # Share of box crops in every batch (COCO recipe: 0.6875, 22 of 32); negative: shuffle the union of both (VOC).
+    cfg.DATALOADER.BOX_RATIO = -1.0
+    # Boxes that overlap another one of their image by more than this IoU ...
+    cfg.DATALOADER.OVERLAP_IOU = 0.5
+    # ... are left out of an epoch with this probability (COCO recipe: 0.75; 0 keeps all).
+    cfg.DATALOADER.OVERLAP_DROP_PROB = 0.0
+    # Boxes are shuffled within windows of this many (shuffled) images, so that an image with many boxes is decoded
+    # once per window and not once per box. 0: one shuffle over all boxes, one decode per box.
+    cfg.DATALOADER.IMAGE_WINDOW = 64
+
+    # Synchronise every batch norm of the model over ranks (BoxCaseg's recipe). Without effect in one process or on
+    # the CPU, where torch has no synchronised batch norm.
+    cfg.MODEL.SYNC_BN = False
+
+    # ---------------------------------------------------------------- timm backbones
+    cfg.MODEL.TIMM = CN()
+    # Any timm network that supports features_only.
+    cfg.MODEL.TIMM.NAME = "hrnet_w48"
+    # Start from timm's own ImageNet weights (downloaded by timm) when MODEL.WEIGHTS names none.
+    cfg.MODEL.TIMM.PRETRAINED = False
+    # Which of its feature levels to use, finest first; empty: all of stride >= 4. Named res2 (stride 4) ... res5.
+    cfg.MODEL.TIMM.OUT_FEATURES = []
+    # Momentum of its batch norms (HRNet recipe: 0.01); negative leaves timm's.
+    cfg.MODEL.TIMM.BN_MOMENTUM = -1.0
+    # Freeze its batch norms (small batches).
+    cfg.MODEL.TIMM.FREEZE_BN = False
+
+    # ---------------------------------------------------------------- BoxCaseg (CVPR 2021)
+    cfg.MODEL.BOXCASEG = CN()
+    # Backbone features; upsampled to the finest and concatenated.
+    cfg.MODEL.BOXCASEG.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Hidden channels of both heads; 0: as many as the concatenated features have (published).
+    cfg.MODEL.BOXCASEG.HEAD_CHANNELS = 0
+    # Share of the own FCN branch in the salient head; the rest comes through the weight transfer
+    # (0.7 for VOC, 0.6 for COCO).
+    cfg.MODEL.BOXCASEG.ALPHA = 0.7
+    # Weights of the four losses. The pseudo-label loss exists in the published code, whose recipe leaves it off.
+    cfg.MODEL.BOXCASEG.MIL_WEIGHT = 1.0
+    cfg.MODEL.BOXCASEG.PAIRWISE_WEIGHT = 0.05
+    cfg.MODEL.BOXCASEG.SALIENT_WEIGHT = 1.0
+    cfg.MODEL.BOXCASEG.PSEUDO_LABEL_WEIGHT = 0.0
+    # Box-head probabilities above / below these are the pseudo labels of that loss.
+    cfg.MODEL.BOXCASEG.PSEUDO_LABEL_FG = 0.85
+    cfg.MODEL.BOXCASEG.PSEUDO_LABEL_BG = 0.05
+    # Which head answers at inference: "salient" (published), or "box" where no masks were trained on.
+    cfg.MODEL.BOXCASEG.TEST_HEAD = "salient"
+    # Stretch every crop's probabilities to 0..1 before the threshold (published).
+    cfg.MODEL.BOXCASEG.TEST_MINMAX = True
+    # Average the probabilities of a crop and its mirror image (ours).
+    cfg.MODEL.BOXCASEG.TEST_FLIP = False
+    # Foreground above this value.
+    cfg.MODEL.BOXCASEG.TEST_THRESHOLD = 0.5
+    # Crops that go through the network at once at inference; bounds the memory.
+    cfg.MODEL.BOXCASEG.TEST_CROPS_PER_FORWARD = 32
+
+    # ---------------------------------------------------------------- GrabCut baseline
+    cfg.MODEL.GRABCUT = CN()
+    # Iterations of OpenCV's grabCut.
+    cfg.MODEL.GRABCUT.ITERATIONS = 5
+    # Context around the box that grabCut sees as certain background, as a share of the box's sides.
+    cfg.MODEL.GRABCUT.CONTEXT = 0.5
+
+    # ---------------------------------------------------------------- mask head of the retrained network
+    # Mask losses of instances with a confidence below this are dropped (0 keeps all); see docs/boxcaseg.md.
+    cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_THRESHOLD = 0.0
+    # Weight the mask loss of the kept ones by their confidence.
+    cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_WEIGHTING = False
+    # Which number of the pseudo-mask file governs: "confidence" (published, +1 box convention) or
+    # "confidence_exact" (exact box IoU, fair to small objects).
+    cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_KEY = "confidence"
+
+    # ---------------------------------------------------------------- solver
+    # Power of the polynomial decay of LR_SCHEDULER_NAME "WarmupPolyLR", stepped every iteration.
+    cfg.SOLVER.POLY_LR_POWER = 0.9
+
+    # ---------------------------------------------------------------- labelling
+    cfg.PSEUDO_MASKS = CN()
+    # Data sets (with boxes) to label after training and by --eval-only.
+    cfg.PSEUDO_MASKS.DATASETS = ()
+    # Name of this labelling in the files' provenance.
+    cfg.PSEUDO_MASKS.STEP = "label"
+    # Relabel annotations that already have a mask (False: they are kept, with confidence 1).
+    cfg.PSEUDO_MASKS.OVERWRITE = False
+
+    # ---------------------------------------------------------------- evaluation
+    # What DATASETS.TEST is evaluated on: "instances" (detection and mask AP) and / or
+    # "box_to_mask" (mIoU* and IoU@k of the masks that the model answers to ground-truth boxes).
+    cfg.TEST.TASKS = ("instances",)
+    # Box prompts of VOC evaluation: the annotated box ("xml") or the "tight" box of the true mask.
+    cfg.TEST.BOX_PROMPT = "xml"
+
+    # ---------------------------------------------------------------- rounds
+    # Steps that one train_net.py run executes in order; see boxsup_d2/engine/rounds.py for the fields.
+    cfg.ROUNDS = []

@@ -1,0 +1,5 @@
+"""Backbones that Detectron2 does not have."""
+
+from boxsup_d2.modeling.backbone.timm_backbone import TimmBackbone, build_timm_backbone, build_timm_fpn_backbone
+
+__all__ = ["TimmBackbone", "build_timm_backbone", "build_timm_fpn_backbone"]

@@ -1,0 +1,242 @@
+"""BoxCaseg: a class-agnostic network from boxes to masks (Wang et al., CVPR 2021, arXiv 2104.01526).
+
+Training takes crops around boxes, with nothing but the box as label, together with salient images and their masks.
+Inference takes images with box prompts and answers with one mask per box (see docs/boxcaseg.md).
+
+Shape legend: N images or crops of a batch, S the side of a crop, B the boxes of one image.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import Instances
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from boxsup_d2.pseudo_masks import min_max_normalize, paste_masks
+from boxsup_d2.modeling.losses import box_projection_mil_loss, pairwise_smoothness_loss, pseudo_label_loss, salient_loss
+from boxsup_d2.modeling.weight_transfer import PixelHead, SalientHead
+from boxsup_d2.modeling.meta_arch.box_to_mask import box_to_mask_instances
+
+
+@META_ARCH_REGISTRY.register()
+class BoxCaseg(nn.Module):
+    """Backbone, box head and salient head, their losses, and inference from boxes to masks."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        in_features: list[str],
+        head_channels: int,
+        alpha: float,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        loss_weights: dict[str, float],
+        pseudo_label_thresholds: tuple[float, float] = (0.85, 0.05),
+        test_size: int = 320,
+        test_head: str = "salient",
+        test_minmax: bool = True,
+        test_flip: bool = False,
+        test_threshold: float = 0.5,
+        test_crops_per_forward: int = 32,
+        antialias: bool = False,
+    ) -> None:
+        """
+        Args:
+            backbone: gives the maps ``in_features``, which are upsampled to the finest of them and concatenated.
+            head_channels: hidden channels of the heads; 0: as many as the concatenated maps have.
+            alpha: share of the salient head's own branch, in 0..1.
+            pixel_mean, pixel_std: per channel, for images in 0..255.
+            loss_weights: of "mil", "pairwise", "salient" and "pseudo_label".
+            pseudo_label_thresholds: (foreground above, background below).
+            test_size: side that a box is resized to at inference, in pixels.
+            test_head: "salient" or "box".
+            test_minmax: stretch the probabilities of every crop to 0..1.
+            test_flip: average with the mirrored crop.
+            test_threshold: foreground above it.
+            test_crops_per_forward: crops per forward pass at inference.
+            antialias: average over the pixels that a shrinking crop merges.
+        """
+        super().__init__()
+        if test_head not in ("salient", "box"):
+            raise ValueError(f"MODEL.BOXCASEG.TEST_HEAD must be 'salient' or 'box', not '{test_head}'")
+        self.backbone = backbone
+        self.in_features = in_features
+        channels = sum(backbone.output_shape()[name].channels for name in in_features)
+        hidden = head_channels or channels
+        self.box_head = PixelHead(channels, hidden)
+        self.salient_head = SalientHead(channels, hidden, alpha)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.loss_weights = loss_weights
+        self.pseudo_label_thresholds = pseudo_label_thresholds
+        self.test_size = test_size
+        self.test_head = test_head
+        self.test_minmax = test_minmax
+        self.test_flip = test_flip
+        self.test_threshold = test_threshold
+        self.test_crops_per_forward = test_crops_per_forward
+        self.antialias = antialias
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        node = cfg.MODEL.BOXCASEG
+        return {
+            "backbone": build_backbone(cfg),
+            "in_features": list(node.IN_FEATURES),
+            "head_channels": node.HEAD_CHANNELS,
+            "alpha": node.ALPHA,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "loss_weights": {
+                "mil": node.MIL_WEIGHT,
+                "pairwise": node.PAIRWISE_WEIGHT,
+                "salient": node.SALIENT_WEIGHT,
+                "pseudo_label": node.PSEUDO_LABEL_WEIGHT,
+            },
+            "pseudo_label_thresholds": (node.PSEUDO_LABEL_FG, node.PSEUDO_LABEL_BG),
+            "test_size": cfg.INPUT.BOX_CROP.TEST_SIZE,
+            "test_head": node.TEST_HEAD,
+            "test_minmax": node.TEST_MINMAX,
+            "test_flip": node.TEST_FLIP,
+            "test_threshold": node.TEST_THRESHOLD,
+            "test_crops_per_forward": node.TEST_CROPS_PER_FORWARD,
+            "antialias": cfg.INPUT.BOX_CROP.ANTIALIAS,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """
+        Args:
+            batched_inputs: in training, dicts of ``image`` (3 x S x S uint8, channels in ``INPUT.FORMAT`` order),
+                ``mask`` (S x S uint8, 0 or 1: the box's pixels in a box crop, the object's in a salient image) and
+                ``is_salient`` (bool). In evaluation, dicts of ``image`` (3 x H x W uint8, not resized), ``height``,
+                ``width``, and ``instances`` with ``gt_boxes`` (B x 4, in ``image``'s pixels) and ``gt_classes``.
+
+        Returns:
+            In training the dict of losses. In evaluation one ``{"instances": Instances}`` per input, whose
+            ``pred_masks`` (B x height x width bool), ``pred_boxes``, ``pred_classes`` and ``scores`` answer the boxes
+            in order.
+        """
+        return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """N x 3 x S x S images in 0..255, on any device, as the network's input."""
+        return (images.to(self.device, torch.float32, non_blocking=True) - self.pixel_mean) / self.pixel_std
+
+    def features(self, images: Tensor) -> Tensor:
+        """N x C x S/4 x S/4 map of N x 3 x S x S normalised images: the levels side by side, at the finest's size."""
+        maps = self.backbone(images)
+        finest = maps[self.in_features[0]]
+        return torch.cat([_resize(maps[name], finest.shape[-2:]) for name in self.in_features], dim=1)
+
+    def losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
+        """The weighted losses of a training batch, always the same keys (section 3)."""
+        # Salient images first, so that their share of the batch is a slice and no index has to reach the GPU.
+        batched_inputs = sorted(batched_inputs, key=lambda x: not x["is_salient"])
+        num_salient = sum(bool(x["is_salient"]) for x in batched_inputs)
+        images = self.normalize(torch.stack([x["image"] for x in batched_inputs]))
+        masks = torch.stack([x["mask"] for x in batched_inputs]).to(self.device, torch.float32, non_blocking=True)[:, None]
+
+        features = self.features(images)
+        box_logits = _resize(self.box_head(features), masks.shape[-2:])
+        # The pseudo-label loss teaches the salient head on every image; without it, only salient ones reach it.
+        teach_all = self.loss_weights["pseudo_label"] > 0
+        num_seen = len(batched_inputs) if teach_all else num_salient
+        salient_logits = _resize(self._salient_logits(features[:num_seen]), masks.shape[-2:])
+
+        losses = {
+            "loss_mil": self.loss_weights["mil"] * box_projection_mil_loss(box_logits, masks),
+            "loss_pairwise": self.loss_weights["pairwise"] * pairwise_smoothness_loss(box_logits),
+            "loss_salient": self.loss_weights["salient"]
+            * salient_loss(salient_logits[:num_salient], masks[:num_salient]),
+        }
+        if teach_all:
+            fg, bg = self.pseudo_label_thresholds
+            losses["loss_pseudo_label"] = self.loss_weights["pseudo_label"] * pseudo_label_loss(
+                salient_logits, box_logits, foreground=fg, background=bg
+            )
+        return losses
+
+    def _salient_logits(self, features: Tensor) -> Tensor:
+        """Salient head on the salient share of a training batch, which may be empty on this rank or on all."""
+        if isinstance(self.salient_head.transfer_bn, nn.SyncBatchNorm) and dist.is_initialized():
+            # SyncBatchNorm copes with an empty rank, not with a batch that is empty everywhere.
+            total = torch.tensor([features.shape[0]], device=features.device)
+            dist.all_reduce(total)
+            if total.item() == 0:
+                return self.salient_head(features, self.box_head, sync=False)
+        return self.salient_head(features, self.box_head)
+
+    @torch.no_grad()
+    def inference(self, batched_inputs: list[dict]) -> list[dict]:
+        """Masks of all boxes of a batch of images (section 3.4); see :meth:`forward`."""
+        crops = [
+            self.crop_boxes(x["image"], x["instances"].gt_boxes.tensor) for x in batched_inputs
+        ]
+        counts = [len(c) for c in crops]
+        probs = torch.cat([self.predict_crops(c) for c in torch.cat(crops).split(self.test_crops_per_forward)])
+        values = min_max_normalize(probs) if self.test_minmax else probs
+        return [
+            {"instances": self._instances(x, p, v)}
+            for x, p, v in zip(batched_inputs, probs.split(counts), values.split(counts), strict=True)
+        ]
+
+    def _instances(self, inputs: dict, probs: Tensor, values: Tensor) -> Instances:
+        """Paste the stride-4 maps of one image's boxes (B x h x w) into its frame."""
+        prompt = inputs["instances"]
+        boxes = prompt.gt_boxes.tensor
+        masks = paste_masks(values, boxes, inputs["height"], inputs["width"], self.test_threshold)
+        inside = (values > self.test_threshold).float()
+        # A map without a pixel above the threshold pastes to an empty mask, whose score is 0.
+        scores = (probs * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
+        size = (inputs["height"], inputs["width"])
+        return box_to_mask_instances(masks, boxes, prompt.gt_classes, scores, size)
+
+    def crop_boxes(self, image: Tensor, boxes: Tensor) -> Tensor:
+        """Cut B x 4 boxes (corners truncated to integers, at least 1 px) out of a 3 x H x W uint8 image.
+
+        Returns:
+            B x 3 x test_size x test_size float, in 0..255, bilinear.
+        """
+        boxes = boxes.to(self.device).trunc()
+        boxes = torch.cat([boxes[:, :2], torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)], dim=1)
+        # One sample per output pixel is the plain bilinear resize; the adaptive number averages where a crop shrinks.
+        return roi_align(
+            image.to(self.device, torch.float32)[None],
+            [boxes],
+            output_size=self.test_size,
+            sampling_ratio=-1 if self.antialias else 1,
+            aligned=True,
+        )
+
+    def predict_crops(self, crops: Tensor) -> Tensor:
+        """N x h x w probabilities in 0..1, at stride 4, of N x 3 x S x S crops in 0..255."""
+        if len(crops) == 0:
+            return crops.new_zeros((0, 1, 1))
+        probs = self._predict(self.normalize(crops))
+        if self.test_flip:
+            probs = (probs + self._predict(self.normalize(crops.flip(-1))).flip(-1)) / 2
+        return probs
+
+    def _predict(self, images: Tensor) -> Tensor:
+        features = self.features(images)
+        logits = self.box_head(features) if self.test_head == "box" else self.salient_head(features, self.box_head)
+        return logits.float().sigmoid()[:, 0]
+
+
+def _resize(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Bilinear resize of N x C x H x W maps; a batch of none keeps its gradient connection."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    if maps.shape[0] == 0:
+        # interpolate() refuses an empty batch.
+        return maps[..., :1, :1].expand(*maps.shape[:2], *size)
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
