@@ -1,0 +1,480 @@
+#!/usr/bin/env python3
+"""Install Detectron2 from the package index, where it has no official release.
+
+The index carries ``pb1-detectron2`` 0.6: the Python files of Detectron2's tag v0.6 without its C++ sources, so that
+``pip install pb1-detectron2`` fails to build. Everything that boxsup_d2 needs is pure Python, and runs on current
+Python, torch, NumPy and Pillow after a few edits, which Detectron2's main branch made later. This tool fetches that
+archive, checks its sha256, makes the edits, and installs the result as the distribution ``detectron2``.
+
+An installation that is already there is left alone, whatever its version. Only the standard library is used, so that
+the tool also runs where nothing else is installed yet and can say what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+REQUIREMENT = "pb1-detectron2==0.6"
+SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
+OFFICIAL_URL = "https://github.com/facebookresearch/detectron2"
+OFFICIAL_COMMAND = f"{Path(sys.executable).name} -m pip install --no-build-isolation 'git+{OFFICIAL_URL}.git'"
+
+# The build files of our own that replace the archive's, whose setup.py compiles an extension that is not there and
+# pins packages of 2021. torch and torchvision must be there before (see `check_environment`); naming them here as well
+# lets pip warn when somebody removes them.
+PYPROJECT = """\
+[build-system]
+requires = ["setuptools>=64"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "detectron2"
+version = "0.6"
+description = "Detectron2 v0.6 as pure Python, edited to run on current Python, torch, NumPy and Pillow"
+requires-python = ">=3.10"
+dependencies = [
+    "torch>=2.4",
+    "torchvision>=0.19",
+    "numpy>=1.26",
+    "Pillow>=10",
+    "matplotlib",
+    "pycocotools>=2.0.7",
+    "termcolor>=1.1",
+    "yacs>=0.1.8",
+    "tabulate",
+    "cloudpickle",
+    "tqdm>4.29.0",
+    "tensorboard",
+    "fvcore>=0.1.5,<0.1.6",
+    "iopath>=0.1.9",
+    "omegaconf>=2.1",
+    "hydra-core>=1.1",
+    "packaging",
+]
+
+[project.optional-dependencies]
+lazy = ["black"]
+
+[project.urls]
+Source = "https://github.com/facebookresearch/detectron2"
+
+[tool.setuptools.packages.find]
+include = ["detectron2*"]
+namespaces = false
+
+[tool.setuptools.package-data]
+"detectron2.model_zoo" = ["configs/**/*.yaml", "configs/**/*.py"]
+"""
+
+# Projects that upstream installs below `detectron2.projects`.
+PROJECTS = {
+    "point_rend": "projects/PointRend/point_rend",
+    "deeplab": "projects/DeepLab/deeplab",
+    "panoptic_deeplab": "projects/Panoptic-DeepLab/panoptic_deeplab",
+}
+
+
+class InstallError(RuntimeError):
+    """Something that the user can act upon; the message says how."""
+
+
+# ------------------------------------------------------------------------------------------------- edits
+@dataclass(frozen=True)
+class Edit:
+    """One change to the sources, as a pure function on a file's text.
+
+    Attributes:
+        name: what the messages call it.
+        files: paths below the source root that the edit must change, or find changed.
+        pattern: regular expression of what is replaced.
+        replacement: the replacement, as for `re.sub`.
+        done: regular expression that is found where the edit was made before, or the code never needed it.
+        reason: what breaks without it.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    pattern: str
+    replacement: str
+    done: str
+    reason: str
+
+    def apply(self, text: str, where: str) -> str:
+        """The edited text; the text itself where the edit was made before.
+
+        Raises:
+            InstallError: neither the code to change nor the changed code is there, so the file is not what this
+                edit was written for.
+        """
+        edited, count = re.subn(self.pattern, self.replacement, text, flags=re.MULTILINE)
+        if count == 0 and not re.search(self.done, text, flags=re.MULTILINE):
+            raise InstallError(
+                f"edit '{self.name}' found nothing to change in {where}: this is not Detectron2 v0.6 as expected. "
+                f"Use the archive {REQUIREMENT}, or the official main branch: {OFFICIAL_COMMAND}"
+            )
+        return edited
+
+
+EDITS = (
+    Edit(
+        name="optional C++ extension",
+        files=(
+            "detectron2/layers/deform_conv.py",
+            "detectron2/layers/roi_align_rotated.py",
+            "detectron2/layers/rotated_boxes.py",
+            "detectron2/evaluation/fast_eval_api.py",
+        ),
+        # Unindented only: the replacement itself holds the line indented.
+        pattern=r"^from detectron2 import _C$",
+        replacement="try:\n    from detectron2 import _C\nexcept ImportError:  # built without the C++ extension\n"
+        "    _C = None",
+        done=r"^    from detectron2 import _C$",
+        reason="the archive has no C++ sources; only rotated boxes, old deformable convolution and the fast COCO "
+        "evaluation need them",
+    ),
+    Edit(
+        name="NumPy's removed aliases",
+        files=(
+            "detectron2/data/build.py",
+            "detectron2/data/datasets/pascal_voc.py",
+            "detectron2/evaluation/pascal_voc_evaluation.py",
+            "detectron2/evaluation/sem_seg_evaluation.py",
+            "detectron2/structures/masks.py",
+            "detectron2/utils/video_visualizer.py",
+            "detectron2/utils/visualizer.py",
+        ),
+        pattern=r"\bnp\.(int|float|bool|str|object)\b",
+        replacement=r"\1",
+        done=r"(dtype=|astype\()(int|float|bool|str|object)\b",
+        reason="np.bool and its like left NumPy in 1.24",
+    ),
+    Edit(
+        name="Pillow's removed filter name",
+        files=("detectron2/data/transforms/transform.py",),
+        pattern=r"\bImage\.LINEAR\b",
+        replacement="Image.BILINEAR",
+        done=r"interp=Image\.BILINEAR",
+        reason="Image.LINEAR left Pillow in 10",
+    ),
+    Edit(
+        name="sampling from a set",
+        files=("detectron2/data/common.py",),
+        pattern=r"self\._rng\.sample\(self\._fallback_candidates, k=1\)",
+        # Sorted, so that a seed gives the same choice on every run.
+        replacement="self._rng.sample(sorted(self._fallback_candidates), k=1)",
+        done=r"self\._rng\.sample\((sorted|list|tuple)\(self\._fallback_candidates\), k=1\)",
+        reason="Python 3.11 refuses it, so that every mapper that returns None ends the training",
+    ),
+    Edit(
+        name="base class of schedulers",
+        files=("detectron2/engine/hooks.py",),
+        pattern=r"\blr_scheduler\._LRScheduler\b",
+        replacement="lr_scheduler.LRScheduler",
+        done=r"\blr_scheduler\.LRScheduler\b",
+        reason="torch's own schedulers are no _LRScheduler since torch 2.0, and lost their state in checkpoints",
+    ),
+    Edit(
+        name="resources without pkg_resources (import)",
+        files=("detectron2/model_zoo/model_zoo.py",),
+        pattern=r"^import pkg_resources$",
+        replacement="import importlib.resources",
+        done=r"^import importlib\.resources$",
+        reason="pkg_resources left setuptools in 82",
+    ),
+    Edit(
+        name="resources without pkg_resources (use)",
+        files=("detectron2/model_zoo/model_zoo.py",),
+        pattern=r"pkg_resources\.resource_filename\(\s*\"detectron2\.model_zoo\", "
+        r"os\.path\.join\(\"configs\", config_path\)\s*\)",
+        replacement='str(importlib.resources.files("detectron2.model_zoo") / "configs" / config_path)',
+        done=r"importlib\.resources\.files\(",
+        reason="as above",
+    ),
+)
+
+# What must be gone from all of `detectron2/` afterwards: an edit's list of files that misses one is found here, not by
+# a user weeks later.
+LEFT_OVERS = {
+    "C++ extension imported without a guard": r"^from detectron2 import _C$",
+    "removed NumPy alias": r"\bnp\.(int|float|bool|str|object)\b",
+    "removed Pillow filter": r"\bImage\.LINEAR\b",
+    "pkg_resources": r"\bpkg_resources\b",
+}
+
+
+def apply_edits(source: Path, edits: Sequence[Edit] = EDITS) -> list[str]:
+    """Make all edits below `source`; a second run changes nothing.
+
+    Returns:
+        One line per edit: its name and how many files it changed.
+
+    Raises:
+        InstallError: a file is missing or is not what an edit expects.
+    """
+    report = []
+    for edit in edits:
+        changed = 0
+        for name in edit.files:
+            path = source / name
+            if not path.is_file():
+                raise InstallError(f"edit '{edit.name}' needs {name}, which the archive does not hold")
+            text = path.read_text(encoding="utf-8")
+            edited = edit.apply(text, name)
+            if edited != text:
+                path.write_text(edited, encoding="utf-8")
+                changed += 1
+        report.append(f"{edit.name}: {changed} file(s)")
+    return report
+
+
+def check_left_overs(source: Path) -> None:
+    """Raise InstallError when code that an edit is about is still somewhere in the package."""
+    for path in sorted((source / "detectron2").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for what, pattern in LEFT_OVERS.items():
+            if re.search(pattern, text, flags=re.MULTILINE):
+                raise InstallError(f"{path.relative_to(source)} still has: {what}")
+
+
+def move_projects(source: Path) -> None:
+    """Copy the projects that upstream ships to `detectron2/projects`, where their importers look for them.
+
+    Raises:
+        InstallError: a project is neither in its old nor in its new place.
+    """
+    target_root = source / "detectron2" / "projects"
+    for name, origin in PROJECTS.items():
+        target = target_root / name
+        if target.is_dir():
+            continue
+        if not (source / origin).is_dir():
+            raise InstallError(f"the archive does not hold {origin}")
+        shutil.copytree(source / origin, target)
+
+
+def write_build_files(source: Path) -> None:
+    """Replace the archive's build files by ours."""
+    for name in ("setup.py", "setup.cfg"):
+        (source / name).unlink(missing_ok=True)
+    for stale in source.glob("*.egg-info"):
+        shutil.rmtree(stale)
+    (source / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
+
+
+def prepare(source: Path) -> list[str]:
+    """Turn the extracted archive into a source tree that pip can install; returns what was edited."""
+    report = apply_edits(source)
+    move_projects(source)
+    check_left_overs(source)
+    write_build_files(source)
+    return report
+
+
+# ------------------------------------------------------------------------------------------------- archive
+def check_sha256(archive: Path, expected: str = SHA256) -> None:
+    """Raise InstallError unless the file has the expected sha256."""
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if digest != expected:
+        raise InstallError(
+            f"{archive} has sha256 {digest}, expected {expected}: delete the file and run this again to fetch it anew"
+        )
+
+
+def extract(archive: Path, target: Path) -> Path:
+    """Extract a .tar.gz whose members all lie in one folder; returns that folder.
+
+    Refuses whatever is not a plain file or folder and every path that leaves `target`, before writing anything.
+
+    Raises:
+        InstallError: the archive is damaged, or holds such a member.
+    """
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            members = tar.getmembers()
+            for member in members:
+                path = PurePosixPath(member.name)
+                if path.is_absolute() or ".." in path.parts or "\\" in member.name:
+                    raise InstallError(f"{archive} holds {member.name!r}, which leaves the folder: not extracted")
+                if not (member.isfile() or member.isdir()):
+                    raise InstallError(f"{archive} holds {member.name!r}, a link or device: not extracted")
+            roots = {PurePosixPath(member.name).parts[0] for member in members if PurePosixPath(member.name).parts}
+            if len(roots) != 1:
+                raise InstallError(f"{archive} holds {len(roots)} top folders instead of one")
+            for member in members:
+                member.mode = 0o755 if member.isdir() else 0o644
+            # The check above is our own; where Python offers its filter (3.10.12 and later), it checks once more.
+            options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            tar.extractall(target, members=members, **options)  # type: ignore[arg-type]
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise InstallError(f"cannot read {archive} as a .tar.gz: {error}") from error
+    return target / roots.pop()
+
+
+def run_pip(arguments: Sequence[str], advice: str) -> None:
+    """Run this Python's pip, its output passed through.
+
+    Raises:
+        InstallError: pip failed; the message ends with `advice`.
+    """
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    print("+", " ".join(command), flush=True)
+    if subprocess.run(command, check=False).returncode != 0:
+        raise InstallError(f"pip {arguments[0]} failed (see above). {advice}")
+
+
+def download(folder: Path) -> Path:
+    """Fetch the archive with pip into `folder`; returns its path.
+
+    pip itself checks the hash, before it runs the archive's setup.py to learn its metadata. That script imports torch,
+    hence no build isolation.
+
+    Raises:
+        InstallError: pip cannot get it.
+    """
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n")
+    run_pip(
+        [
+            "download",
+            *("--no-deps", "--no-build-isolation", "--no-binary", "pb1-detectron2", "--require-hashes"),
+            *("--dest", str(folder), "--requirement", str(requirements)),
+        ],
+        "Check that the package index can be reached, or get the archive elsewhere and pass it by --archive.",
+    )
+    archives = sorted(folder.glob("pb1*detectron2-0.6.tar.gz"))
+    if len(archives) != 1:
+        raise InstallError(f"pip downloaded {[path.name for path in folder.iterdir()]}, no pb1-detectron2-0.6.tar.gz")
+    return archives[0]
+
+
+# ------------------------------------------------------------------------------------------------- environment
+def installed_version() -> str | None:
+    """Version of the Detectron2 that this Python imports; None when there is none.
+
+    A source checkout on the path counts; a folder named `detectron2` without an `__init__.py` does not.
+    """
+    spec = importlib.util.find_spec("detectron2")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        return importlib.metadata.version("detectron2")
+    except importlib.metadata.PackageNotFoundError:
+        return f"without a distribution, in {Path(spec.origin).parent}"
+
+
+def check_environment() -> None:
+    """Raise InstallError when something is missing that building or importing Detectron2 needs."""
+    if sys.version_info < (3, 10):  # noqa: UP036 - the very case that the message is for
+        raise InstallError(f"Python 3.10 or later is needed, this is {sys.version.split()[0]}")
+    for module, advice in (
+        ("pip", "python -m ensurepip"),
+        ("setuptools", "python -m pip install 'setuptools<81' wheel"),
+        ("torch", "python -m pip install torch torchvision"),
+        ("torchvision", "python -m pip install torch torchvision"),
+    ):
+        if importlib.util.find_spec(module) is None:
+            raise InstallError(f"{sys.executable} has no {module}: run '{advice}' with it first, then this again")
+
+
+def verify() -> None:
+    """Import what boxsup_d2 needs of the new installation, in a fresh process.
+
+    Raises:
+        InstallError: the import fails.
+    """
+    code = (
+        "import detectron2, torchvision, detectron2.engine, detectron2.evaluation, detectron2.modeling, "
+        "detectron2.model_zoo, detectron2.projects.point_rend; "
+        "detectron2.model_zoo.get_config_file('COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml'); "
+        "print('Detectron2', detectron2.__version__, 'imports from', detectron2.__path__[0])"
+    )
+    # From another folder, so that a folder named detectron2 beside the caller is not taken for it.
+    with tempfile.TemporaryDirectory() as folder:
+        if subprocess.run([sys.executable, "-c", code], cwd=folder, check=False).returncode != 0:
+            raise InstallError("Detectron2 was installed, but does not import (see above); INSTALL.md lists the causes")
+
+
+def install(archive: Path | None, constraint: Path | None, replace: bool) -> None:
+    """Fetch (unless `archive` is given), check, edit and install; `replace` reinstalls what has the same version.
+
+    Raises:
+        InstallError: any step failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="install_detectron2_") as name:
+        folder = Path(name)
+        if archive is None:
+            archive = download(folder)
+        elif not archive.is_file():
+            raise InstallError(f"there is no file {archive}")
+        check_sha256(archive)
+        print(f"{archive.name}: sha256 as expected")
+        source = extract(archive, folder / "source")
+        for line in prepare(source):
+            print(f"edited  {line}")
+        advice = "The archive is fine, so the package index or the disk is the likely cause; then run this again."
+        run_pip(
+            ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)],
+            "setuptools of this environment may be too old: run 'python -m pip install \'setuptools<81\' wheel'.",
+        )
+        (wheel,) = folder.glob("detectron2-*.whl")
+        if replace:
+            # Apart from the dependencies, which --force-reinstall would reinstall as well, torch included.
+            run_pip(["install", "--no-deps", "--force-reinstall", str(wheel)], advice)
+        constraints = [] if constraint is None else ["--constraint", str(constraint)]
+        run_pip(["install", *constraints, str(wheel)], advice)
+    verify()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archive", type=Path, help="use this pb1-detectron2-0.6.tar.gz instead of fetching it")
+    parser.add_argument("--constraint", type=Path, help="constraints file for Detectron2's dependencies")
+    parser.add_argument("--force", action="store_true", help="install even if a detectron2 is there, replacing it")
+    parser.add_argument("--official", action="store_true", help="only say how to install the official main branch")
+    return parser
+
+
+OFFICIAL_TEXT = f"""\
+The official main branch, with its C++ extension (needs git, a C++ compiler, and access to GitHub):
+
+    {OFFICIAL_COMMAND}
+
+into an environment that has torch, torchvision and setuptools. boxsup_d2 runs on it as it does on 0.6, and this tool
+leaves it alone. To replace an earlier installation, run '{Path(sys.executable).name} -m pip uninstall detectron2' first.
+"""
+
+
+def main(argv: Sequence[str] | None = None, installer: Callable[[Path | None, Path | None, bool], None] = install) -> int:
+    """Run the command line; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    if args.official:
+        print(OFFICIAL_TEXT)
+        return 0
+    version = installed_version()
+    if version is not None and not args.force:
+        print(f"Detectron2 is installed already ({version}): left alone. --force replaces it.")
+        return 0
+    try:
+        check_environment()
+        installer(args.archive, args.constraint, version is not None)
+    except InstallError as error:
+        print(f"install_detectron2: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
