@@ -1,0 +1,34 @@
+"""Data sets: importing this package registers the well-known ones under ``DETECTRON2_DATASETS``, opening no file."""
+
+from boxsup_d2.data.datasets.builtin import register_builtin_datasets
+from boxsup_d2.data.datasets.catalog import datasets_root, register_dataset
+from boxsup_d2.data.datasets.coco_export import dataset_to_coco
+from boxsup_d2.data.datasets.coco_format import load_coco_boxes, register_coco_boxes
+from boxsup_d2.data.datasets.pascal_voc import (
+    VOC_CLASSES,
+    apply_dataset_switches,
+    encode_masks,
+    filter_difficult,
+    register_voc_boxes,
+)
+from boxsup_d2.data.datasets.pseudo_masks import register_pseudo_masks, register_pseudo_masks_from_cfg
+from boxsup_d2.data.datasets.salient import register_salient
+
+register_builtin_datasets()
+
+__all__ = [
+    "VOC_CLASSES",
+    "apply_dataset_switches",
+    "dataset_to_coco",
+    "datasets_root",
+    "encode_masks",
+    "filter_difficult",
+    "load_coco_boxes",
+    "register_builtin_datasets",
+    "register_coco_boxes",
+    "register_dataset",
+    "register_pseudo_masks",
+    "register_pseudo_masks_from_cfg",
+    "register_salient",
+    "register_voc_boxes",
+]

@@ -1,0 +1,296 @@
+"""COCO-format jsons: reading them strictly, and data sets that keep the boxes only.
+
+Box-only dicts are built from a *list of allowed keys*: masks, and COCO's ``area``, which is the mask's, cannot leak
+into them whatever the json holds. Works for any json in this format: category ids with gaps, no ``iscrowd``, unknown
+fields.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from detectron2.structures import BoxMode
+
+from boxsup_d2.data.datasets.catalog import (
+    Problems,
+    register_dataset,
+    require_images,
+    require_path,
+)
+
+logger = logging.getLogger(__name__)
+
+# Takes an annotation of the json and its image's entry, returns the keys to add to the box-only annotation.
+ExtraKeys = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+
+
+def read_coco_json(path: str, dataset: str, fix: str = "") -> dict[str, Any]:
+    """Read a json and check its outer form.
+
+    Args:
+        path: of the json.
+        dataset: name for messages.
+        fix: what to do where it is missing.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no json, or not COCO's form.
+    """
+    try:
+        with open(require_path(path, dataset, fix), encoding="utf-8") as file:
+            data = json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"'{path}' is no valid json ({error}): it may have been cut off while downloading or copying. Get it again."
+        ) from error
+    if not isinstance(data, dict):
+        raise ValueError(f"'{path}' holds a {type(data).__name__}, not a COCO json. Export it in COCO's format.")
+    for key in ("images", "annotations", "categories"):
+        entries = data.get(key)
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"'{path}' has no list of objects '{key}'. Export it as a COCO instances json.")
+    return data
+
+
+def category_tables(
+    data: dict[str, Any], path: str, expected: dict[int, str] | None = None
+) -> tuple[list[str], dict[int, int]]:
+    """Class names in ascending order of the category ids, and the map from these ids to 0, 1, 2 ...
+
+    Args:
+        data: as :func:`read_coco_json` returned it.
+        path: where it came from, for messages.
+        expected: category id → name of a well-known set, of which the json may hold a part; the result is then
+            that of the whole set.
+
+    Raises:
+        ValueError: categories lack an id or a name, share an id, or are not among the expected ones.
+    """
+    problems = Problems()
+    names: dict[int, str] = {}
+    for category in data["categories"]:
+        key, name = category.get("id"), category.get("name")
+        if not _is_int(key) or not isinstance(name, str):
+            problems.add("categories without an integer id or a name", category)
+        elif key in names:
+            problems.add("repeated category ids", key)
+        elif expected is not None and expected.get(key) != name:
+            problems.add("unknown categories", f"{key} '{name}'")
+        else:
+            names[key] = name
+    problems.raise_if_any(
+        path, "Correct the categories" + (", or register the file by register_coco_boxes." if expected else ".")
+    )
+    names = names if expected is None else expected
+    ids = sorted(names)
+    return [names[key] for key in ids], {key: index for index, key in enumerate(ids)}
+
+
+def load_coco_boxes(
+    path: str, image_root: str, dataset: str, expected: dict[int, str] | None = None
+) -> list[dict[str, Any]]:
+    """Load the boxes of a COCO json and nothing else; crowd regions are dropped.
+
+    Args:
+        path: of the json.
+        image_root: folder that its file names are relative to.
+        dataset: name, for messages.
+        expected: see :func:`category_tables`.
+
+    Returns:
+        Per image ``file_name``, ``height``, ``width``, ``image_id`` and ``annotations`` in the json's order: ``id``,
+        ``bbox`` (x, y, w, h), ``bbox_mode`` (XYWH_ABS), ``category_id`` (contiguous, 0-based), ``iscrowd`` 0.
+        Images without boxes are kept, with an empty list.
+
+    Raises:
+        FileNotFoundError: the json or images are missing.
+        ValueError: the json is damaged or holds invalid entries: all kinds, with counts and first examples.
+    """
+    return build_dicts(read_coco_json(path, dataset), path, image_root, dataset, expected=expected)
+
+
+def build_dicts(
+    data: dict[str, Any],
+    path: str,
+    image_root: str,
+    dataset: str,
+    *,
+    expected: dict[int, str] | None = None,
+    keep_crowds: bool = False,
+    extra_keys: ExtraKeys | None = None,
+) -> list[dict[str, Any]]:
+    """Dataset dicts of a COCO json that was read, see :func:`load_coco_boxes`.
+
+    Args:
+        data: as :func:`read_coco_json` returned it.
+        path: where it came from, for messages.
+        image_root: folder that its file names are relative to.
+        dataset: name, for messages.
+        expected: see :func:`category_tables`.
+        keep_crowds: keep crowd regions, with ``iscrowd`` 1.
+        extra_keys: returns what an annotation has beyond its box; box-only sets have no such function.
+    """
+    _, contiguous = category_tables(data, path, expected)
+    problems = Problems()
+    records, entries = _image_records(data["images"], image_root, problems)
+    seen: set[Any] = set()
+    empty_boxes = 0
+    for source in data["annotations"]:
+        iscrowd = int(source.get("iscrowd") or 0)
+        if iscrowd and not keep_crowds:
+            continue
+        if not _check_annotation(source, records, contiguous, seen, problems):
+            continue
+        box = [float(value) for value in source["bbox"]]
+        if min(box[2:]) <= 0:
+            empty_boxes += 1
+            continue
+        target = {
+            "id": source["id"],
+            "bbox": box,
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": contiguous[source["category_id"]],
+            "iscrowd": iscrowd,
+        }
+        if extra_keys is not None:
+            target.update(extra_keys(source, entries[source["image_id"]]))
+        records[source["image_id"]]["annotations"].append(target)
+    problems.raise_if_any(path, "Correct or remove these entries.")
+    if empty_boxes:
+        logger.warning("%s: %d boxes of zero width or height are left out", dataset, empty_boxes)
+    require_images((record["file_name"] for record in records.values()), dataset)
+    return list(records.values())
+
+
+def register_coco_boxes(name: str, json_file: str, image_root: str) -> None:
+    """Register any COCO json as a box-only data set; nothing is opened before it is used.
+
+    Class names and ids come from the json. Masks and areas in it are never read.
+
+    Args:
+        name: to register it under; a former data set of that name is replaced.
+        json_file: path of the json.
+        image_root: folder that the json's file names are relative to.
+    """
+    json_file, image_root = (os.path.abspath(os.path.expanduser(path)) for path in (json_file, image_root))
+    register_coco_boxes_lazily(name, lambda: json_file, lambda: image_root)
+
+
+def register_coco_boxes_lazily(
+    name: str,
+    json_file: Callable[[], str],
+    image_root: Callable[[], str],
+    expected: dict[int, str] | None = None,
+) -> None:
+    """As :func:`register_coco_boxes`, with paths that are looked up when used.
+
+    Args:
+        name: to register it under.
+        json_file: returns the path of the json.
+        image_root: returns the folder of the images.
+        expected: see :func:`category_tables`; class names are then known without opening the json.
+    """
+    tables = None if expected is None else category_tables({"categories": []}, name, expected)
+
+    def classes() -> list[str]:
+        return tables[0] if tables else coco_header(json_file(), name)["thing_classes"]
+
+    def ids() -> dict[int, int]:
+        return tables[1] if tables else coco_header(json_file(), name)["thing_dataset_id_to_contiguous_id"]
+
+    register_dataset(
+        name,
+        lambda: load_coco_boxes(json_file(), require_path(image_root(), name), name, expected),
+        lazy={
+            # Not "json_file": Detectron2's evaluators, or a writer, would take the masks in there for the data set's.
+            "box_json_file": json_file,
+            "image_root": image_root,
+            "thing_classes": classes,
+            "thing_dataset_id_to_contiguous_id": ids,
+        },
+        evaluator_type="box",
+    )
+
+
+def coco_header(path: str, dataset: str, fix: str = "") -> dict[str, Any]:
+    """``info``, ``thing_classes`` and ``thing_dataset_id_to_contiguous_id`` of a json; read once per file version."""
+    stat = os.stat(require_path(path, dataset, fix))
+    return _read_header(path, dataset, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=64)
+def _read_header(path: str, dataset: str, mtime_ns: int, size: int) -> dict[str, Any]:
+    del mtime_ns, size  # part of the cache's key
+    data = read_coco_json(path, dataset)
+    classes, ids = category_tables(data, path)
+    info = data.get("info")
+    return {
+        "info": info if isinstance(info, dict) else {},
+        "thing_classes": classes,
+        "thing_dataset_id_to_contiguous_id": ids,
+    }
+
+
+def _image_records(
+    images: list[dict[str, Any]], image_root: str, problems: Problems
+) -> tuple[dict[Any, dict[str, Any]], dict[Any, dict[str, Any]]]:
+    """Records without annotations, and the json's own entries, both by image id."""
+    records: dict[Any, dict[str, Any]] = {}
+    entries: dict[Any, dict[str, Any]] = {}
+    for image in images:
+        key, file_name = image.get("id"), image.get("file_name")
+        if not _is_int(key) or not isinstance(file_name, str) or not file_name:
+            problems.add("images without an integer id or a file_name", image)
+        elif not all(_is_int(image.get(side)) and image[side] > 0 for side in ("height", "width")):
+            problems.add("images without a height and width in pixels", file_name)
+        elif key in records:
+            problems.add("repeated image ids", key)
+        else:
+            entries[key] = image
+            records[key] = {
+                "file_name": os.path.join(image_root, file_name),
+                "height": image["height"],
+                "width": image["width"],
+                "image_id": key,
+                "annotations": [],
+            }
+    return records, entries
+
+
+def _check_annotation(
+    source: dict[str, Any],
+    records: dict[Any, dict[str, Any]],
+    contiguous: dict[int, int],
+    seen: set[Any],
+    problems: Problems,
+) -> bool:
+    """Whether an annotation is usable; notes why not."""
+    key, box = source.get("id"), source.get("bbox")
+    if not _is_int(key):
+        problems.add("annotations without an integer id", source)
+    elif key in seen:
+        problems.add("repeated annotation ids", key)
+    elif not _is_int(source.get("image_id")) or source["image_id"] not in records:
+        problems.add("annotations of unknown images", f"id {key}: image {source.get('image_id')}")
+    elif not _is_int(source.get("category_id")) or source["category_id"] not in contiguous:
+        problems.add("annotations of unknown categories", f"id {key}: category {source.get('category_id')}")
+    elif not (isinstance(box, list) and len(box) == 4 and all(_is_finite(value) for value in box)):
+        problems.add("boxes that are not four numbers", f"id {key}: {box}")
+    elif min(box[2:]) < 0:
+        problems.add("inverted boxes (negative width or height; COCO's are x, y, w, h)", f"id {key}: {box}")
+    else:
+        seen.add(key)
+        return True
+    return False
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

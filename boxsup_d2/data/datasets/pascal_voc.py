@@ -1,0 +1,257 @@
+"""Pascal VOC 2012 in its own layout: boxes from the XML files, instance masks from ``SegmentationObject``.
+
+Every set follows ``ImageSets/Segmentation/<split>.txt``. Box sets never open a mask file.
+
+Frames: VOC boxes are 1-based with inclusive ends; ours are 0-based with exclusive ends (x0 = xmin − 1, x1 = xmax).
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+from xml.etree.ElementTree import Element
+
+import defusedxml.ElementTree
+import numpy as np
+from defusedxml.common import DefusedXmlException
+from detectron2.config import CfgNode
+from detectron2.structures import BoxMode
+from PIL import Image, UnidentifiedImageError
+from pycocotools import mask as mask_util
+
+from boxsup_d2.data.datasets.catalog import register_dataset, require_images, require_path, under_root
+
+logger = logging.getLogger(__name__)
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+VOID = 255
+
+# Process-wide, because functions in Detectron2's DatasetCatalog take no arguments; see apply_dataset_switches.
+_switches = {"use_difficult": True}
+
+
+def apply_dataset_switches(cfg: CfgNode) -> None:
+    """Make every later load of a VOC set honour ``DATASETS.VOC_USE_DIFFICULT``.
+
+    With False, objects marked difficult appear in no VOC set of this process: neither trained on, nor labelled, nor
+    prompted for; in sets with masks their pixels become void, so that no evaluator holds them against a method. The
+    ids of the other annotations stay the same.
+    """
+    use_difficult = bool(cfg.DATASETS.VOC_USE_DIFFICULT)
+    if use_difficult != _switches["use_difficult"]:
+        logger.info("VOC objects marked difficult are %s", "used" if use_difficult else "left out")
+    _switches["use_difficult"] = use_difficult
+
+
+def filter_difficult(dataset_dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Copies of box-only dataset dicts without the annotations whose ``difficult`` is 1; images and ids stay."""
+    return [
+        {**record, "annotations": [obj for obj in record["annotations"] if not obj.get("difficult", 0)]}
+        if "annotations" in record
+        else record
+        for record in dataset_dicts
+    ]
+
+
+def load_voc_boxes(dirname: str, split: str, name: str, classes: Sequence[str] = VOC_CLASSES) -> list[dict[str, Any]]:
+    """Load a split of a folder in VOC's layout, boxes only.
+
+    Args:
+        dirname: the folder with ``Annotations``, ``ImageSets`` and ``JPEGImages``.
+        split: reads ``ImageSets/Segmentation/<split>.txt``.
+        name: of the data set, for messages.
+        classes: names in the order of ``category_id``.
+
+    Returns:
+        Per image ``file_name``, ``height``, ``width`` (of the XML), ``image_id`` ("2007_000032" → 2007000032) and
+        ``annotations`` in XML order: ``id`` (1-based position in the whole list, difficult objects counted whether
+        used or not), ``bbox`` (x0, y0, x1, y1; 0-based, exclusive ends, floats), ``bbox_mode`` (XYXY_ABS),
+        ``category_id``, ``iscrowd`` 0, ``difficult`` 0 or 1.
+
+    Raises:
+        FileNotFoundError: a list, XML file or image is missing.
+        ValueError: an XML file is damaged, or holds an unknown class or an inverted box.
+    """
+    records = _load_all_boxes(dirname, split, name, classes)
+    return records if _switches["use_difficult"] else filter_difficult(records)
+
+
+def load_voc_instances(
+    dirname: str, split: str, name: str, classes: Sequence[str] = VOC_CLASSES
+) -> list[dict[str, Any]]:
+    """Load a split with the masks of ``SegmentationObject`` (methods.md A6: XML object i is instance id i, from 1).
+
+    Returns:
+        As :func:`load_voc_boxes`; each annotation also has ``segmentation``, a compressed RLE with str counts in the
+        frame of the image, and each image with void pixels has ``void_mask``, their RLE. Void are: value 255, ids
+        beyond the XML's objects, and difficult objects where the switch leaves them out. An object without a single
+        pixel of its own is left out (and counted in a warning): there is no mask to learn or to compare with.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_voc_boxes`; a mask file is missing or damaged.
+    """
+    mask_root = require_path(os.path.join(dirname, "SegmentationObject"), name)
+    records = _load_all_boxes(dirname, split, name, classes)
+    without_pixels, beyond_xml, resized = [], [], []
+    for record in records:
+        stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
+        ids = _read_mask_png(os.path.join(mask_root, f"{stem}.png"), name)
+        if ids.shape != (record["height"], record["width"]):
+            # A few official XML files have wrong sizes; the mask was drawn on the image itself.
+            record["height"], record["width"] = ids.shape
+            resized.append(stem)
+        boxes = record["annotations"]
+        # One H×W×(N+1) stack, void last: pycocotools encodes all of it in one call.
+        masks = ids[:, :, None] == np.array([*range(1, len(boxes) + 1), VOID], dtype=np.uint8)
+        unknown = (ids > len(boxes)) & (ids != VOID)
+        if unknown.any():
+            masks[:, :, -1] |= unknown
+            beyond_xml.append(stem)
+        kept = []
+        for index, obj in enumerate(boxes):
+            if obj["difficult"] and not _switches["use_difficult"]:
+                masks[:, :, -1] |= masks[:, :, index]
+            elif not masks[:, :, index].any():
+                without_pixels.append(stem)
+            else:
+                kept.append(index)
+        *rles, void = encode_masks(masks[:, :, [*kept, -1]])
+        record["annotations"] = [{**boxes[index], "segmentation": rle} for index, rle in zip(kept, rles, strict=True)]
+        if masks[:, :, -1].any():
+            record["void_mask"] = void
+    for stems, text in (
+        (without_pixels, "objects without a pixel in SegmentationObject are left out"),
+        (beyond_xml, "masks hold ids that their XML has no object for: void"),
+        (resized, "XML files give another size than the mask: the mask's is used"),
+    ):
+        if stems:
+            logger.warning("%s: %d %s (%s ...)", name, len(stems), text, ", ".join(stems[:3]))
+    return records
+
+
+def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
+    """H×W×N boolean masks → N compressed RLEs with str counts, as they are written to a json."""
+    rles = mask_util.encode(np.asfortranarray(masks, dtype=np.uint8))
+    return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in rles]
+
+
+def register_voc_boxes(
+    name: str, dirname: str, split: str, classes: Sequence[str] = VOC_CLASSES, *, masks: bool = False
+) -> None:
+    """Register a split of a folder in VOC's layout; nothing is opened before it is used.
+
+    Args:
+        name: to register it under; a former data set of that name is replaced.
+        dirname: see :func:`load_voc_boxes`; a relative path is looked up in ``DETECTRON2_DATASETS`` when used.
+        split: see there.
+        classes: see there.
+        masks: with the instance masks, see :func:`load_voc_instances`.
+    """
+    loader = load_voc_instances if masks else load_voc_boxes
+    register_dataset(
+        name,
+        lambda: loader(under_root(dirname), split, name, classes),
+        lazy={"dirname": partial(under_root, dirname), "image_root": partial(under_root, f"{dirname}/JPEGImages")},
+        thing_classes=list(classes),
+        # Category ids of the json that dataset_to_coco writes: 1-based, as every COCO json of VOC has them.
+        thing_dataset_id_to_contiguous_id={index + 1: index for index in range(len(classes))},
+        split=split,
+        evaluator_type="voc_instance" if masks else "box",
+    )
+
+
+def _load_all_boxes(dirname: str, split: str, name: str, classes: Sequence[str]) -> list[dict[str, Any]]:
+    list_file = os.path.join(dirname, "ImageSets", "Segmentation", f"{split}.txt")
+    fix = ""
+    if split == "train_aug" and os.path.isdir(os.path.dirname(list_file)):
+        fix = "Build it with datasets/prepare_voc_train_aug.py; datasets/README.md says what it needs."
+    with open(require_path(list_file, name, fix), encoding="utf-8") as file:
+        stems = [line.split()[0] for line in file if line.strip()]
+    for folder in ("Annotations", "JPEGImages"):
+        require_path(os.path.join(dirname, folder), name)
+    class_ids = {class_name: index for index, class_name in enumerate(classes)}
+    records = []
+    next_id = 1
+    for stem, image_id in zip(stems, _image_ids(stems, list_file), strict=True):
+        record = _read_xml(os.path.join(dirname, "Annotations", f"{stem}.xml"), name, class_ids)
+        record["file_name"] = os.path.join(dirname, "JPEGImages", f"{stem}.jpg")
+        record["image_id"] = image_id
+        for obj in record["annotations"]:
+            obj["id"] = next_id
+            next_id += 1
+        records.append(record)
+    require_images((record["file_name"] for record in records), name)
+    return records
+
+
+def _image_ids(stems: list[str], list_file: str) -> list[int]:
+    """Ids from the names; for names of another form than VOC's, the 1-based position in the list."""
+    if len(set(stems)) != len(stems):
+        raise ValueError(f"'{list_file}' names an image twice. Remove the repeated lines.")
+    digits = [stem.replace("_", "") for stem in stems]
+    # More than 18 digits do not fit into int64.
+    if all(text.isascii() and text.isdigit() and len(text) <= 18 for text in digits):
+        ids = [int(text) for text in digits]
+        if len(set(ids)) == len(ids):
+            return ids
+    return list(range(1, len(stems) + 1))
+
+
+def _read_xml(path: str, name: str, class_ids: dict[str, int]) -> dict[str, Any]:
+    require_path(path, name)
+    try:
+        root = defusedxml.ElementTree.parse(path).getroot()
+    except (defusedxml.ElementTree.ParseError, DefusedXmlException, ValueError) as error:
+        raise ValueError(f"'{path}' is damaged or no VOC annotation ({error!r}). Unpack or copy it again.") from error
+    width, height = (_number(root, f"size/{key}", path) for key in ("width", "height"))
+    if min(width, height) < 1:
+        raise ValueError(f"'{path}': the image size is {width:g} by {height:g}. Write the true size into <size>.")
+    annotations = []
+    for obj in root.findall("object"):
+        class_name = (obj.findtext("name") or "").strip()
+        if class_name not in class_ids:
+            raise ValueError(f"'{path}': unknown class '{class_name}'; known are {', '.join(class_ids)}. Rename it.")
+        xmin, ymin, xmax, ymax = (_number(obj, f"bndbox/{key}", path) for key in ("xmin", "ymin", "xmax", "ymax"))
+        # Ends are inclusive: xmin = xmax is a box one pixel wide.
+        if xmax < xmin or ymax < ymin:
+            raise ValueError(
+                f"'{path}': inverted box of a '{class_name}', xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, "
+                f"ymax {ymax:g}. Swap or remove it."
+            )
+        difficult = (obj.findtext("difficult") or "0").strip()
+        annotations.append(
+            {
+                "bbox": [xmin - 1.0, ymin - 1.0, xmax, ymax],
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": class_ids[class_name],
+                "iscrowd": 0,
+                "difficult": int(difficult == "1"),
+            }
+        )
+    return {"height": int(height), "width": int(width), "annotations": annotations}
+
+
+def _number(element: Element, path_in_xml: str, path: str) -> float:
+    text = element.findtext(path_in_xml)
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value):
+        raise ValueError(f"'{path}': <{path_in_xml}> is {text!r}, not a number. Correct or remove the object.")
+    return value
+
+
+def _read_mask_png(path: str, name: str) -> np.ndarray:
+    require_path(path, name)
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise ValueError(f"its mode is {image.mode}, expected a palette or grey image")
+            return np.asarray(image)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise ValueError(f"Mask '{path}' is damaged or no VOC mask ({error}). Unpack or copy it again.") from error
