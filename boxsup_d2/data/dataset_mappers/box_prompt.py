@@ -4,11 +4,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as mask_util
-
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.structures import Boxes, BoxMode, Instances
+from pycocotools import mask as mask_util
 
 from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY
 from boxsup_d2.data.images import read_image

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from fvcore.common.registry import Registry
-
 from detectron2.config import CfgNode
+from fvcore.common.registry import Registry
 
 DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
 DATASET_MAPPER_REGISTRY.__doc__ = """

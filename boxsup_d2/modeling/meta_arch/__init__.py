@@ -1,5 +1,7 @@
 """Meta-architectures; importing this package registers all of them with Detectron2."""
 
 from boxsup_d2.modeling.meta_arch.baselines import BoxFill, GrabCut
+from boxsup_d2.modeling.meta_arch.boxcaseg import BoxCaseg
+from boxsup_d2.modeling.meta_arch.rcnn import PromptableRCNN
 
-__all__ = ["BoxFill", "GrabCut"]
+__all__ = ["BoxCaseg", "BoxFill", "GrabCut", "PromptableRCNN"]

@@ -11,11 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import nn
-
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
+from torch import nn
 
 from boxsup_d2.modeling.meta_arch.box_to_mask import box_to_mask_instances, fill_boxes, truncate_boxes
 
@@ -56,9 +55,7 @@ class ParameterFreeBoxToMask(nn.Module):
             masks = self.predict_masks(item["image"], boxes)
             image_size = (int(item["image"].shape[1]), int(item["image"].shape[2]))
             scores = torch.ones(len(boxes), device=self.device)
-            results.append(
-                {"instances": box_to_mask_instances(masks, boxes, instances.gt_classes, scores, image_size)}
-            )
+            results.append({"instances": box_to_mask_instances(masks, boxes, instances.gt_classes, scores, image_size)})
         return results
 
     def predict_masks(self, image: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
@@ -77,6 +74,7 @@ class BoxFill(ParameterFreeBoxToMask):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Nothing to configure."""
+        del cfg
         return {}
 
     def predict_masks(self, image: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
@@ -118,7 +116,7 @@ class GrabCut(ParameterFreeBoxToMask):
             return grabcut(pixels, corners[index], self.iterations, self.context)
 
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            for mask, answer in zip(masks, pool.map(cut, range(len(corners)))):
+            for mask, answer in zip(masks, pool.map(cut, range(len(corners))), strict=True):
                 if answer is not None:
                     mask.copy_(torch.from_numpy(answer))
         return masks.to(self.device)

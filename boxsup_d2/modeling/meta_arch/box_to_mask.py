@@ -1,7 +1,6 @@
 """What every box-to-mask meta-architecture shares: the pixels of a box, and the form of the answer."""
 
 import torch
-
 from detectron2.structures import Boxes, Instances
 
 

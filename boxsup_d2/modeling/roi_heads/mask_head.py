@@ -1,0 +1,141 @@
+"""Mask head whose loss is governed by how far each ground-truth mask can be trusted (methods.md A4, A5).
+
+Shapes: B foreground RoIs of all images of the batch, C classes (1 when class-agnostic), M side of the predicted mask.
+"""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, cat
+from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY, MaskRCNNConvUpsampleHead, mask_rcnn_loss
+from detectron2.structures import Instances
+from detectron2.utils.events import get_event_storage
+from torch.nn import functional as F
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class ConfidenceMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
+    """Detectron2's mask head; the loss of a RoI counts as much as the mask of its matched instance is trusted.
+
+    Reads ``gt_mask_confidence`` (0..1) of the instances, which ``PseudoMaskDatasetMapper`` provides and Detectron2's
+    RoI heads hand over to the proposals as every ``gt_*`` field; instances without it count as certain. The loss is
+    the weighted mean over the RoIs, so it equals Detectron2's when all confidences are 1, and zero, connected to the
+    parameters, when none is trusted. Box and class losses do not pass through here.
+    """
+
+    @configurable
+    def __init__(
+        self, input_shape: ShapeSpec, *, confidence_threshold: float, confidence_weighting: bool, **kwargs: Any
+    ):
+        """
+        Args:
+            input_shape: shape of the pooled features.
+            confidence_threshold: RoIs whose confidence is below it give no loss, nor does confidence 0.
+            confidence_weighting: weight the others by their confidence, instead of equally.
+            kwargs: see Detectron2's ``MaskRCNNConvUpsampleHead``.
+        """
+        super().__init__(input_shape, **kwargs)
+        self.confidence_threshold = confidence_threshold
+        self.confidence_weighting = confidence_weighting
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Detectron2's arguments and ``MODEL.ROI_MASK_HEAD.CONFIDENCE_{THRESHOLD,WEIGHTING}``."""
+        return {
+            **super().from_config(cfg, input_shape),
+            "confidence_threshold": cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_THRESHOLD,
+            "confidence_weighting": cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_WEIGHTING,
+        }
+
+    def forward(self, x: torch.Tensor, instances: list[Instances]) -> Any:
+        """See Detectron2's ``BaseMaskRCNNHead.forward``: losses in training, ``instances`` with masks otherwise."""
+        if not self.training:
+            return super().forward(x, instances)
+        return {"loss_mask": self.losses(self.layers(x), instances) * self.loss_weight}
+
+    def losses(self, mask_logits: torch.Tensor, instances: list[Instances]) -> torch.Tensor:
+        """Confidence-governed mask loss.
+
+        Args:
+            mask_logits: B×C×M×M.
+            instances: one per image, B in all, in the order of the logits, with ``proposal_boxes``, ``gt_classes``,
+                ``gt_masks`` and, optionally, ``gt_mask_confidence``.
+
+        Returns:
+            Scalar Σ w_i·L_i / Σ w_i, where L_i is the mean binary cross entropy of RoI i and w_i its weight.
+        """
+        instances = [x for x in instances if len(x)]
+        if not instances:
+            return mask_logits.sum() * 0
+        logits = _logits_of_class(mask_logits, instances)
+        targets = _mask_targets(instances, logits)
+        confidence = cat([_confidence(x) for x in instances]).to(logits.device)
+        weights = confidence_weights(confidence, self.confidence_threshold, self.confidence_weighting)
+
+        storage = get_event_storage()
+        if self.vis_period > 0 and storage.iter % self.vis_period == 0:
+            mask_rcnn_loss(mask_logits.detach(), instances, self.vis_period)  # for its pictures
+        _log_accuracy(logits.detach(), targets, weights > 0)
+        return weighted_mask_loss(logits, targets, weights)
+
+
+def confidence_weights(confidence: torch.Tensor, threshold: float, weighting: bool) -> torch.Tensor:
+    """Weights (B, float32, >= 0) of the mask losses of RoIs with these confidences (B, 0..1).
+
+    A confidence of 0 means that there is no mask: it has no weight whatever the threshold.
+    """
+    confidence = confidence.float()
+    kept = (confidence >= threshold) & (confidence > 0)
+    return confidence * kept if weighting else kept.float()
+
+
+def weighted_mask_loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean over RoIs of their mean binary cross entropy.
+
+    Args:
+        logits: B×M×M, any floating type.
+        targets: B×M×M bool.
+        weights: B, >= 0.
+
+    Returns:
+        Scalar float32; zero and connected where all weights are 0.
+    """
+    # In float32 also outside of autocast: a sum over half-precision losses would overflow.
+    per_roi = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").flatten(1).mean(1)
+    # The clamp only acts where the numerator is 0 as well; it needs no look at the values on the host.
+    return (per_roi * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _confidence(instances: Instances) -> torch.Tensor:
+    if instances.has("gt_mask_confidence"):
+        return instances.gt_mask_confidence
+    return instances.proposal_boxes.tensor.new_ones(len(instances))
+
+
+def _logits_of_class(mask_logits: torch.Tensor, instances: list[Instances]) -> torch.Tensor:
+    """B×M×M logits of each RoI's own class."""
+    if mask_logits.size(1) == 1:
+        return mask_logits[:, 0]
+    classes = cat([x.gt_classes for x in instances]).to(torch.int64)
+    return mask_logits[torch.arange(len(classes), device=classes.device), classes]
+
+
+def _mask_targets(instances: list[Instances], logits: torch.Tensor) -> torch.Tensor:
+    """B×M×M bool: the matched masks, cropped to the RoIs."""
+    side = logits.size(-1)
+    targets = [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, side).to(logits.device) for x in instances]
+    return cat(targets) > 0.5
+
+
+def _log_accuracy(logits: torch.Tensor, targets: torch.Tensor, kept: torch.Tensor) -> None:
+    """The scalars that Detectron2 logs, over the kept RoIs; one transfer to the host where stock has three."""
+    kept_pixels = kept[:, None, None]
+    wrong = ((logits > 0) != targets) & kept_pixels
+    positive = targets & kept_pixels
+    counts = torch.stack([kept.sum() * targets[0].numel(), positive.sum(), (wrong & targets).sum(), wrong.sum()])
+    num_pixels, num_positive, num_missed, num_wrong = counts.tolist()
+    storage = get_event_storage()
+    storage.put_scalar("mask_rcnn/accuracy", 1 - num_wrong / max(num_pixels, 1))
+    storage.put_scalar("mask_rcnn/false_positive", (num_wrong - num_missed) / max(num_pixels - num_positive, 1))
+    storage.put_scalar("mask_rcnn/false_negative", num_missed / max(num_positive, 1))
