@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -28,6 +29,8 @@ from pathlib import Path, PurePosixPath
 
 REQUIREMENT = "pb1-detectron2==0.6"
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
+# Why an older pip may be needed: see `pip_that_downloads`.
+FIRST_PIP_THAT_REFUSES = (26, 3)
 OFFICIAL_URL = "https://github.com/facebookresearch/detectron2"
 OFFICIAL_COMMAND = f"{Path(sys.executable).name} -m pip install --no-build-isolation 'git+{OFFICIAL_URL}.git'"
 
@@ -322,16 +325,38 @@ def extract(archive: Path, target: Path) -> Path:
     return target / roots.pop()
 
 
-def run_pip(arguments: Sequence[str], advice: str) -> None:
-    """Run this Python's pip, its output passed through.
+def run_pip(arguments: Sequence[str], advice: str, pip_folder: Path | None = None) -> None:
+    """Run this Python's pip, or the one installed in `pip_folder`, its output passed through.
 
     Raises:
         InstallError: pip failed; the message ends with `advice`.
     """
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    environment = dict(os.environ)
+    if pip_folder is not None:
+        environment["PYTHONPATH"] = str(pip_folder)
     print("+", " ".join(command), flush=True)
-    if subprocess.run(command, check=False).returncode != 0:
+    if subprocess.run(command, check=False, env=environment).returncode != 0:
         raise InstallError(f"pip {arguments[0]} failed (see above). {advice}")
+
+
+def pip_that_downloads(folder: Path) -> Path | None:
+    """A folder with a pip that can fetch the archive; None when this Python's own can.
+
+    The archive declares an extra that names a download outside the index. pip 26.3 and later refuse even to download
+    such a package, though no dependency is asked for; a pip from before fetches it, and the extra is dropped when
+    `write_build_files` replaces the metadata.
+    """
+    version = importlib.metadata.version("pip")
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < FIRST_PIP_THAT_REFUSES:
+        return None
+    target = folder / "pip"
+    first = ".".join(map(str, FIRST_PIP_THAT_REFUSES))
+    run_pip(
+        ["install", "--quiet", "--target", str(target), f"pip<{first}"],
+        "Check that the package index can be reached, or get the archive elsewhere and pass it by --archive.",
+    )
+    return target
 
 
 def download(folder: Path) -> Path:
@@ -343,6 +368,7 @@ def download(folder: Path) -> Path:
     Raises:
         InstallError: pip cannot get it.
     """
+    pip_folder = pip_that_downloads(folder)
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n")
     run_pip(
@@ -352,6 +378,7 @@ def download(folder: Path) -> Path:
             *("--dest", str(folder), "--requirement", str(requirements)),
         ],
         "Check that the package index can be reached, or get the archive elsewhere and pass it by --archive.",
+        pip_folder,
     )
     archives = sorted(folder.glob("pb1*detectron2-0.6.tar.gz"))
     if len(archives) != 1:
@@ -402,7 +429,7 @@ def verify() -> None:
     )
     # From another folder, so that a folder named detectron2 beside the caller is not taken for it.
     with tempfile.TemporaryDirectory() as folder:
-        if subprocess.run([sys.executable, "-c", code], cwd=folder, check=False).returncode != 0:
+        if subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=folder, check=False).returncode != 0:
             raise InstallError("Detectron2 was installed, but does not import (see above); INSTALL.md lists the causes")
 
 
