@@ -36,8 +36,6 @@ def add_boxsup_config(cfg: CN) -> None:
     # Pseudo-mask files (COCO json) to register, each under its file's stem, e.g. ".../voc_2012_train_pseudo.json"
     # as "voc_2012_train_pseudo". Rounds fill this in by step name.
     cfg.DATASETS.PSEUDO_MASKS = ()
-    # Data sets of salient images with masks that are mixed into box-to-mask training.
-    cfg.DATASETS.SALIENT = ()
     # Objects marked difficult in VOC's XML: used for training and labelling (as published) or left out.
     cfg.DATASETS.VOC_USE_DIFFICULT = True
 
@@ -101,7 +99,8 @@ def add_boxsup_config(cfg: CN) -> None:
     cfg.MODEL.GRABCUT = CN()
     # Iterations of OpenCV's grabCut.
     cfg.MODEL.GRABCUT.ITERATIONS = 5
-    # Context around the box that grabCut sees as certain background, as a share of the box's sides.
+    # Context around the box that grabCut sees as certain background, as a share of the box's sides; negative: the
+    # whole image (slower on large images, as good).
     cfg.MODEL.GRABCUT.CONTEXT = 0.5
 
     # ---------------------------------------------------------------- mask head of the retrained network
@@ -125,6 +124,8 @@ def add_boxsup_config(cfg: CN) -> None:
     cfg.PSEUDO_MASKS.STEP = "label"
     # Relabel annotations that already have a mask (False: they are kept, with confidence 1).
     cfg.PSEUDO_MASKS.OVERWRITE = False
+    # Refine every mask by a DenseCRF before the merge; needs pydensecrf (pip install pydensecrf2).
+    cfg.PSEUDO_MASKS.CRF = False
 
     # ---------------------------------------------------------------- evaluation
     # What DATASETS.TEST is evaluated on: "instances" (detection and mask AP) and / or

@@ -44,6 +44,19 @@ def encode_window(window: np.ndarray, left: int, top: int, height: int, width: i
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
 
+def empty_rle(height: int, width: int) -> Rle:
+    """Compressed RLE of a mask without a pixel."""
+    return encode_window(np.zeros((0, 0), dtype=bool), 0, 0, height, width)
+
+
+def has_mask(segmentation: Any) -> bool:
+    """Whether a COCO ``segmentation`` (or None) covers anything: a polygon, or an RLE with a pixel."""
+    if isinstance(segmentation, dict):
+        counts = segmentation["counts"]
+        return sum(counts[1::2]) > 0 if isinstance(counts, list) else int(mask_util.area(segmentation)) > 0
+    return bool(segmentation)
+
+
 def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Decode what COCO allows as ``segmentation``.
 

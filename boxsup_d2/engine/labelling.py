@@ -1,0 +1,175 @@
+"""Label data sets with a box-to-mask model: one ``inference_on_dataset`` per data set of ``PSEUDO_MASKS.DATASETS``.
+
+Whatever stopped an earlier run, the same command goes on where it ended: finished files are left alone, and of the
+others only images without a result go through the network.
+"""
+
+import datetime
+import hashlib
+import json
+import logging
+import os
+from collections import OrderedDict
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils.file_io import PathManager
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import boxsup_d2
+from boxsup_d2.data.dataset_mappers import build_dataset_mapper
+from boxsup_d2.data.datasets import dataset_to_coco
+from boxsup_d2.pseudo_masks.format import file_sha256
+from boxsup_d2.pseudo_masks.refine import CRFRefinedModel
+from boxsup_d2.pseudo_masks.writer import PseudoMaskWriter, run_on_main
+
+logger = logging.getLogger(__name__)
+
+
+def pseudo_mask_path(output_dir: str, dataset_name: str) -> str:
+    """Path of the file that a run with this ``OUTPUT_DIR`` writes for a source data set."""
+    return os.path.join(output_dir, "pseudo_masks", f"{dataset_name}_pseudo.json")
+
+
+def label_datasets(cfg: CfgNode, model: nn.Module, checkpoint: str | None = None) -> "OrderedDict[str, dict]":
+    """Label every data set of ``PSEUDO_MASKS.DATASETS``, sharded over the ranks; all ranks call it together.
+
+    Args:
+        cfg: full config.
+        model: box-to-mask meta-architecture, may be wrapped in DDP; its training mode is restored.
+        checkpoint: file that the model's weights are in, for the provenance; default ``MODEL.WEIGHTS``. Where that is
+            empty, the weights themselves are hashed.
+
+    Returns:
+        Data set name → ``{"pseudo_masks": {metric: value}}``, see :meth:`PseudoMaskWriter.evaluate`.
+
+    Raises:
+        FileNotFoundError, ValueError: an image or the data set is missing or damaged; named. What was labelled before
+            is kept.
+        OSError: the disk is full; what was labelled is kept.
+        ImportError: ``PSEUDO_MASKS.CRF`` without ``pydensecrf``.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    checkpoint = cfg.MODEL.WEIGHTS if checkpoint is None else checkpoint
+    results: OrderedDict[str, dict] = OrderedDict()
+    was_training = model.training
+    try:
+        for name in cfg.PSEUDO_MASKS.DATASETS:
+            results[name] = _label_dataset(cfg, model, name, checkpoint)
+    finally:
+        model.train(was_training)  # inference_on_dataset leaves it in evaluation mode where it fails
+    return results
+
+
+def _label_dataset(cfg: CfgNode, model: nn.Module, name: str, checkpoint: str) -> dict[str, dict[str, float]]:
+    dataset_dicts = DatasetCatalog.get(name)
+    provenance = run_on_main(lambda: build_provenance(cfg, model, name, dataset_dicts, checkpoint))
+    writer = PseudoMaskWriter(
+        name,
+        dataset_dicts,
+        os.path.dirname(pseudo_mask_path(cfg.OUTPUT_DIR, name)),
+        provenance,
+        lambda: dataset_to_coco(name),
+        overwrite=cfg.PSEUDO_MASKS.OVERWRITE,
+    )
+    pending = writer.pending(dataset_dicts)
+    logger.info("Labelling %s: %d of %d images to do -> %s", name, len(pending), len(dataset_dicts), writer.path)
+    if not pending:  # a sampler needs at least one image
+        writer.reset()
+        return writer.evaluate()
+    refined = CRFRefinedModel(model) if cfg.PSEUDO_MASKS.CRF else model
+    loader = build_detection_test_loader(
+        pending, mapper=_prompt_mapper(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+    return inference_on_dataset(refined, loader, writer)
+
+
+def _prompt_mapper(cfg: CfgNode) -> Any:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.TEST.BOX_PROMPT = "xml"  # labels come from the given boxes, whatever the evaluation is prompted with
+    return build_dataset_mapper(cfg, "BoxPromptDatasetMapper", is_train=False)
+
+
+def build_provenance(
+    cfg: CfgNode, model: nn.Module, name: str, dataset_dicts: list[dict[str, Any]], checkpoint: str
+) -> dict[str, Any]:
+    """Everything that decides what the masks are, and where they come from.
+
+    Args:
+        cfg: full config.
+        model: without DDP.
+        name: of the source data set.
+        dataset_dicts: its dicts.
+        checkpoint: path of the weights, anything that Detectron2's path manager knows, or "".
+
+    Raises:
+        FileNotFoundError: the checkpoint is missing.
+    """
+    metadata = MetadataCatalog.get(name)
+    return {
+        "source_dataset": name,
+        "source_sha256": _source_sha256(metadata, dataset_dicts),
+        "method": cfg.MODEL.META_ARCHITECTURE,
+        # A step's output folder bears its name; a config does not know the file that it was read from.
+        "config_name": os.path.basename(os.path.abspath(cfg.OUTPUT_DIR)),
+        "config_sha256": _config_sha256(cfg),
+        "checkpoint": checkpoint,
+        "checkpoint_sha256": _checkpoint_sha256(model, checkpoint),
+        "step": cfg.PSEUDO_MASKS.STEP,
+        "code_version": boxsup_d2.__version__,
+        "image_root": _image_root(metadata, dataset_dicts),
+        "overwrite": cfg.PSEUDO_MASKS.OVERWRITE,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _checkpoint_sha256(model: nn.Module, checkpoint: str) -> str:
+    if checkpoint:
+        try:
+            return file_sha256(PathManager.get_local_path(checkpoint))
+        except OSError as error:
+            raise FileNotFoundError(
+                f"Checkpoint '{checkpoint}' cannot be read ({error}). Correct MODEL.WEIGHTS, or train first."
+            ) from error
+    digest = hashlib.sha256()
+    for key, tensor in model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _config_sha256(cfg: CfgNode) -> str:
+    """Hash of the keys that a mask may depend on: not paths, devices or the number of workers."""
+    relevant = CfgNode({"MODEL": cfg.MODEL.clone(), "INPUT": cfg.INPUT.clone(), "CRF": cfg.PSEUDO_MASKS.CRF})
+    relevant.defrost()
+    for key in ("WEIGHTS", "DEVICE"):
+        relevant.MODEL.pop(key)
+    return hashlib.sha256(relevant.dump(sort_keys=True).encode()).hexdigest()
+
+
+def _source_sha256(metadata: Any, dataset_dicts: list[dict[str, Any]]) -> str:
+    """Hash of the source's json, where it has one, and of its prompts, which switches may change."""
+    digest = hashlib.sha256()
+    json_file = metadata.get("json_file") or metadata.get("box_json_file")
+    if json_file:
+        digest.update(file_sha256(PathManager.get_local_path(json_file)).encode())
+    for record in dataset_dicts:
+        prompts = [
+            (obj.get("id"), [float(v) for v in obj["bbox"]], int(obj["bbox_mode"]), obj["category_id"])
+            for obj in record.get("annotations", ())
+        ]
+        line = json.dumps([record["image_id"], os.path.basename(record["file_name"]), prompts])
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def _image_root(metadata: Any, dataset_dicts: list[dict[str, Any]]) -> str:
+    root = metadata.get("image_root")
+    if root is None and dataset_dicts:
+        root = os.path.commonpath([os.path.dirname(os.path.abspath(record["file_name"])) for record in dataset_dicts])
+    return os.path.abspath(root) if root else ""

@@ -1,0 +1,194 @@
+"""The pseudo-mask file: a COCO json that says where it comes from.
+
+``info`` keeps what the source held and gains one key, :data:`PROVENANCE_KEY`, with ``source_dataset``,
+``source_sha256``, ``method``, ``config_name``, ``config_sha256``, ``checkpoint``, ``checkpoint_sha256``, ``step``,
+``code_version``, ``image_root``, ``overwrite``, ``date`` and ``summary``. It is written first, so that the provenance
+of a large file is read without the rest. A file appears under its name only when it is whole.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from typing import Any, Callable, Iterable, Iterator, TextIO
+
+PROVENANCE_KEY = "boxsup_d2"
+# Describe a run and not what it made: a file that differs in these only is the same labelling.
+_NOT_IDENTITY = ("date", "summary")
+_HEAD_CHARACTERS = 1 << 16
+
+
+def provenance_digest(provenance: dict[str, Any]) -> str:
+    """16 hex digits that tell one labelling from another; the date and the summary do not count."""
+    identity = {key: value for key, value in provenance.items() if key not in _NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_sha256(path: str) -> str:
+    """sha256 of a file as hex digits, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_write(path: str, hint: str = "") -> Iterator[TextIO]:
+    """Text file that takes its name only when it is complete and on the disk.
+
+    It is written under a temporary name in the same folder, which a failure removes. What a killed process leaves
+    under that name is overwritten by the next one.
+
+    Args:
+        path: final name.
+        hint: appended to the message where the disk is full.
+
+    Raises:
+        OSError: the disk is full (the message names the file, the space that is left and ``hint``), or the file
+            cannot be written for another reason.
+    """
+    folder, base = os.path.split(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{base}.tmp")
+    try:
+        with disk_full_message(path, hint), open(temporary, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(folder)
+
+
+@contextlib.contextmanager
+def disk_full_message(path: str, hint: str = "") -> Iterator[None]:
+    """Turn "no space left on device" into a message that names the file, the space left and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
+        raise OSError(
+            error.errno,
+            f"Cannot write '{path}': the disk is full or a quota is reached ({free / 1e6:.0f} MB free). Free some "
+            f"space and run the same command again. {hint}".rstrip(),
+        ) from error
+
+
+def _sync_folder(folder: str) -> None:
+    # Makes the new name survive a power failure; not every file system lets a folder be opened.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_pseudo_masks(
+    path: str,
+    source: dict[str, Any],
+    provenance: dict[str, Any],
+    annotate: Callable[[dict[str, Any]], dict[str, Any]],
+    hint: str = "",
+) -> None:
+    """Write a source json with masks, annotation by annotation.
+
+    Args:
+        path: of the file, replaced atomically.
+        source: COCO json; it is not changed. All its keys, their values and the order of its lists are kept.
+        provenance: goes to ``info``.
+        annotate: maps each annotation of the source to the one that is written.
+        hint: appended to the message where the disk is full.
+
+    Raises:
+        OSError: see :func:`atomic_write`.
+    """
+    info = source.get("info")
+    info = {**(info if isinstance(info, dict) else {}), PROVENANCE_KEY: provenance}
+    with atomic_write(path, hint) as file:
+        file.write(f'{{"info": {json.dumps(info)}')
+        for key, value in source.items():
+            if key == "info":
+                continue
+            file.write(f",\n{json.dumps(key)}: ")
+            if key == "annotations":
+                _write_list(file, (annotate(annotation) for annotation in value))
+            elif isinstance(value, list):
+                _write_list(file, value)
+            else:
+                file.write(json.dumps(value))
+        file.write("}\n")
+
+
+def _write_list(file: TextIO, values: Iterable[Any]) -> None:
+    separator = "[\n"
+    for value in values:
+        file.write(separator + json.dumps(value))
+        separator = ",\n"
+    file.write("[]" if separator == "[\n" else "\n]")
+
+
+def read_provenance(path: str) -> dict[str, Any] | None:
+    """Provenance of a pseudo-mask file, from its head alone; None where there is no such file or no provenance."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            head = file.read(_HEAD_CHARACTERS)
+            prefix = '{"info": '
+            if not head.startswith(prefix):
+                return None
+            while True:
+                try:
+                    info, _ = json.JSONDecoder().raw_decode(head, len(prefix))
+                    break
+                except json.JSONDecodeError:  # an info longer than what was read, or a damaged file
+                    more = file.read(_HEAD_CHARACTERS)
+                    if not more:
+                        return None
+                    head += more
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    provenance = info.get(PROVENANCE_KEY) if isinstance(info, dict) else None
+    return provenance if isinstance(provenance, dict) else None
+
+
+def read_pseudo_masks(path: str) -> dict[str, Any]:
+    """Read and check a pseudo-mask file.
+
+    Returns:
+        The COCO json.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no whole json, not in COCO's form, or carries no provenance.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            data = json.load(file)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"Pseudo-mask file '{path}' does not exist. Run the labelling step that writes it "
+            "(PSEUDO_MASKS.DATASETS), or correct DATASETS.PSEUDO_MASKS."
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"Pseudo-mask file '{path}' is no whole json ({error}). Labelling never leaves such a file, so it was cut "
+            "off by copying or downloading: get it again, or delete it and label again."
+        ) from error
+    lists = ("images", "annotations", "categories")
+    if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in lists):
+        raise ValueError(f"'{path}' is no COCO json: it needs the lists {', '.join(lists)}.")
+    info = data.get("info")
+    if not isinstance(info, dict) or not isinstance(info.get(PROVENANCE_KEY), dict):
+        raise ValueError(
+            f"'{path}' does not say where its masks come from (info.{PROVENANCE_KEY} is missing): it was not written "
+            "by boxsup_d2. Register it as an ordinary COCO data set instead."
+        )
+    return data

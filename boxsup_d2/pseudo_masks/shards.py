@@ -1,0 +1,129 @@
+"""Results of a labelling that is under way: one line of json per image, appended by every rank to a file of its own.
+
+A run never touches the files of an earlier one, so a line that a kill tore off cannot spoil what follows it, and any
+number of ranks can go on from what any other number left.
+"""
+
+import json
+import logging
+import os
+from array import array
+from collections import OrderedDict
+from typing import Any, NamedTuple, Sequence
+
+from boxsup_d2.pseudo_masks.format import disk_full_message
+from boxsup_d2.pseudo_masks.merge import MergedInstance
+
+logger = logging.getLogger(__name__)
+
+_SUFFIX = ".jsonl"
+
+
+class ShardWriter:
+    """Appends finished images; what :meth:`append` returned from survives the death of the process.
+
+    Args:
+        folder: of the labelling.
+        name: of the file, new in this run.
+    """
+
+    def __init__(self, folder: str, name: str):
+        os.makedirs(folder, exist_ok=True)
+        self.path = os.path.join(folder, name + _SUFFIX)
+        # Without a buffer of its own: a line is the kernel's as soon as it is written.
+        self._file = open(self.path, "xb", buffering=0)
+
+    def append(self, image_id: Any, annotation_ids: Sequence[Any], instances: Sequence[MergedInstance]) -> None:
+        """Write one image.
+
+        Raises:
+            OSError: e.g. the disk is full; earlier lines stay valid.
+        """
+        masks = [
+            [annotation_id, merged.segmentation, merged.area, merged.confidence, merged.confidence_exact]
+            for annotation_id, merged in zip(annotation_ids, instances, strict=True)
+        ]
+        line = (json.dumps({"image_id": image_id, "masks": masks}, separators=(",", ":")) + "\n").encode()
+        with disk_full_message(self.path, "Images that are already labelled are not labelled again."):
+            written = 0
+            while written < len(line):  # a nearly full disk takes a part of it first
+                written += self._file.write(line[written:]) or 0
+
+    def close(self) -> None:
+        """Force everything to the disk; may be called twice."""
+        if not self._file.closed:
+            with disk_full_message(self.path, "Images that are already labelled are not labelled again."):
+                os.fsync(self._file.fileno())
+            self._file.close()
+
+
+class _Place(NamedTuple):
+    shard: int
+    offset: int
+    length: int
+
+
+class ShardIndex:
+    """Where the results of which image lie, and their statistics. Results themselves stay on the disk.
+
+    Args:
+        folder: of the labelling; may be absent.
+        cache_size: images whose results are held in memory.
+    """
+
+    def __init__(self, folder: str, cache_size: int = 1024):
+        self.empty = 0
+        self.bytes = 0
+        self.confidences = array("d")
+        self.confidences_exact = array("d")
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        self._paths = [os.path.join(folder, name) for name in names if name.endswith(_SUFFIX)]
+        self._places: dict[Any, _Place] = {}
+        self._cache: OrderedDict[Any, dict[Any, MergedInstance]] = OrderedDict()
+        self._cache_size = cache_size
+        for shard, path in enumerate(self._paths):
+            self._scan(shard, path)
+
+    @property
+    def image_ids(self) -> set[Any]:
+        """Images that are done."""
+        return set(self._places)
+
+    def _scan(self, shard: int, path: str) -> None:
+        offset = 0
+        with open(path, "rb") as file:
+            for line in file:
+                image_id, masks = _parse(line)
+                if masks is None:
+                    logger.warning("'%s' ends in a torn line (an interrupted run): its image is labelled again", path)
+                elif image_id not in self._places:
+                    self._places[image_id] = _Place(shard, offset, len(line))
+                    self.bytes += len(line)
+                    self.empty += sum(merged.area == 0 for merged in masks.values())
+                    self.confidences.extend(merged.confidence for merged in masks.values())
+                    self.confidences_exact.extend(merged.confidence_exact for merged in masks.values())
+                offset += len(line)
+
+    def get(self, image_id: Any) -> dict[Any, MergedInstance]:
+        """Results of an image by annotation id; empty where there are none."""
+        place = self._places.get(image_id)
+        if place is None:
+            return {}
+        if image_id not in self._cache:
+            with open(self._paths[place.shard], "rb") as file:
+                file.seek(place.offset)
+                self._cache[image_id] = _parse(file.read(place.length))[1] or {}
+            if len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+        return self._cache[image_id]
+
+
+def _parse(line: bytes) -> tuple[Any, dict[Any, MergedInstance] | None]:
+    """Image id and results of a line; (None, None) where it is torn."""
+    if not line.endswith(b"\n"):
+        return None, None
+    try:
+        record = json.loads(line)
+        return record["image_id"], {mask[0]: MergedInstance(*mask[1:]) for mask in record["masks"]}
+    except (ValueError, KeyError, TypeError):
+        return None, None
