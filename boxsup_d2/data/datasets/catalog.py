@@ -47,10 +47,11 @@ class LazyMetadata(Metadata):
         resolvers: key → function without arguments that returns its value now.
     """
 
-    def __init__(self, name: str, resolvers: dict[str, Callable[[], Any]]):
+    # Defaults, because copies of a namespace are made without arguments.
+    def __init__(self, name: str = "N/A", resolvers: dict[str, Callable[[], Any]] | None = None):
         super().__init__(name=name)
         # Not by setattr: Metadata guards every attribute against changes by reading it first.
-        self.__dict__["_resolvers"] = dict(resolvers)
+        self.__dict__["_resolvers"] = dict(resolvers or {})
 
     def __getattr__(self, key: str) -> Any:
         resolvers = self.__dict__.get("_resolvers", {})

@@ -39,6 +39,8 @@ def dataset_to_coco(name: str) -> dict[str, Any]:
     json_file = metadata.get("box_json_file")
     if json_file is not None:
         return _without_masks(read_coco_json(json_file, name))
+    if metadata.get("thing_classes") is None:
+        raise ValueError(f"Data set '{name}' has no boxes: it cannot be written as a COCO json.")
     contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {
         index + 1: index for index in range(len(metadata.thing_classes))
     }
