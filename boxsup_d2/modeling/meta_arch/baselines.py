@@ -22,6 +22,8 @@ from boxsup_d2.modeling.meta_arch.box_to_mask import box_to_mask_instances, fill
 class ParameterFreeBoxToMask(nn.Module):
     """Base of methods that answer box prompts without learning; subclasses implement :meth:`predict_masks`."""
 
+    device_anchor: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         # Only tells where the model was moved to; not persistent, so that checkpoints stay empty.
@@ -149,7 +151,8 @@ def grabcut(image: np.ndarray, box: list[int], iterations: int, context: float) 
     if inside < 5 or labels.size - inside < 5:
         return None
     cv2.setRNGSeed(0)  # of this thread: its k-means is seeded, so that the answer depends on the box alone
-    cv2.grabCut(window, labels, None, background, foreground, iterations, cv2.GC_INIT_WITH_MASK)
+    no_rectangle = (0, 0, 0, 0)  # the labels say it
+    cv2.grabCut(window, labels, no_rectangle, background, foreground, iterations, cv2.GC_INIT_WITH_MASK)
     mask = np.zeros((height, width), bool)
     mask[top:bottom, left:right] = labels == cv2.GC_PR_FGD
     return mask if mask.any() else None

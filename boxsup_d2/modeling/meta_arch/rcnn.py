@@ -120,7 +120,10 @@ class PromptableRCNN(GeneralizedRCNN):
         probability = answer.pred_masks[:, 0].float()
         # A box without extent would divide by zero: it gets the pixel that it lies on.
         extent = torch.cat([boxes[:, :2], torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)], dim=1)
-        masks = paste_masks_in_image(probability, extent, size, threshold=0.5)
+        # Detectron2 cannot paste outside of the image: nothing is seen of such a box.
+        seen = (extent[:, :2] < extent.new_tensor([size[1], size[0]])).all(dim=1) & (extent[:, 2:] > 0).all(dim=1)
+        masks = torch.zeros((len(boxes), *size), dtype=torch.bool, device=self.device)
+        masks[seen] = paste_masks_in_image(probability[seen], extent[seen], size, threshold=0.5).bool()
         inside = probability >= 0.5
         scores = (probability * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
         return box_to_mask_instances(masks, boxes, prompts.gt_classes, scores, size)
