@@ -1,0 +1,34 @@
+"""Evaluators: masks from given boxes, instance AP, and which one serves which data set."""
+
+from boxsup_d2.evaluation.box_to_mask import BoxToMaskEvaluator, InstanceScore, evaluate_mask_json, score_image
+from boxsup_d2.evaluation.build import build_evaluator, register_evaluator
+from boxsup_d2.evaluation.ground_truth import ImageTruth, decode_segmentation, load_ground_truth
+from boxsup_d2.evaluation.instance_ap import VOC_IOUS, InstanceAPEvaluator
+from boxsup_d2.evaluation.metrics import (
+    IOU_THRESHOLDS,
+    BoxToMaskSummary,
+    bootstrap_interval,
+    mask_iou,
+    summarize_box_to_mask,
+)
+from boxsup_d2.evaluation.tables import format_table
+
+__all__ = [
+    "IOU_THRESHOLDS",
+    "VOC_IOUS",
+    "BoxToMaskEvaluator",
+    "BoxToMaskSummary",
+    "ImageTruth",
+    "InstanceAPEvaluator",
+    "InstanceScore",
+    "bootstrap_interval",
+    "build_evaluator",
+    "decode_segmentation",
+    "evaluate_mask_json",
+    "format_table",
+    "load_ground_truth",
+    "mask_iou",
+    "register_evaluator",
+    "score_image",
+    "summarize_box_to_mask",
+]
