@@ -42,8 +42,8 @@ def tiny_config(architecture="PromptableRCNN", **keys):
 def build(cfg):
     torch.manual_seed(0)
     model = build_model(cfg).eval()
-    if cfg.MODEL.MASK_ON:  # larger than the initialisation, or all probabilities would be 1/2
-        torch.nn.init.normal_(model.roi_heads.mask_head.predictor.weight, std=3.0)
+    if cfg.MODEL.MASK_ON:  # so that probabilities are neither all 1/2 nor all 0 or 1: frozen norms leave large features
+        torch.nn.init.normal_(model.roi_heads.mask_head.predictor.weight, std=3e-4)
     return model
 
 
@@ -81,7 +81,7 @@ def test_answers_in_prompt_order(model):
             assert torch.equal(answer.pred_boxes.tensor, boxes)
             assert torch.equal(item["instances"].gt_boxes.tensor, boxes)
             assert torch.equal(answer.pred_classes, item["instances"].gt_classes)
-            assert ((answer.scores >= 0.5) & (answer.scores <= 1)).all()
+            assert ((answer.scores > 0.5) & (answer.scores < 1)).all()
 
         backwards = [
             prompt(x["image"], x["instances"].gt_boxes.tensor.flip(0), x["instances"].gt_classes.flip(0))
