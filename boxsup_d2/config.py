@@ -133,6 +133,9 @@ def add_boxsup_config(cfg: CN) -> None:
     cfg.TEST.TASKS = ("instances",)
     # Box prompts of VOC evaluation: the annotated box ("xml") or the "tight" box of the true mask.
     cfg.TEST.BOX_PROMPT = "xml"
+    # VOC's void pixels count for neither side in instance AP, as in mIoU*. False takes them for background, as
+    # every scorer of a COCO json of VOC must, such as the one that the BoxCaseg authors published.
+    cfg.TEST.AP_IGNORE_VOID = True
 
     # ---------------------------------------------------------------- rounds
     # Steps that one train_net.py run executes in order; see boxsup_d2/engine/rounds.py for the fields.

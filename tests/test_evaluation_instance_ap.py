@@ -20,6 +20,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.evaluation import VOC_IOUS, BoxToMaskEvaluator, InstanceAPEvaluator, build_evaluator, register_evaluator
 from boxsup_d2.evaluation.instance_ap import average_precision_array
 
@@ -324,6 +325,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 def test_build_evaluator(tmp_path: Path) -> None:
     cfg = get_cfg()
+    add_boxsup_config(cfg)
     cfg.OUTPUT_DIR = str(tmp_path)
     coco, predictions = make_coco(11)
     on_coco = build_evaluator(cfg, register_json("ap_toy", coco, tmp_path), "instances")
@@ -331,8 +333,13 @@ def test_build_evaluator(tmp_path: Path) -> None:
     assert "AP25" not in feed(on_coco, predictions)["segm"]
     assert (tmp_path / "inference" / "ap_toy" / "coco_instances_results.json").is_file()
 
-    on_voc = build_evaluator(cfg, register_records("ap_toy_d2", coco), "instances", str(tmp_path / "elsewhere"))
+    void = {1: np.ones((H, W), bool)}
+    on_voc = build_evaluator(cfg, register_records("ap_toy_d2", coco, void), "instances", str(tmp_path / "elsewhere"))
     assert {"AP25", "AP70"} <= feed(on_voc, predictions)["segm"].keys()
+    ignored = on_voc.evaluate()
+    cfg.TEST.AP_IGNORE_VOID = False
+    published = feed(build_evaluator(cfg, "ap_toy_d2", "instances"), predictions)
+    assert published["segm"] != ignored["segm"]
     assert (tmp_path / "elsewhere" / "coco_instances_results.json").is_file()
     assert type(build_evaluator(cfg, "ap_toy_d2", "box_to_mask")) is BoxToMaskEvaluator
 

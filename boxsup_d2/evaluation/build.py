@@ -41,7 +41,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, task: str, output_folder: s
     """Evaluator of one registered data set for one task.
 
     Args:
-        cfg: Config; only OUTPUT_DIR is read.
+        cfg: Config with boxsup_d2's keys; OUTPUT_DIR and TEST.AP_IGNORE_VOID are read.
         dataset_name: Registered data set.
         task: One of TEST.TASKS: "instances" (detection and mask AP) or "box_to_mask" (masks from true boxes).
         output_folder: Where results are saved; None: ``<OUTPUT_DIR>/inference/<dataset_name>``.
@@ -75,8 +75,10 @@ def _build_coco_instances(_cfg: CfgNode, dataset_name: str, output_folder: str) 
 
 
 @register_evaluator("instances", "voc_instance")
-def _build_voc_instances(_cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    return InstanceAPEvaluator(dataset_name, output_dir=output_folder, iou_thresholds=VOC_IOUS)
+def _build_voc_instances(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return InstanceAPEvaluator(
+        dataset_name, output_dir=output_folder, iou_thresholds=VOC_IOUS, ignore_void=cfg.TEST.AP_IGNORE_VOID
+    )
 
 
 @register_evaluator("instances", "box")

@@ -49,10 +49,11 @@ class InstanceAPEvaluator(COCOEvaluator):
     * A model that predicts nothing at all has an AP of 0, not NaN: that is what a single wrong prediction gets.
       Classes without ground truth stay NaN, as in pycocotools they do not count.
     * Void pixels of a data set (``void_mask`` of its dicts) are taken out of the predicted masks before they are
-      compared, so that they count for neither side; true masks never hold them. COCO has none. The published VOC
-      figures come from COCO-style annotations, where void is background and a pixel too much on the border is an
-      error. On small images that is a different measure (filled boxes on images of 320 px: AP50 51.4 with void
-      ignored, 34.5 with void as background): compare with papers by ``ignore_void=False`` only.
+      compared, so that they count for neither side; true masks never hold them. A COCO json has no place for void:
+      with VOC as such a json, as the BoxCaseg authors published it, void is background and a pixel too much on the
+      border is an error. On small images that is a very different measure (filled boxes on VOC images of 320 px: AP50
+      51.4 with void ignored, 34.5 with void as background). ``ignore_void=False`` (``TEST.AP_IGNORE_VOID False``)
+      scores that way.
     * An image that two ranks have seen counts once. Keypoints are not evaluated.
     """
 
@@ -77,7 +78,7 @@ class InstanceAPEvaluator(COCOEvaluator):
             max_dets_per_image: See :class:`COCOEvaluator`; None is COCO's 100.
             use_fast_impl: False scores with pycocotools.
             iou_thresholds: Further thresholds in percent, e.g. :data:`VOC_IOUS`, each reported as ``AP<k>``.
-            ignore_void: False: void pixels are background (published).
+            ignore_void: False: void pixels are background, as in a COCO json of VOC.
 
         Raises:
             ValueError: If a task is unknown.
