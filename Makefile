@@ -58,7 +58,7 @@ $(VENV)/.stamp-packages: $(VENV)/.stamp-venv pyproject.toml constraints.txt
 		|| $(call fail,packages failed to install: check network and free disk (df -h .; 8 GB) and run make again; INSTALL.md lists causes)
 	@touch $@
 
-$(VENV)/.stamp-detectron2: $(VENV)/.stamp-packages tools/install_detectron2.py
+$(VENV)/.stamp-detectron2: $(VENV)/.stamp-packages tools/install_detectron2.py tools/_detectron2_edits.py
 	@echo "== [3/4] Detectron2"
 	@$(PY) tools/install_detectron2.py --constraint constraints.txt \
 		|| $(call fail,Detectron2 was not installed: the line above says why; INSTALL.md lists causes)
