@@ -1,0 +1,197 @@
+"""Training loaders: Detectron2's own for detectors, and one of box crops and salient images."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch.utils.data
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.build import worker_init_reset_seed
+from detectron2.data.samplers import TrainingSampler
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+
+from boxsup_d2.data.dataset_mappers import BoxCropDatasetMapper, build_dataset_mapper
+from boxsup_d2.data.samplers import ImageWindowSampler, mix_at_ratio, overlapping
+
+logger = logging.getLogger(__name__)
+
+
+def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> Any:
+    """Endless loader of ``DATASETS.TRAIN`` for the mapper that ``INPUT.TRAIN_MAPPER`` names.
+
+    Args:
+        cfg: the config.
+        start_iter: iteration that training (re)starts from. It goes into the seed, so that a resumed run sees other
+            samples than the run before it did at its start.
+    """
+    mapper = build_dataset_mapper(cfg, cfg.INPUT.TRAIN_MAPPER, is_train=True)
+    seed = comm.shared_random_seed() if cfg.SEED < 0 else cfg.SEED + start_iter
+    if isinstance(mapper, BoxCropDatasetMapper):
+        return build_joint_train_loader(cfg, mapper, seed)
+    dataset = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, check_consistency=False
+    )
+    return build_detection_train_loader(
+        dataset,
+        mapper=mapper,
+        sampler=TrainingSampler(len(dataset), seed=seed),
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str, *, box_prompts: bool) -> Any:
+    """Loader over a whole data set, sharded over ranks, one image a batch.
+
+    Args:
+        cfg: the config.
+        dataset_name: a registered data set.
+        box_prompts: give the images in their original frame with their boxes as prompts, instead of Detectron2's
+            resized images without annotations.
+    """
+    if not box_prompts:
+        return build_detection_test_loader(cfg, dataset_name)
+    dataset = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+    mapper = build_dataset_mapper(cfg, "BoxPromptDatasetMapper", is_train=False)
+    return build_detection_test_loader(dataset=dataset, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+
+def build_joint_train_loader(cfg: CfgNode, mapper: BoxCropDatasetMapper, seed: int) -> torch.utils.data.DataLoader:
+    """Batches of box crops and salient images (BoxCaseg, section 3.1).
+
+    Returns:
+        Endless loader of lists of this rank's share of ``SOLVER.IMS_PER_BATCH`` samples.
+
+    Raises:
+        ValueError: the batch does not divide over the ranks, or a kind of sample that BOX_RATIO wants is missing.
+    """
+    world_size = comm.get_world_size()
+    batch_size, remainder = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
+    if remainder or batch_size == 0:
+        raise ValueError(f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) does not divide over {world_size} processes")
+    dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False, check_consistency=False)
+    dataset = JointDataset(
+        box_samples(dicts),
+        mapper,
+        batch_size=batch_size,
+        box_ratio=cfg.DATALOADER.BOX_RATIO,
+        overlap_iou=cfg.DATALOADER.OVERLAP_IOU,
+        overlap_drop_prob=cfg.DATALOADER.OVERLAP_DROP_PROB,
+        window=cfg.DATALOADER.IMAGE_WINDOW,
+        seed=seed,
+        rank=comm.get_rank(),
+        world_size=world_size,
+    )
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=_as_list,
+        worker_init_fn=worker_init_reset_seed,
+        pin_memory=cfg.MODEL.DEVICE != "cpu",
+    )
+
+
+def box_samples(dataset_dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One sample per box and one per salient image, out of Detectron2 dataset dicts.
+
+    Returns:
+        Dicts of ``file_name``, ``image`` (position of the dict, the same for all boxes of an image), and either
+        ``box`` (x0, y0, x1, y1 in pixels) or ``mask_file_name``. Crowd regions are left out.
+    """
+    samples = []
+    for image, d in enumerate(dataset_dicts):
+        if "mask_file_name" in d:
+            samples.append({"file_name": d["file_name"], "image": image, "mask_file_name": d["mask_file_name"]})
+            continue
+        for annotation in d["annotations"]:
+            if annotation.get("iscrowd", 0):
+                continue
+            box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+            samples.append({"file_name": d["file_name"], "image": image, "box": tuple(box)})
+    return samples
+
+
+class JointDataset(torch.utils.data.IterableDataset):
+    """Endless stream of mapped samples; each loader worker of each rank reads its own shard of the images."""
+
+    def __init__(
+        self,
+        samples: list[dict[str, Any]],
+        mapper: BoxCropDatasetMapper,
+        *,
+        batch_size: int,
+        box_ratio: float,
+        overlap_iou: float,
+        overlap_drop_prob: float,
+        window: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """
+        Args:
+            samples: of :func:`box_samples`.
+            mapper: one sample to one training input.
+            batch_size: samples per batch of a rank.
+            box_ratio: share of box crops in every batch; negative: shuffle the union of both kinds.
+            overlap_iou, overlap_drop_prob: leave a box that overlaps another one so much out of an epoch, so often.
+            window, seed: see :class:`ImageWindowSampler`.
+            rank, world_size: of this process.
+        """
+        super().__init__()
+        image_ids = np.array([s["image"] for s in samples], dtype=np.int64)
+        is_box = np.array(["box" in s for s in samples], dtype=bool)
+        logger.info("Training on %d boxes and %d salient images", is_box.sum(), (~is_box).sum())
+        drop_probs = None
+        if overlap_drop_prob > 0 and is_box.any():
+            drop_probs = np.zeros(len(samples))
+            boxes = np.array([s["box"] for s in samples if "box" in s], dtype=np.float64)
+            drop_probs[is_box] = overlap_drop_prob * overlapping(boxes, image_ids[is_box], overlap_iou)
+        self.batch_size = batch_size
+        self.num_boxes = round(batch_size * box_ratio) if box_ratio >= 0 else -1
+        kinds = [np.flatnonzero(is_box), np.flatnonzero(~is_box)] if box_ratio >= 0 else [np.arange(len(samples))]
+        if box_ratio >= 0 and not (is_box.any() and (~is_box).any()):
+            raise ValueError(
+                "DATALOADER.BOX_RATIO mixes boxes with salient images, but DATASETS.TRAIN holds only one of the two: "
+                "add the other, or set BOX_RATIO to -1"
+            )
+        self._positions = kinds
+        self._samplers = [
+            ImageWindowSampler(
+                image_ids[kind], window=window, seed=seed, drop_probs=None if drop_probs is None else drop_probs[kind]
+            )
+            for kind in kinds
+        ]
+        # Serialised once: worker processes then share the memory instead of copying millions of Python objects.
+        self._samples = DatasetFromList(samples, copy=False, serialize=True)
+        self._mapper = mapper
+        self._rank, self._world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
+        shard, num_shards = self._rank * num_workers + worker_id, self._world_size * num_workers
+        streams = [
+            map(positions.__getitem__, sampler.shard(shard, num_shards))
+            for positions, sampler in zip(self._positions, self._samplers, strict=True)
+        ]
+        if len(streams) == 2:
+            stream = mix_at_ratio(*streams, self.num_boxes, self.batch_size - self.num_boxes)
+        else:
+            stream = streams[0]
+        for position in stream:
+            yield self._mapper(self._samples[position])
+
+
+def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return batch

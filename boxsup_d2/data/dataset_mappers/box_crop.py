@@ -1,0 +1,166 @@
+"""Training samples of box-to-mask networks: a jittered crop around one box, or a salient image with its mask."""
+
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+
+from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY
+from boxsup_d2.data.images import read_image
+
+_FLIP_CODES = {"none": None, "horizontal": 1, "vertical": 0}
+
+
+@DATASET_MAPPER_REGISTRY.register()
+class BoxCropDatasetMapper:
+    """One box, or one salient image, to one square crop with its mask (BoxCaseg, section 3.1).
+
+    All augmentation is OpenCV's, on uint8; random numbers are NumPy's global ones, which Detectron2 seeds per worker.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        image_format: str,
+        size: int = 288,
+        salient_size: int = 320,
+        center_jitter: float = 0.25,
+        scale_jitter: float = 0.5,
+        box_flip: str = "none",
+        salient_flip: str = "horizontal",
+        antialias: bool = False,
+        cached_images: int = 0,
+    ) -> None:
+        """
+        Args:
+            image_format: channel order, "RGB" or "BGR".
+            size: side of the crops, pixels.
+            salient_size: side of a salient image before its random crop, pixels, >= size.
+            center_jitter: largest shift of a box's centre, in half-sides.
+            scale_jitter: largest relative change of a box's half-sides.
+            box_flip, salient_flip: "none", "horizontal" or "vertical", each with probability 1/2.
+            antialias: average the pixels that a shrinking resize merges.
+            cached_images: decoded images to keep, for samplers that put the boxes of an image close together.
+        """
+        for key, value in (("BOX_FLIP", box_flip), ("SALIENT_FLIP", salient_flip)):
+            if value not in _FLIP_CODES:
+                raise ValueError(f"INPUT.BOX_CROP.{key} must be one of {', '.join(_FLIP_CODES)}, not '{value}'")
+        if salient_size < size:
+            raise ValueError(f"INPUT.BOX_CROP.SALIENT_SIZE ({salient_size}) is smaller than TRAIN_SIZE ({size})")
+        self.image_format = image_format
+        self.size = size
+        self.salient_size = salient_size
+        self.center_jitter = center_jitter
+        self.scale_jitter = scale_jitter
+        self.box_flip = _FLIP_CODES[box_flip]
+        self.salient_flip = _FLIP_CODES[salient_flip]
+        self.antialias = antialias
+        self.cached_images = cached_images
+        self._read = None
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """
+        Raises:
+            ValueError: asked for evaluation, which takes whole images (BoxPromptDatasetMapper).
+        """
+        if not is_train:
+            raise ValueError("BoxCropDatasetMapper is for training; evaluation uses BoxPromptDatasetMapper")
+        node = cfg.INPUT.BOX_CROP
+        return {
+            "image_format": cfg.INPUT.FORMAT,
+            "size": node.TRAIN_SIZE,
+            "salient_size": node.SALIENT_SIZE,
+            "center_jitter": node.CENTER_JITTER,
+            "scale_jitter": node.SCALE_JITTER,
+            "box_flip": node.BOX_FLIP,
+            "salient_flip": node.SALIENT_FLIP,
+            "antialias": node.ANTIALIAS,
+            "cached_images": cfg.DATALOADER.IMAGE_WINDOW,
+        }
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """
+        Args:
+            sample: of :func:`boxsup_d2.data.build.box_samples`: ``file_name`` and ``box`` (x0, y0, x1, y1); or of a
+                salient data set: ``file_name`` and ``mask_file_name``.
+
+        Returns:
+            ``image`` (3 x S x S uint8), ``mask`` (S x S uint8, 0 or 1: inside the box, or the salient object) and
+            ``is_salient``.
+
+        Raises:
+            FileNotFoundError, ValueError: the image or mask is missing, damaged, or their sizes differ.
+        """
+        is_salient = "mask_file_name" in sample
+        image, mask = self._salient(sample) if is_salient else self._box_crop(sample)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            "mask": torch.from_numpy(np.ascontiguousarray(mask)),
+            "is_salient": is_salient,
+        }
+
+    def _box_crop(self, sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        image = self._image(sample["file_name"])
+        height, width = image.shape[:2]
+        x0, y0, x1, y1 = clip_box(sample["box"], height, width)
+        left, top, right, bottom = self.jitter(sample["box"], height, width)
+        inside = np.zeros((bottom - top, right - left), np.uint8)
+        inside[max(y0 - top, 0) : max(y1 - top, 0), max(x0 - left, 0) : max(x1 - left, 0)] = 1
+        crop = self._resize(image[top:bottom, left:right], self.size)
+        mask = cv2.resize(inside, (self.size, self.size), interpolation=cv2.INTER_NEAREST)
+        return random_flip(self.box_flip, crop, mask)
+
+    def jitter(self, box: tuple[float, float, float, float], height: int, width: int) -> tuple[int, int, int, int]:
+        """Randomly shifted and scaled box, clipped to the image, at least 1 px: (left, top, right, bottom)."""
+        half_w, half_h = (box[2] - box[0]) / 2, (box[3] - box[1]) / 2
+        shift = np.random.uniform(-self.center_jitter, self.center_jitter, 2)
+        scale = np.random.uniform(1 - self.scale_jitter, 1 + self.scale_jitter, 2)
+        center_x, center_y = (box[0] + box[2]) / 2 + shift[0] * half_w, (box[1] + box[3]) / 2 + shift[1] * half_h
+        half_w, half_h = half_w * scale[0], half_h * scale[1]
+        return clip_box((center_x - half_w, center_y - half_h, center_x + half_w, center_y + half_h), height, width)
+
+    def _salient(self, sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        image = read_image(sample["file_name"], self.image_format)
+        mask = read_image(sample["mask_file_name"], "L")[:, :, 0]
+        if mask.shape != image.shape[:2]:
+            raise ValueError(
+                f"mask '{sample['mask_file_name']}' is {mask.shape[1]}x{mask.shape[0]} pixels, but its image "
+                f"'{sample['file_name']}' {image.shape[1]}x{image.shape[0]}"
+            )
+        image = self._resize(image, self.salient_size)
+        mask = cv2.resize(mask, (self.salient_size, self.salient_size), interpolation=cv2.INTER_NEAREST)
+        top, left = np.random.randint(0, self.salient_size - self.size + 1, 2)
+        window = np.s_[top : top + self.size, left : left + self.size]
+        return random_flip(self.salient_flip, image[window], (mask[window] > 127).astype(np.uint8))
+
+    def _resize(self, image: np.ndarray, size: int) -> np.ndarray:
+        # OpenCV's bilinear picks four source pixels however much the image shrinks; INTER_AREA averages all of them.
+        shrinks = self.antialias and max(image.shape[:2]) > size
+        return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+    def _image(self, file_name: str) -> np.ndarray:
+        if self._read is None:
+            # Made on first use, in the worker process: a cache cannot be sent to one.
+            self._read = lru_cache(self.cached_images)(lambda name: read_image(name, self.image_format))
+        return self._read(file_name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_read": None}
+
+
+def clip_box(box: tuple[float, ...], height: int, width: int) -> tuple[int, int, int, int]:
+    """(x0, y0, x1, y1) truncated to integers and clipped to the image, at least 1 px wide and high."""
+    x0, y0 = min(max(int(box[0]), 0), width - 1), min(max(int(box[1]), 0), height - 1)
+    return x0, y0, min(max(int(box[2]), x0 + 1), width), min(max(int(box[3]), y0 + 1), height)
+
+
+def random_flip(code: int | None, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flip both with probability 1/2; ``code`` is OpenCV's (1: horizontal, 0: vertical), None never flips."""
+    if code is None or np.random.rand() < 0.5:
+        return image, mask
+    return cv2.flip(image, code), cv2.flip(mask, code)

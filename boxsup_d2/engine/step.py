@@ -1,0 +1,40 @@
+"""One step: train a network, label data sets, or both, and evaluate."""
+
+import logging
+from collections import OrderedDict
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from boxsup_d2.checkpoint import BoxSupCheckpointer
+from boxsup_d2.engine.labelling import label_datasets
+from boxsup_d2.engine.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def run_step(cfg: CfgNode, *, resume: bool, eval_only: bool) -> OrderedDict:
+    """Train on ``DATASETS.TRAIN`` (unless ``eval_only``), label ``PSEUDO_MASKS.DATASETS``, evaluate ``DATASETS.TEST``.
+
+    Args:
+        cfg: the step's config.
+        resume: go on from the last checkpoint in ``OUTPUT_DIR``, if there is one.
+        eval_only: use ``MODEL.WEIGHTS`` (with ``resume`` the last checkpoint) as they are.
+
+    Returns:
+        Metrics of labelling and evaluation, on rank 0.
+    """
+    if not eval_only:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=resume)
+        trainer.train()
+        # EvalHook leaves nothing behind where there is nothing to evaluate.
+        return OrderedDict(**trainer.label_results, **getattr(trainer, "_last_eval_results", {}))
+    model = Trainer.build_model(cfg)
+    BoxSupCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = OrderedDict(label_datasets(cfg, model))
+    results.update(Trainer.test(cfg, model))
+    if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
+        verify_results(cfg, results)
+    return results

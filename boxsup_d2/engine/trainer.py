@@ -1,0 +1,122 @@
+"""The trainer: Detectron2's, with our loaders, evaluators, schedules and labelling."""
+
+import logging
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.solver import LRMultiplier, build_lr_scheduler
+from detectron2.solver.lr_scheduler import WarmupParamScheduler
+from detectron2.utils import comm
+from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+
+from boxsup_d2.checkpoint import BoxSupCheckpointer
+from boxsup_d2.compat import reset_data_loader
+from boxsup_d2.data import build_test_loader, build_train_loader
+from boxsup_d2.engine.hooks import PseudoMaskHook
+from boxsup_d2.evaluation import build_evaluator
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """``DefaultTrainer`` that trains on any device, resumes wholly, and labels data sets when it is done.
+
+    What differs: several CPU processes (Detectron2 wraps the model for GPUs only); the optimizer's state in
+    checkpoints (0.6 leaves it out); checkpoints that survive a kill while they are written; one evaluation per entry
+    of ``TEST.TASKS``; ``PseudoMaskHook``.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # DefaultTrainer's constructor builds a GPU-only DDP model and its own checkpointer, so it is passed over.
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        on_gpu = next(model.parameters()).is_cuda
+        model = create_ddp_model(
+            model, broadcast_buffers=False, device_ids=[comm.get_local_rank()] if on_gpu else None
+        )
+        use_amp = cfg.SOLVER.AMP.ENABLED and on_gpu
+        self._trainer = (AMPTrainer if use_amp else SimpleTrainer)(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = BoxSupCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.label_results: dict[str, Any] = {}
+        self.register_hooks(self.build_hooks())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Iteration, hooks (with the schedule), and the inner trainer's state with the optimizer's."""
+        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        TrainerBase.load_state_dict(self, state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the last checkpoint in ``OUTPUT_DIR`` if asked and there is one; else load ``MODEL.WEIGHTS``."""
+        super().resume_or_load(resume)
+        if self.start_iter > 0:
+            # The same seed again would show the first samples once more after every restart.
+            reset_data_loader(self._trainer, build_train_loader(self.cfg, self.start_iter))
+
+    def build_hooks(self) -> list[hooks.HookBase]:
+        built = super().build_hooks()
+        # By type, not by index: ranks other than 0 have no checkpointer and no writer.
+        at = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+        built.insert(at, PseudoMaskHook(self.cfg))
+        return built
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        if cfg.MODEL.SYNC_BN and comm.get_world_size() > 1 and cfg.MODEL.DEVICE != "cpu":
+            model = convert_sync_batchnorm(model)
+        return model
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+        """Detectron2's schedules, and ``WarmupPolyLR``: base * (1 - t / T) ** SOLVER.POLY_LR_POWER, every iteration."""
+        if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupPolyLR":
+            return build_lr_scheduler(cfg, optimizer)
+        schedule = WarmupParamScheduler(
+            PolynomialDecayParamScheduler(1.0, cfg.SOLVER.POLY_LR_POWER),
+            cfg.SOLVER.WARMUP_FACTOR,
+            min(cfg.SOLVER.WARMUP_ITERS / cfg.SOLVER.MAX_ITER, 1.0),
+            cfg.SOLVER.WARMUP_METHOD,
+        )
+        return LRMultiplier(optimizer, multiplier=schedule, max_iter=cfg.SOLVER.MAX_ITER)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict:
+        """Evaluate on every data set of ``DATASETS.TEST``, for every task of ``TEST.TASKS``.
+
+        Returns:
+            The metrics by task and name, e.g. ``results["box_to_mask"]["mIoU*"]``; with several data sets, by data
+            set first.
+        """
+        by_dataset: OrderedDict[str, dict] = OrderedDict()
+        for name in cfg.DATASETS.TEST:
+            results = by_dataset.setdefault(name, OrderedDict())
+            for task in cfg.TEST.TASKS:
+                loader = build_test_loader(cfg, name, box_prompts=task == "box_to_mask")
+                folder = f"{cfg.OUTPUT_DIR}/inference/{name}"
+                found = inference_on_dataset(model, loader, build_evaluator(cfg, name, task, folder))
+                if comm.is_main_process():
+                    logger.info("%s on %s:", task, name)
+                    print_csv_format(found)
+                    results.update(found)
+        return next(iter(by_dataset.values())) if len(by_dataset) == 1 else by_dataset
