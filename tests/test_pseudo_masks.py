@@ -70,7 +70,7 @@ def test_paste_matches_resize_of_the_whole_box_then_crop():
     # Smooth maps: at a threshold that a value meets exactly, two right ways of resizing may differ.
     probs = F.interpolate(torch.rand(60, 1, 3, 3), size=(16, 12), mode="bicubic")[:, 0].clamp(0, 1)
     masks = paste_masks(probs, boxes, height, width)
-    for mask, prob, box in zip(masks, probs, boxes):
+    for mask, prob, box in zip(masks, probs, boxes, strict=True):
         x0, y0, x1, y1 = (int(v) for v in box)
         x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
         whole = F.interpolate(prob[None, None], size=(y1 - y0, x1 - x0), mode="bilinear", antialias=True)[0, 0] > 0.5
@@ -104,13 +104,15 @@ def test_merge_reproduces_the_published_file(shared, name):
         predicted = [golden["predictions"][i]["segmentation"] for i in rows]
         boxes = [annotations[i]["bbox"] for i in rows]
         merged = merge_image(predicted, boxes, height=height, width=width)
-        for row, result in zip(rows, merged):
+        for row, result in zip(rows, merged, strict=True):
             assert result.segmentation == expected[row]["segmentation"]
             assert result.confidence == pytest.approx(expected[row]["confidence"], abs=1e-6)
         masks = torch.from_numpy(np.stack([mask_util.decode(rle).astype(bool) for rle in predicted]))
         assert merge_image(masks, boxes) == merged
         tensors = merge_masks(masks, boxes)
-        assert all((decode(m.segmentation, height, width).T == t.numpy()).all() for m, t in zip(merged, tensors))
+        assert all(
+            (t.numpy() == decode(m.segmentation, height, width).T).all() for m, t in zip(merged, tensors, strict=True)
+        )
         assert mask_confidence(tensors, boxes).tolist() == [m.confidence for m in merged]
         assert box_iou_exact(tensors, boxes).tolist() == [m.confidence_exact for m in merged]
 
@@ -169,7 +171,7 @@ def test_window_encoding_equals_pycocotools():
         mask[y0:y1, x0:x1] = rng.random((y1 - y0, x1 - x0)) < rng.choice([0.0, 0.5, 0.9, 1.0])
         rle = encode_window(mask[y0:y1, x0:x1].T, x0, y0, height, width)
         assert rle["counts"] == mask_util.encode(np.asfortranarray(mask))["counts"].decode()
-        assert (decode(rle, height, width).T == mask).all()
+        assert (mask == decode(rle, height, width).T).all()
         assert has_mask(rle) == mask.any()
     assert not has_mask([])
     assert not has_mask(None)
@@ -330,7 +332,7 @@ def test_full_disk_while_appending_results(tmp_path):
     os.symlink("/dev/full", tmp_path / "full")
     writer = ShardWriter(str(tmp_path), "0001-rank0000")
     writer._file.close()
-    writer._file = open(tmp_path / "full", "wb", buffering=0)
+    writer._file = open(tmp_path / "full", "wb", buffering=0)  # noqa: SIM115
     with pytest.raises(OSError, match="disk is full"):
         writer.append(1, [], [])
 

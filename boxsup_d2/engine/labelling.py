@@ -82,9 +82,7 @@ def _label_dataset(cfg: CfgNode, model: nn.Module, name: str, checkpoint: str) -
         writer.reset()
         return writer.evaluate()
     refined = CRFRefinedModel(model) if cfg.PSEUDO_MASKS.CRF else model
-    loader = build_detection_test_loader(
-        pending, mapper=_prompt_mapper(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
-    )
+    loader = build_detection_test_loader(pending, mapper=_prompt_mapper(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS)
     return inference_on_dataset(refined, loader, writer)
 
 

@@ -1,6 +1,6 @@
 """How well a mask fills its box: the confidence of a pseudo mask (methods A4 of ``docs/boxcaseg.md``)."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -19,7 +19,7 @@ def tight_boxes(masks: torch.Tensor) -> list[TightBox]:
     """
     columns, rows = masks.any(dim=1).cpu(), masks.any(dim=2).cpu()
     boxes: list[TightBox] = []
-    for in_column, in_row in zip(columns, rows):
+    for in_column, in_row in zip(columns, rows, strict=True):
         x, y = in_column.nonzero(), in_row.nonzero()
         boxes.append((int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1) if len(x) else None)
     return boxes
@@ -72,13 +72,13 @@ def mask_confidence(masks: torch.Tensor, boxes: torch.Tensor | Sequence[Sequence
     Returns:
         N float64 in 0..1, see :func:`published_confidence`.
     """
-    pairs = zip(tight_boxes(masks), _rows(boxes))
+    pairs = zip(tight_boxes(masks), _rows(boxes), strict=True)
     return torch.tensor([published_confidence(tight, box) for tight, box in pairs], dtype=torch.float64)
 
 
 def box_iou_exact(masks: torch.Tensor, boxes: torch.Tensor | Sequence[Sequence[float]]) -> torch.Tensor:
     """Exact box IoU of merged masks (N×H×W bool) and annotated boxes x, y, w, h: N float64 in 0..1."""
-    pairs = zip(tight_boxes(masks), _rows(boxes))
+    pairs = zip(tight_boxes(masks), _rows(boxes), strict=True)
     return torch.tensor([exact_confidence(tight, box) for tight, box in pairs], dtype=torch.float64)
 
 

@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import shutil
-from typing import Any, Callable, Iterable, Iterator, TextIO
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TextIO
 
 PROVENANCE_KEY = "boxsup_d2"
 # Describe a run and not what it made: a file that differs in these only is the same labelling.

@@ -4,7 +4,8 @@ Linear in the number of instances: one label map per image is painted in the ord
 inside its own tight box, and read back instance by instance inside the same boxes.
 """
 
-from typing import Any, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch

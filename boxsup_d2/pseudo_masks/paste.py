@@ -54,7 +54,7 @@ def paste_masks(
         return masks
     probs = probs.float()  # half precision moves the threshold by up to 5e-4
     corners: list[list[int]] = boxes.detach().to("cpu", torch.int64).tolist()
-    for mask, prob, (x0, y0, x1, y1) in zip(masks, probs, corners):
+    for mask, prob, (x0, y0, x1, y1) in zip(masks, probs, corners, strict=True):
         x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
         left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
         if left >= right or top >= bottom:

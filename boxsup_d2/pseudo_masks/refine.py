@@ -99,7 +99,7 @@ def refine_instance_masks(
         refined, probs = masks.clone(), masks.float() * (2 * certainty - 1) + (1 - certainty)
     else:
         refined, probs = masks > 0.5, masks.float()
-    for mask, prob, (x0, y0, x1, y1) in zip(refined, probs.cpu(), boxes.to("cpu", torch.int64).tolist()):
+    for mask, prob, (x0, y0, x1, y1) in zip(refined, probs.cpu(), boxes.to("cpu", torch.int64).tolist(), strict=True):
         band_x, band_y = int(margin * (x1 - x0)) + 1, int(margin * (y1 - y0)) + 1
         x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
         left, top = max(x0 - band_x, 0), max(y0 - band_y, 0)

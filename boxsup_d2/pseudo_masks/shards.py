@@ -9,7 +9,8 @@ import logging
 import os
 from array import array
 from collections import OrderedDict
-from typing import Any, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from boxsup_d2.pseudo_masks.format import disk_full_message
 from boxsup_d2.pseudo_masks.merge import MergedInstance
@@ -31,7 +32,7 @@ class ShardWriter:
         os.makedirs(folder, exist_ok=True)
         self.path = os.path.join(folder, name + _SUFFIX)
         # Without a buffer of its own: a line is the kernel's as soon as it is written.
-        self._file = open(self.path, "xb", buffering=0)
+        self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115 - closed by close()
 
     def append(self, image_id: Any, annotation_ids: Sequence[Any], instances: Sequence[MergedInstance]) -> None:
         """Write one image.

@@ -5,7 +5,8 @@ import math
 import os
 import shutil
 import time
-from typing import Any, Callable, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
