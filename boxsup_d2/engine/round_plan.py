@@ -1,0 +1,296 @@
+"""What a rounds config asks for: its steps, checked, each with its resolved config and its hash.
+
+Reads configs, writes nothing and runs nothing; :mod:`boxsup_d2.engine.rounds` does. Everything that can be wrong with
+a rounds config is found here, before the first step starts its night of training.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from boxsup_d2.engine.defaults import load_config, use_available_device
+
+__all__ = ["PlannedStep", "Step", "parse_rounds", "plan_rounds", "pseudo_mask_files", "weights_file"]
+
+# Fields of a step and of a round, with the types that yaml may give them.
+_STEP_FIELDS: dict[str, tuple[type, ...]] = {
+    "NAME": (str, int),
+    "CONFIG": (str,),
+    "OPTS": (list, tuple),
+    "EVAL_ONLY": (bool,),
+    "WEIGHTS": (str, int),
+    "PSEUDO_MASKS": (list, tuple, str),
+}
+_ROUND_FIELDS: dict[str, tuple[type, ...]] = {"NAME": (str, int), "STEPS": (list, tuple)}
+
+# Keys that say where and how a step runs, not what comes out of it: moving a run to another machine, or saving
+# checkpoints more often, must not throw a finished step away.
+_NEUTRAL_KEYS = frozenset(
+    {
+        "CUDNN_BENCHMARK",
+        "DATALOADER.NUM_WORKERS",
+        "MODEL.DEVICE",
+        "OUTPUT_DIR",
+        "PSEUDO_MASKS.STEP",
+        "ROUNDS",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "TEST.EVAL_PERIOD",
+        "VERSION",
+        "VIS_PERIOD",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step as the rounds config states it; ``config`` is a path, ``weights`` and ``pseudo_masks`` name steps."""
+
+    name: str
+    round: str
+    config: str
+    opts: tuple = ()
+    eval_only: bool = False
+    weights: str = ""
+    pseudo_masks: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the steps whose weights or pseudo masks it uses, each once."""
+        return tuple(dict.fromkeys([self.weights] * bool(self.weights) + list(self.pseudo_masks)))
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step with everything decided.
+
+    Attributes:
+        step: as stated in the rounds config.
+        cfg: its resolved config, frozen; ``OUTPUT_DIR`` is the step's own folder.
+        hash: sha256 (hex) of what determines its weights and pseudo masks, the needed steps' hashes included.
+        settings: the config values behind the hash, by key: those that differ from the defaults.
+        evaluation: the values that only determine what is measured in the end. Not in the hash: a finished training
+            is not thrown away because someone wants another metric.
+    """
+
+    step: Step
+    cfg: CfgNode
+    hash: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.step.name
+
+
+def weights_file(cfg: CfgNode) -> str:
+    """Where a step with this config leaves its weights."""
+    return os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+
+
+def pseudo_mask_files(cfg: CfgNode) -> tuple[str, ...]:
+    """The pseudo-mask files that a step with this config leaves, in the order of ``PSEUDO_MASKS.DATASETS``."""
+    folder = os.path.join(cfg.OUTPUT_DIR, "pseudo_masks")
+    return tuple(os.path.join(folder, f"{name}_pseudo.json") for name in cfg.PSEUDO_MASKS.DATASETS)
+
+
+def parse_rounds(rounds: Sequence[Any], rounds_file: str) -> list[Step]:
+    """Check the ``ROUNDS`` list of a config and return its steps in the order given.
+
+    Args:
+        rounds: ``cfg.ROUNDS``: ``{NAME, STEPS: [{NAME, CONFIG, OPTS, EVAL_ONLY, WEIGHTS, PSEUDO_MASKS}, ...]}`` each.
+        rounds_file: the file it came from; ``CONFIG`` paths are relative to its folder.
+
+    Raises:
+        ValueError: if a field is unknown, missing or of the wrong type, a name is taken twice or no folder name, or a
+            step needs one that does not come before it.
+        FileNotFoundError: if a step's config is absent.
+    """
+    steps: dict[str, Step] = {}
+    round_names: set[str] = set()
+    for number, entry in enumerate(rounds, 1):
+        where = f"{rounds_file}, ROUNDS entry {number}"
+        _check_fields(entry, _ROUND_FIELDS, required=("NAME", "STEPS"), where=where)
+        round_name = str(entry["NAME"])
+        if round_name in round_names:
+            raise ValueError(f"{where}: there are two rounds called {round_name}.")
+        round_names.add(round_name)
+        if not entry["STEPS"]:
+            raise ValueError(f"{where}: round {round_name} has no STEPS.")
+        for position, fields in enumerate(entry["STEPS"], 1):
+            where = f"{rounds_file}, round {round_name}, step {position}"
+            step = _parse_step(fields, round_name, where, os.path.dirname(rounds_file))
+            if step.name in steps:
+                raise ValueError(f"{where}: there are two steps called {step.name}; each has a folder of its own.")
+            _check_needs(step, steps, where)
+            steps[step.name] = step
+    return list(steps.values())
+
+
+def plan_rounds(cfg: CfgNode, args: argparse.Namespace) -> list[PlannedStep]:
+    """Resolve the configs of all steps of a rounds config, in order.
+
+    Overrides of the command line come last, after each step's ``OPTS``, except ``OUTPUT_DIR``, which names the folder
+    that the steps' folders are made in.
+
+    Args:
+        cfg: the rounds config, as :func:`boxsup_d2.engine.defaults.setup` returned it.
+        args: the command line: ``config_file``, ``opts``, ``num_gpus``.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`parse_rounds` and ``load_config``; if a step uses a data set that is
+            neither registered nor written by a step it names.
+    """
+    _refuse_other_keys(args.config_file)
+    pairs = zip(args.opts[0::2], args.opts[1::2], strict=True)
+    overrides = [word for pair in pairs if pair[0] not in ("OUTPUT_DIR", "ROUNDS") for word in pair]
+    defaults = _flat_values(load_config(""))
+    planned: dict[str, PlannedStep] = {}
+    for step in parse_rounds(cfg.ROUNDS, args.config_file):
+        step_cfg = load_config(step.config, [*step.opts, *overrides])
+        if step_cfg.ROUNDS:
+            raise ValueError(f"{step.config}, the config of step {step.name}, has ROUNDS of its own: list its steps.")
+        changed = {key: value for key, value in _flat_values(step_cfg).items() if value != defaults.get(key)}
+        settings, evaluation = _split_settings(changed)
+        use_available_device(step_cfg, args.num_gpus)
+        step_cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, step.name)
+        if "PSEUDO_MASKS.STEP" not in changed:
+            step_cfg.PSEUDO_MASKS.STEP = step.name  # the provenance of its files
+        if step.weights:
+            step_cfg.MODEL.WEIGHTS = weights_file(planned[step.weights].cfg)
+            settings.pop("MODEL.WEIGHTS", None)
+        files = [path for name in step.pseudo_masks for path in pseudo_mask_files(planned[name].cfg)]
+        for name in step.pseudo_masks:
+            if not planned[name].cfg.PSEUDO_MASKS.DATASETS:
+                raise ValueError(
+                    f"{args.config_file}: step {step.name} uses the pseudo masks of {name}, "
+                    f"which labels nothing: set PSEUDO_MASKS.DATASETS in {planned[name].step.config}."
+                )
+        step_cfg.DATASETS.PSEUDO_MASKS = (*step_cfg.DATASETS.PSEUDO_MASKS, *files)
+        _check_datasets(step, step_cfg)
+        step_cfg.freeze()
+        digest = _hash(step, settings, {name: planned[name].hash for name in step.needs})
+        planned[step.name] = PlannedStep(step, step_cfg, digest, settings, evaluation)
+    return list(planned.values())
+
+
+def _check_fields(entry: Any, fields: Mapping[str, tuple[type, ...]], required: Sequence[str], where: str) -> None:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{where}: expected fields ({', '.join(fields)}), found {entry!r}.")
+    for key, value in entry.items():
+        if key not in fields:
+            raise ValueError(f"{where}: unknown field {key}; there are {', '.join(fields)}.")
+        # bool is an int to Python, but "NAME: yes" is a slip
+        if not isinstance(value, fields[key]) or (isinstance(value, bool) and bool not in fields[key]):
+            kinds = " or ".join(kind.__name__ for kind in fields[key])
+            raise ValueError(f"{where}: {key} must be {kinds}, not {value!r}.")
+    for key in required:
+        if key not in entry:
+            raise ValueError(f"{where}: {key} is missing.")
+
+
+def _parse_step(fields: Any, round_name: str, where: str, folder: str) -> Step:
+    _check_fields(fields, _STEP_FIELDS, required=("NAME", "CONFIG"), where=where)
+    name = str(fields["NAME"])
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(f"{where}: NAME {name!r} names a folder: use letters, digits, - and _.")
+    config = os.path.join(folder, os.path.expanduser(fields["CONFIG"]))
+    if not os.path.isfile(config):
+        raise FileNotFoundError(f"{where} ({name}): there is no config file {config} (CONFIG is relative to the file).")
+    opts = fields.get("OPTS", ())
+    if len(opts) % 2:
+        raise ValueError(f"{where} ({name}): OPTS come in pairs KEY, VALUE; these are {len(opts)} words: {opts}")
+    sources = fields.get("PSEUDO_MASKS", ())
+    return Step(
+        name=name,
+        round=round_name,
+        config=config,
+        opts=tuple(opts),
+        eval_only=fields.get("EVAL_ONLY", False),
+        weights=str(fields.get("WEIGHTS", "")),
+        pseudo_masks=(sources,) if isinstance(sources, str) else tuple(str(source) for source in sources),
+    )
+
+
+def _check_needs(step: Step, earlier: Mapping[str, Step], where: str) -> None:
+    for name in step.needs:
+        if name not in earlier:
+            known = ", ".join(earlier) or "none"
+            raise ValueError(f"{where} ({step.name}): needs step {name}, which does not come before it ({known} do).")
+    if step.weights and earlier[step.weights].eval_only:
+        raise ValueError(f"{where} ({step.name}): WEIGHTS {step.weights} is EVAL_ONLY and leaves no weights.")
+
+
+def _check_datasets(step: Step, cfg: CfgNode) -> None:
+    """A misspelt data set should not show after the night's training that the first step took."""
+    labelled = [os.path.splitext(os.path.basename(path))[0] for path in cfg.DATASETS.PSEUDO_MASKS]
+    for name in labelled:
+        if labelled.count(name) > 1:
+            raise ValueError(f"{step.config}, step {step.name}: {name} would come from several steps; keep one.")
+    known = {*DatasetCatalog.list(), *labelled}
+    used = [*cfg.DATASETS.TEST, *cfg.PSEUDO_MASKS.DATASETS]
+    if not step.eval_only:
+        used += cfg.DATASETS.TRAIN
+    for name in used:
+        if name not in known:
+            raise ValueError(
+                f"{step.config}, step {step.name}: there is no data set {name}. Pseudo masks are called "
+                "<labelled data set>_pseudo, and their step is named in PSEUDO_MASKS of this one."
+            )
+
+
+def _refuse_other_keys(rounds_file: str) -> None:
+    """Any other key of a rounds config would be read by nothing; say so rather than let it look effective."""
+    content = CfgNode.load_yaml_with_base(rounds_file, allow_unsafe=True)
+    other = sorted(set(content) - {"ROUNDS", "OUTPUT_DIR", "VERSION"})
+    if other:
+        raise ValueError(
+            f"{rounds_file}: {', '.join(other)} beside ROUNDS would be ignored. Set it in the steps' configs or OPTS, "
+            "or on the command line, which goes to every step."
+        )
+
+
+def _flat_values(node: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """The config as ``{"MODEL.DEVICE": "cuda", ...}``, tuples as lists, as json would give them back."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            flat.update(_flat_values(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = json.loads(json.dumps(value, default=str))
+    return flat
+
+
+def _split_settings(changed: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What determines a step's outputs, and what determines only its evaluation.
+
+    Args:
+        changed: the values that differ from the defaults. The others do not count, so that a new version of this
+            package or of Detectron2 may add keys without making every finished step look changed.
+    """
+    settings: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
+    for key, value in sorted(changed.items()):
+        # PRECISE_BN, in spite of its name, changes the batch norms that training leaves
+        evaluates = key.startswith(("TEST.", "DATASETS.TEST")) and not key.startswith("TEST.PRECISE_BN.")
+        if key not in _NEUTRAL_KEYS:
+            (evaluation if evaluates else settings)[key] = value
+    return settings, evaluation
+
+
+def _hash(step: Step, settings: Mapping[str, Any], needed: Mapping[str, str]) -> str:
+    content = {
+        "settings": settings,
+        "eval_only": step.eval_only,
+        "weights": needed.get(step.weights, ""),
+        "pseudo_masks": [needed[name] for name in step.pseudo_masks],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,243 @@
+"""The round runner: several steps from one config, in order, going on after any crash.
+
+A rounds config lists named rounds of named steps; :mod:`boxsup_d2.engine.round_plan` reads it::
+
+    OUTPUT_DIR: output/voc
+    ROUNDS:
+      - NAME: "1"                     # --round 1 runs only its steps
+        STEPS:
+          - NAME: joint               # unique; writes to <OUTPUT_DIR>/joint
+            CONFIG: joint.yaml        # relative to this file
+            OPTS: [SEED, 1]           # optional overrides
+          - NAME: retrain
+            CONFIG: retrain.yaml
+            PSEUDO_MASKS: [joint]     # optional: train on what these steps labelled
+          # WEIGHTS: <step>           optional: start from this step's model_final.pth
+          # EVAL_ONLY: True           optional: label and evaluate, do not train
+
+Running the same command again, with or without ``--resume``, goes on where the last run stopped. ``rounds.json`` in
+``OUTPUT_DIR`` remembers each step with the hash of its config and of the steps that it needs:
+
+* a finished step whose hash is the same and whose outputs are still there is skipped;
+* an unfinished one goes on inside (checkpoint, already labelled images);
+* a finished one whose evaluation settings alone changed (``TEST.*``, ``DATASETS.TEST``) is only evaluated again;
+* a changed one, or one made from a former run of a step it needs, starts anew. Its former folder is never
+  overwritten, but renamed to ``<step>.<first 8 digits of its hash>``.
+
+Rank 0 decides and keeps the state, the other ranks follow.
+"""
+
+import argparse
+import contextlib
+import gc
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from tabulate import tabulate
+
+from boxsup_d2.data.datasets import apply_dataset_switches, register_pseudo_masks_from_cfg
+from boxsup_d2.engine.round_plan import PlannedStep, plan_rounds
+from boxsup_d2.engine.round_state import Decision, RoundsState, explain_write_errors
+
+__all__ = ["run_rounds"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+RunStep = Callable[..., Any]
+
+# Metrics for the table at the end, where a step has them.
+_MAIN_METRICS = ("mIoU*", "mIoU", "AP", "AP50")
+
+
+def run_rounds(cfg: CfgNode, args: argparse.Namespace, run_step: RunStep | None = None) -> dict[str, Any]:
+    """Run the steps of a rounds config in order, skipping what is done. Every rank calls it.
+
+    Args:
+        cfg: the rounds config, from :func:`boxsup_d2.engine.defaults.setup`.
+        args: the command line: ``config_file``, ``opts``, ``num_gpus``, ``round`` ("" runs all), ``eval_only``.
+        run_step: called as ``run_step(cfg, resume=bool, eval_only=bool)``; default
+            :func:`boxsup_d2.engine.step.run_step`.
+
+    Returns:
+        the results of the steps of this run by name, former runs' included; empty on ranks other than 0.
+
+    Raises:
+        ValueError, FileNotFoundError: if the rounds config is wrong (found before anything runs), the round does not
+            exist, or ``rounds.json`` is damaged.
+        RuntimeError: if a step that ``--round`` needs is not done, the folder cannot be written, or another run is at
+            work in it.
+    """
+    if args.eval_only:
+        raise ValueError(
+            "--eval-only is for the config of one step. In a rounds config give the step EVAL_ONLY: True; to measure "
+            "finished steps anew, change their TEST settings and run the rounds again."
+        )
+    if run_step is None:
+        from boxsup_d2.engine import step as step_module  # needs all of the package; the runner itself does not
+
+        run_step = step_module.run_step
+    plan = plan_rounds(cfg, args)
+    selected = _select_round(plan, args.round)
+    with _lock(cfg.OUTPUT_DIR):
+        state = _on_main(lambda: RoundsState(cfg.OUTPUT_DIR), share=False)
+        _on_main(lambda: _check_needed_rounds(state, plan, selected), share=False)
+        report: dict[str, str] = {}
+        for planned in selected:
+            decision = _on_main(partial(state.decide, planned))
+            report[planned.name] = {"skip": "done before", "evaluate": "evaluated"}.get(decision.action, "done")
+            logger.info("Step %s: %s (%s)", planned.name, decision.action, decision.reason)
+            if decision.action != "skip":
+                _run_one(planned, decision, state, run_step)
+    if not comm.is_main_process():
+        return {}
+    logger.info("Rounds in %s:\n%s", cfg.OUTPUT_DIR, _table(selected, state, report))
+    return {planned.name: state.steps[planned.name]["results"] for planned in selected}
+
+
+def _run_one(planned: PlannedStep, decision: Decision, state: RoundsState, run_step: RunStep) -> None:
+    """Run one step as decided, and keep the state."""
+    cfg = planned.cfg
+    _on_main(lambda: state.begin(planned, decision), share=False)
+    begun = time.perf_counter()
+    with _step_log(cfg):
+        # A step must not depend on which ones ran before it in this process.
+        seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+        apply_dataset_switches(cfg)
+        register_pseudo_masks_from_cfg(cfg)
+        try:
+            results = run_step(
+                cfg,
+                resume=decision.action != "start",
+                eval_only=planned.step.eval_only or decision.action == "evaluate",
+            )
+        except Exception as error:
+            if comm.is_main_process():
+                state.fail(planned, error)
+            raise
+    gc.collect()  # trainers and hooks refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    comm.synchronize()
+    _on_main(lambda: state.finish(planned, results, time.perf_counter() - begun), share=False)
+
+
+def _select_round(plan: list[PlannedStep], name: str) -> list[PlannedStep]:
+    names = list(dict.fromkeys(planned.step.round for planned in plan))
+    if name and name not in names:
+        raise ValueError(f"There is no round {name}; there are {', '.join(names)}.")
+    return [planned for planned in plan if name in ("", planned.step.round)]
+
+
+def _check_needed_rounds(state: RoundsState, plan: list[PlannedStep], selected: list[PlannedStep]) -> None:
+    """With --round, steps of other rounds are not run: what they leave must be there and up to date."""
+    by_name = {planned.name: planned for planned in plan}
+    chosen = {planned.name for planned in selected}
+    for name in dict.fromkeys(need for planned in selected for need in planned.step.needs):
+        decision = state.decide(by_name[name])
+        if name not in chosen and decision.action not in ("skip", "evaluate"):
+            raise RuntimeError(
+                f"Step {name} is needed, but has to run first ({decision.reason}): run --round "
+                f"{by_name[name].step.round}, or leave --round out to run everything that is not done."
+            )
+
+
+def _on_main(function: Callable[[], T], share: bool = True) -> T:
+    """Call a function on rank 0; every rank gets what it returned (``share``) and raises what it raised."""
+    value, error = None, None
+    if comm.is_main_process():
+        try:
+            value = function()
+        except Exception as caught:
+            error = caught
+    shared, error = comm.all_gather((value if share else None, error))[0]
+    if error is not None:
+        raise error
+    return shared if share else value  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _lock(output_dir: str) -> Iterator[None]:
+    """Keep a second run out of the folder. The system lets go of the lock when the process ends, however it ends."""
+    held = []
+
+    def acquire() -> None:
+        import fcntl  # absent on Windows, where Detectron2 does not run either
+
+        with explain_write_errors(output_dir):
+            os.makedirs(output_dir, exist_ok=True)
+            file = open(os.path.join(output_dir, "rounds.lock"), "a", encoding="utf-8")  # noqa: SIM115
+        try:
+            # lockf and not flock: data loader workers, which outlive a killed run for a while, do not inherit it
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.close()
+            raise RuntimeError(f"Another run is at work in {output_dir}: wait for it or end it.") from error
+        except OSError as error:  # some network file systems have no locks
+            logger.warning("%s cannot be locked (%s): see to it that only one run uses it.", output_dir, error)
+        held.append(file)
+
+    _on_main(acquire, share=False)
+    try:
+        yield
+    finally:
+        for file in held:
+            file.close()
+
+
+@contextlib.contextmanager
+def _step_log(cfg: CfgNode) -> Iterator[None]:
+    """Make the step's folder, save its config there, and log to it as well as to the rounds' own log."""
+    rank = comm.get_rank()
+
+    def prepare() -> None:
+        with explain_write_errors(cfg.OUTPUT_DIR):
+            os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+            with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w", encoding="utf-8") as file:
+                file.write(cfg.dump())
+
+    _on_main(prepare, share=False)
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)  # machines need not share their disks
+    handler = logging.FileHandler(os.path.join(cfg.OUTPUT_DIR, "log.txt" + (f".rank{rank}" if rank else "")))
+    handler.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S"))
+    loggers = [logging.getLogger(name) for name in ("boxsup_d2", "detectron2", "fvcore")]
+    for each in loggers:
+        each.addHandler(handler)
+    try:
+        yield
+    finally:
+        for each in loggers:
+            each.removeHandler(handler)
+        handler.close()
+
+
+def _flat_metrics(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for key, value in results.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat_metrics(value, f"{prefix}{key}/"))
+        elif isinstance(value, (int, float)):
+            flat[prefix + key] = value
+    return flat
+
+
+def _table(selected: list[PlannedStep], state: RoundsState, report: Mapping[str, str]) -> str:
+    """Round, step, status, minutes and main results of every step."""
+    rows = []
+    for planned in selected:
+        entry = state.steps[planned.name]
+        metrics = _flat_metrics(entry["results"])
+        main = {key: value for key, value in metrics.items() if key.rsplit("/", 1)[-1] in _MAIN_METRICS}
+        shown = list((main or metrics).items())[:6]
+        text = ", ".join(f"{key} {value:.4g}" for key, value in shown) or "-"
+        rows.append([planned.step.round, planned.name, report[planned.name], f"{entry['seconds'] / 60:.1f}", text])
+    return tabulate(rows, headers=["round", "step", "status", "minutes", "results"], disable_numparse=True)

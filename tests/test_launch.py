@@ -1,0 +1,263 @@
+"""Processes, devices, configs and the command line: what stands between a user and the first step."""
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from detectron2.config import get_cfg
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.utils import comm
+
+import boxsup_d2
+from boxsup_d2.config import add_boxsup_config
+from boxsup_d2.engine import defaults
+from boxsup_d2.engine import launch as launch_module
+from boxsup_d2.engine.defaults import default_argument_parser, load_config, setup, use_available_device
+from boxsup_d2.engine.launch import launch
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def parse(*words: str) -> argparse.Namespace:
+    return default_argument_parser().parse_args(list(words))
+
+
+# ------------------------------------------------------------------------------------------------ processes
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_processes_per_machine": -1}, "--num-gpus must be 0 or more"),
+        ({"num_processes_per_machine": 1, "num_machines": 2, "machine_rank": 2}, "ranks run from 0 to machines - 1"),
+        ({"num_processes_per_machine": 1, "num_machines": 0}, "--num-machines 0"),
+        ({"num_processes_per_machine": 1, "num_machines": 2}, "--dist-url auto works on one machine only"),
+    ],
+)
+def test_impossible_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        launch(pytest.fail, **arguments)
+
+
+def test_more_gpus_than_there_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="--num-gpus 2, but this machine has 1"):
+        launch(pytest.fail, 2)
+
+
+def test_gpus_are_left_to_detectron2(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    seen = []
+    monkeypatch.setattr(launch_module, "detectron2_launch", lambda *arguments: seen.append(arguments))
+    launch(print, 2, num_machines=3, machine_rank=1, dist_url="tcp://10.0.0.1:29500", args=("x",))
+    assert seen == [(print, 2, 3, 1, "tcp://10.0.0.1:29500", ("x",))]
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_one_process_runs_here(no_gpu, processes):
+    seen = []
+    launch(lambda *arguments: seen.append((os.getpid(), arguments)), processes, args=(1, 2))
+    assert seen == [(os.getpid(), (1, 2))]
+
+
+def _report(folder: str) -> None:
+    """Runs in a worker: everything that Detectron2 asks about the process group, and threads, goes to a file."""
+    gathered = comm.all_gather(comm.get_rank())
+    facts = [comm.get_world_size(), comm.get_local_size(), comm.get_local_rank(), torch.get_num_threads(), gathered]
+    with open(os.path.join(folder, str(comm.get_rank())), "w") as file:
+        yaml.safe_dump(facts, file)
+    comm.synchronize()
+
+
+def test_two_cpu_processes(no_gpu, monkeypatch, tmp_path):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    launch(_report, 2, args=(str(tmp_path),))
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    for rank in range(2):
+        assert yaml.safe_load((tmp_path / str(rank)).read_text()) == [2, 2, rank, threads, [0, 1]]
+
+
+def test_address_that_cannot_be_used_is_explained(monkeypatch):
+    def refuse(**_):
+        raise OSError("address already in use")
+
+    monkeypatch.setattr(launch_module.dist, "init_process_group", refuse)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(RuntimeError, match=r"cannot meet at tcp://x:1: address already in use.*--dist-url auto"):
+        launch_module._cpu_worker(0, print, 2, 2, 0, "tcp://x:1", ())
+
+
+# ------------------------------------------------------------------------------------------------ configs
+def write(path, content):
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return str(path)
+
+
+def test_load_config_merges_in_order(tmp_path):
+    write(tmp_path / "base.yaml", {"SEED": 1, "SOLVER": {"MAX_ITER": 5, "IMS_PER_BATCH": 2}})
+    leaf = write(tmp_path / "leaf.yaml", {"_BASE_": "base.yaml", "SOLVER": {"MAX_ITER": 6}})
+    cfg = load_config(leaf, ["SEED", "7", "DATASETS.TRAIN", "('a',)"])
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED, cfg.DATASETS.TRAIN) == (6, 2, 7, ("a",))
+    assert not cfg.is_frozen()
+
+
+def test_defaults_are_detectron2s_and_ours():
+    cfg = get_cfg()
+    add_boxsup_config(cfg)
+    assert load_config("") == cfg
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"SOLVER": {"BASE_LRR": 0.1}},
+            r"c\.yaml: there is no config key SOLVER.BASE_LRR. Did you mean SOLVER.BASE_LR",
+        ),
+        ({"SLOVER": {"BASE_LR": 0.1}}, "SLOVER.BASE_LR. Did you mean SOLVER.BASE_LR"),
+        ({"MODEL": {"BOXCASEG": {"ALFA": 0.1}}}, "MODEL.BOXCASEG.ALFA. Did you mean MODEL.BOXCASEG.ALPHA"),
+        ({"CHECKPOINT_PERIOD": 5}, "CHECKPOINT_PERIOD. Did you mean SOLVER.CHECKPOINT_PERIOD"),
+        ({"XYZZY": {"Q": 1}}, "no config key XYZZY.Q. See boxsup_d2/config.py"),
+        ({"SOLVER": {"MAX_ITER": "many"}}, r"c\.yaml: Type mismatch.*SOLVER.MAX_ITER"),
+        ({"SOLVER": 3}, r"c\.yaml: SOLVER is a section; give values to its keys, for example SOLVER\.[A-Z_]+\.$"),
+        ({"SOLVER": {"MAX_ITER": {"A": 1}}}, r"c\.yaml: there is no config key SOLVER.MAX_ITER.A"),
+        ("SOLVER: [", r"c\.yaml is not valid yaml"),
+        ("", r"c\.yaml, or a _BASE_ of it, holds no KEY: VALUE pairs"),
+        ("word", r"c\.yaml, or a _BASE_ of it, holds no KEY: VALUE pairs"),
+    ],
+)
+def test_mistakes_in_a_config_name_file_key_and_fix(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(write(tmp_path / "c.yaml", content))
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config file .*nowhere\.yaml"):
+        load_config(str(tmp_path / "nowhere.yaml"))
+    leaf = write(tmp_path / "leaf.yaml", {"_BASE_": "gone.yaml"})
+    with pytest.raises(FileNotFoundError, match=r"leaf\.yaml has a _BASE_ that does not exist: .*gone\.yaml"):
+        load_config(leaf)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["SOLVER.BASE_LR"], "in pairs KEY VALUE; these are 1 words"),
+        (["SEED", "1", "--resume"], "--resume comes after the overrides.*before the first KEY VALUE"),
+        (["SOLVER.MAX_ITERS", "3"], "no config key SOLVER.MAX_ITERS. Did you mean SOLVER.MAX_ITER"),
+        (["seed", "3"], "no config key seed. Did you mean SEED"),
+        (["SOLVER.MAX_ITER", "x"], "Override SOLVER.MAX_ITER x: Type mismatch"),
+    ],
+)
+def test_mistakes_in_overrides(opts, message):
+    with pytest.raises(ValueError, match=message):
+        load_config("", opts)
+
+
+# ------------------------------------------------------------------------------------------------ devices and setup
+@pytest.mark.parametrize(
+    ("device", "gpu", "num_gpus", "expected", "tell"),
+    [
+        ("cuda", False, 1, "cpu", True),
+        ("cuda", False, 0, "cpu", False),
+        ("cuda:1", False, None, "cpu", True),
+        ("cpu", False, 1, "cpu", False),
+        ("cuda", True, 1, "cuda", False),
+        ("cuda", True, 0, "cpu", False),
+        ("cpu", True, 1, "cpu", False),
+    ],
+)
+def test_device(monkeypatch, device, gpu, num_gpus, expected, tell):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    cfg = load_config("", ["MODEL.DEVICE", device])
+    assert use_available_device(cfg, num_gpus) is tell
+    assert expected == cfg.MODEL.DEVICE
+
+
+@pytest.fixture
+def quiet_setup(monkeypatch):
+    """setup() without Detectron2's loggers, which would stay for all tests after this one."""
+    calls = []
+    monkeypatch.setattr(defaults, "default_setup", lambda cfg, args: calls.append("default_setup"))
+    monkeypatch.setattr(defaults, "setup_logger", lambda *arguments, **options: calls.append(options["name"]))
+    return calls
+
+
+def test_setup_warns_once_and_freezes(no_gpu, quiet_setup, tmp_path, caplog):
+    config = write(tmp_path / "c.yaml", {"VERSION": 2, "OUTPUT_DIR": str(tmp_path / "out")})
+    with caplog.at_level(logging.WARNING):
+        cfg = setup(parse("--config-file", config))
+    assert [record.getMessage() for record in caplog.records] == [
+        "No GPU is available: running on the CPU, in 1 process(es)."
+    ]
+    assert cfg.MODEL.DEVICE == "cpu"
+    assert cfg.is_frozen()
+    assert (tmp_path / "out").is_dir()
+    assert quiet_setup == ["boxsup_d2", "default_setup"]
+    caplog.clear()
+    setup(parse("--config-file", config, "MODEL.DEVICE", "cpu"))
+    assert not caplog.records, "who asks for the CPU needs no warning"
+
+
+def test_setup_registers_pseudo_masks(no_gpu, quiet_setup, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(defaults, "register_pseudo_masks_from_cfg", lambda cfg: seen.extend(cfg.DATASETS.PSEUDO_MASKS))
+    config = write(tmp_path / "c.yaml", {"OUTPUT_DIR": str(tmp_path), "DATASETS": {"PSEUDO_MASKS": ["a.json"]}})
+    setup(parse("--config-file", config))
+    assert seen == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        ([], ValueError, "pass --config-file"),
+        (["--config-file", "gone.yaml"], FileNotFoundError, r"gone\.yaml"),
+        (["--config-file", "{config}", "--round", "1"], ValueError, "config of one step, it has no ROUNDS"),
+        (
+            ["--config-file", "{config}", "OUTPUT_DIR", "{config}/out"],
+            RuntimeError,
+            "cannot be made.*OUTPUT_DIR <folder>",
+        ),
+    ],
+)
+def test_setup_refuses(quiet_setup, tmp_path, words, error, message):
+    config = write(tmp_path / "c.yaml", {"SEED": 1})
+    with pytest.raises(error, match=message):
+        setup(parse(*(word.format(config=config) for word in words)))
+    assert not quiet_setup
+
+
+def test_cpu_model_in_gpu_processes_is_refused(monkeypatch, quiet_setup, tmp_path):
+    monkeypatch.setattr(defaults.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(defaults.dist, "get_backend", lambda: "nccl")
+    config = write(tmp_path / "c.yaml", {"SEED": 1})
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES="):
+        setup(parse("--config-file", config, "--num-gpus", "2", "MODEL.DEVICE", "cpu"))
+
+
+# ------------------------------------------------------------------------------------------------ command line, package
+def test_train_net_answers_help(project_root):
+    script = project_root / "train_net.py"
+    assert len(script.read_text().splitlines()) <= 100
+    answer = subprocess.run(
+        [sys.executable, str(script), "--help"], capture_output=True, text=True, check=True, cwd=project_root
+    ).stdout
+    for option in ("--config-file", "--num-gpus", "--num-machines", "--machine-rank", "--dist-url", "--eval-only"):
+        assert option in answer
+    assert "--resume" in answer
+    assert "--round NAME" in answer
+
+
+def test_import_registers():
+    assert boxsup_d2.__version__
+    for name in ("BoxCaseg", "BoxFill", "GrabCut"):
+        assert name in META_ARCH_REGISTRY
+    assert "build_timm_backbone" in BACKBONE_REGISTRY
