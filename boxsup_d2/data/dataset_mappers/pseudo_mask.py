@@ -1,4 +1,4 @@
-"""Training mapper of networks that are retrained on pseudo masks (methods.md A5)."""
+"""Training mapper of networks that are retrained on pseudo masks (BoxCaseg, third step)."""
 
 from typing import Any
 

@@ -5,7 +5,7 @@ from detectron2.structures import Boxes, Instances
 
 
 def truncate_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """Whole-pixel boxes inside the image: corners truncated, at least one pixel (methods.md A4).
+    """Whole-pixel boxes inside the image: corners truncated, at least one pixel, as BoxCaseg crops them.
 
     Args:
         boxes: N×4 float, x0, y0, x1, y1 in pixels.

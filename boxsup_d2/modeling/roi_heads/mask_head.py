@@ -1,4 +1,4 @@
-"""Mask head whose loss is governed by how far each ground-truth mask can be trusted (methods.md A4, A5).
+"""Mask head whose loss is governed by how far each ground-truth mask can be trusted (BoxCaseg, third step).
 
 Shapes: B foreground RoIs of all images of the batch, C classes (1 when class-agnostic), M side of the predicted mask.
 """
