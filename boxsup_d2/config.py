@@ -115,6 +115,9 @@ def add_boxsup_config(cfg: CN) -> None:
     # ---------------------------------------------------------------- solver
     # Power of the polynomial decay of LR_SCHEDULER_NAME "WarmupPolyLR", stepped every iteration.
     cfg.SOLVER.POLY_LR_POWER = 0.9
+    # Passes over the training data of BoxCropDatasetMapper; replaces MAX_ITER where positive. One pass shows every
+    # sample once; where DATALOADER.BOX_RATIO mixes, every salient image once (BoxCaseg counts so).
+    cfg.SOLVER.MAX_EPOCHS = 0
 
     # ---------------------------------------------------------------- labelling
     cfg.PSEUDO_MASKS = CN()

@@ -80,7 +80,7 @@ class BoxSupCheckpointer(DetectionCheckpointer):
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         # A wrong file matches nothing; Detectron2 only warns and then trains or labels with random weights.
-        model_keys = set(self.model.state_dict())
+        model_keys = {name for name, _ in self.model.named_parameters()}
         if model_keys and model_keys <= set(incompatible.missing_keys) | {k for k, *_ in incompatible.incorrect_shapes}:
             raise RuntimeError(
                 "no parameter of the checkpoint fits the model: check that MODEL.WEIGHTS belongs to this config's "

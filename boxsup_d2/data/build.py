@@ -151,6 +151,11 @@ class JointDataset(torch.utils.data.IterableDataset):
         super().__init__()
         image_ids = np.array([s["image"] for s in samples], dtype=np.int64)
         is_box = np.array(["box" in s for s in samples], dtype=bool)
+        if box_ratio >= 0 and not (box_ratio < 1 and is_box.any() and (~is_box).any()):
+            raise ValueError(
+                f"DATALOADER.BOX_RATIO ({box_ratio}) mixes boxes with salient images: it must be below 1, and "
+                "DATASETS.TRAIN must hold both; -1 takes what there is"
+            )
         logger.info("Training on %d boxes and %d salient images", is_box.sum(), (~is_box).sum())
         drop_probs = None
         if overlap_drop_prob > 0 and is_box.any():
@@ -160,11 +165,6 @@ class JointDataset(torch.utils.data.IterableDataset):
         self.batch_size = batch_size
         self.num_boxes = round(batch_size * box_ratio) if box_ratio >= 0 else -1
         kinds = [np.flatnonzero(is_box), np.flatnonzero(~is_box)] if box_ratio >= 0 else [np.arange(len(samples))]
-        if box_ratio >= 0 and not (is_box.any() and (~is_box).any()):
-            raise ValueError(
-                "DATALOADER.BOX_RATIO mixes boxes with salient images, but DATASETS.TRAIN holds only one of the two: "
-                "add the other, or set BOX_RATIO to -1"
-            )
         self._positions = kinds
         self._samplers = [
             ImageWindowSampler(
@@ -172,6 +172,8 @@ class JointDataset(torch.utils.data.IterableDataset):
             )
             for kind in kinds
         ]
+        # In samples of this data set's kind mix, over all ranks.
+        self.samples_per_epoch = len(samples) if box_ratio < 0 else round((~is_box).sum() / (1 - box_ratio))
         # Serialised once: worker processes then share the memory instead of copying millions of Python objects.
         self._samples = DatasetFromList(samples, copy=False, serialize=True)
         self._mapper = mapper

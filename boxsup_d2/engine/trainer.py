@@ -1,6 +1,7 @@
 """The trainer: Detectron2's, with our loaders, evaluators, schedules and labelling."""
 
 import logging
+import math
 import weakref
 from collections import OrderedDict
 from typing import Any
@@ -40,6 +41,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        cfg = set_max_iter(cfg, data_loader)
         on_gpu = next(model.parameters()).is_cuda
         model = create_ddp_model(
             model, broadcast_buffers=False, device_ids=[comm.get_local_rank()] if on_gpu else None
@@ -120,3 +122,22 @@ class Trainer(DefaultTrainer):
                     print_csv_format(found)
                     results.update(found)
         return next(iter(by_dataset.values())) if len(by_dataset) == 1 else by_dataset
+
+
+def set_max_iter(cfg: CfgNode, data_loader: Any) -> CfgNode:
+    """The config with ``SOLVER.MAX_ITER`` computed from ``SOLVER.MAX_EPOCHS``, where that is set.
+
+    Raises:
+        ValueError: the loader is one of Detectron2's, which do not count epochs.
+    """
+    if cfg.SOLVER.MAX_EPOCHS <= 0:
+        return cfg
+    samples = getattr(data_loader.dataset, "samples_per_epoch", None) if hasattr(data_loader, "dataset") else None
+    if samples is None:
+        raise ValueError(f"SOLVER.MAX_EPOCHS is for BoxCropDatasetMapper; with {cfg.INPUT.TRAIN_MAPPER} set MAX_ITER")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.MAX_ITER = math.ceil(samples * cfg.SOLVER.MAX_EPOCHS / cfg.SOLVER.IMS_PER_BATCH)
+    cfg.freeze()
+    logger.info("%g epochs of %d samples: %d iterations", cfg.SOLVER.MAX_EPOCHS, samples, cfg.SOLVER.MAX_ITER)
+    return cfg

@@ -5,6 +5,8 @@ names below ``net.``, which for HRNet are also the published ones.
 """
 
 
+import difflib
+
 import timm
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -49,7 +51,7 @@ class TimmBackbone(Backbone):
         """
         super().__init__()
         if not timm.is_model(name):
-            similar = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "see timm.list_models()"
+            similar = ", ".join(difflib.get_close_matches(name, timm.list_models())) or "see timm.list_models()"
             raise ValueError(f"MODEL.TIMM.NAME '{name}' is not a timm model; similar ones: {similar}")
         # timm's HRNet takes its features from the classification head's convolutions unless told otherwise.
         kwargs = {"feature_location": ""} if name.startswith("hrnet") else {}
