@@ -533,11 +533,13 @@ def test_killed_run_goes_on(tmp_path, project_root, processes):
     environment = os.environ | {"PYTHONPATH": str(project_root), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
     lines = [out / "second" / f"lines.{rank}" for rank in range(processes)]
-    with subprocess.Popen(
-        command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as run:
+    log = tmp_path / "log"
+    with (
+        log.open("w") as file,
+        subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=file, stderr=file) as run,
+    ):
         _wait_for(lambda: run.poll() is not None or all(p.exists() and len(p.read_text()) > 40 for p in lines))
-        assert run.poll() is None, "ended before it could be killed"
+        assert run.poll() is None, f"ended before it could be killed: {log.read_text()[-2000:]}"
         workers = _children(run.pid)
         run.send_signal(signal.SIGKILL)
     _wait_for(lambda: all(_gone(pid) for pid in workers), 30)  # no orphans that go on writing

@@ -92,7 +92,8 @@ def run_rounds(cfg: CfgNode, args: argparse.Namespace, run_step: RunStep | None 
         _on_main(lambda: _check_needed_rounds(state, plan, selected), share=False)
         report: dict[str, str] = {}
         for planned in selected:
-            decision = _on_main(partial(state.decide, planned))
+            # state is None on the other ranks, so its method is not looked up here
+            decision = _on_main(partial(RoundsState.decide, state, planned))
             report[planned.name] = {"skip": "done before", "evaluate": "evaluated"}.get(decision.action, "done")
             logger.info("Step %s: %s (%s)", planned.name, decision.action, decision.reason)
             if decision.action != "skip":
