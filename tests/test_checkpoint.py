@@ -10,7 +10,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from boxsup_d2.checkpoint import BoxSupCheckpointer, convert_efficientnet_lite, file_sha256
+from boxsup_d2.checkpoint import BoxSupCheckpointer, convert_efficientnet_lite
 from boxsup_d2.modeling.backbone import TimmBackbone
 
 
@@ -132,11 +132,6 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_1.pth"]
     assert (tmp_path / "model_1.pth").read_bytes() == good
     assert BoxSupCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)["iteration"] == 1
-
-
-def test_sha256_of_a_file(tmp_path):
-    (tmp_path / "x").write_bytes(b"abc")
-    assert file_sha256(str(tmp_path / "x")).startswith("ba7816bf8f01cfea")
 
 
 def test_hrnet_fuses_bilinearly_and_takes_any_levels():

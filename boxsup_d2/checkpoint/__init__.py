@@ -1,6 +1,6 @@
 """Checkpoints: Detectron2's format, the published systems', and weights that come inside Python packages."""
 
-from boxsup_d2.checkpoint.checkpointer import BoxSupCheckpointer, PackagePathHandler, file_sha256
+from boxsup_d2.checkpoint.checkpointer import BoxSupCheckpointer, PackagePathHandler
 from boxsup_d2.checkpoint.formats import convert_efficientnet_lite, convert_published_boxcaseg
 
 __all__ = [
@@ -8,5 +8,4 @@ __all__ = [
     "PackagePathHandler",
     "convert_efficientnet_lite",
     "convert_published_boxcaseg",
-    "file_sha256",
 ]

@@ -1,6 +1,5 @@
 """Detectron2's checkpointer, with the formats of the published systems and clear errors."""
 
-import hashlib
 import importlib.util
 import logging
 import os
@@ -106,15 +105,6 @@ def recognise(loaded: dict[str, Any]) -> dict[str, Any]:
         logger.info("EfficientNet-lite0 (ImageNet) weights: parameters renamed")
         return {"model": convert_efficientnet_lite(state), "matching_heuristics": True}
     return loaded
-
-
-def file_sha256(path: str) -> str:
-    """Hex sha256 of a file (any path that Detectron2's PathManager knows), read in blocks."""
-    digest = hashlib.sha256()
-    with PathManager.open(path, "rb") as f:
-        for block in iter(lambda: f.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class PackagePathHandler(PathHandler):

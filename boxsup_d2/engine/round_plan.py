@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from boxsup_d2.engine.defaults import load_config, use_available_device
+from boxsup_d2.engine.labelling import pseudo_mask_path
 
 __all__ = ["PlannedStep", "Step", "parse_rounds", "plan_rounds", "pseudo_mask_files", "weights_file"]
 
@@ -98,8 +99,7 @@ def weights_file(cfg: CfgNode) -> str:
 
 def pseudo_mask_files(cfg: CfgNode) -> tuple[str, ...]:
     """The pseudo-mask files that a step with this config leaves, in the order of ``PSEUDO_MASKS.DATASETS``."""
-    folder = os.path.join(cfg.OUTPUT_DIR, "pseudo_masks")
-    return tuple(os.path.join(folder, f"{name}_pseudo.json") for name in cfg.PSEUDO_MASKS.DATASETS)
+    return tuple(pseudo_mask_path(cfg.OUTPUT_DIR, name) for name in cfg.PSEUDO_MASKS.DATASETS)
 
 
 def parse_rounds(rounds: Sequence[Any], rounds_file: str) -> list[Step]:

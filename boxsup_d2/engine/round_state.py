@@ -17,7 +17,7 @@ from typing import Any
 import boxsup_d2
 from boxsup_d2.engine.round_plan import PlannedStep, pseudo_mask_files, weights_file
 
-__all__ = ["Decision", "RoundsState", "explain_write_errors"]
+__all__ = ["Decision", "RoundsState", "explain_write_errors", "missing_outputs"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class RoundsState:
                 return Decision("start", f"it was made from a former run of {name}", aside)
         if entry["status"] != "finished":
             return Decision("resume", entry.get("error", "it was interrupted"))
-        missing = self.missing_outputs(planned)
+        missing = missing_outputs(planned)
         if "weights" in missing:
             return Decision("start", f"{missing['weights']} is gone", aside)
         if missing:
@@ -96,13 +96,6 @@ class RoundsState:
         if entry["evaluation"] != planned.evaluation:
             return Decision("evaluate", "its evaluation settings changed")
         return Decision("skip", f"finished {entry['finished']}")
-
-    def missing_outputs(self, planned: PlannedStep) -> dict[str, str]:
-        """Files that the step should have left and that are not there: kind or data set -> path."""
-        expected = dict(zip(planned.cfg.PSEUDO_MASKS.DATASETS, pseudo_mask_files(planned.cfg), strict=True))
-        if not planned.step.eval_only:
-            expected = {"weights": weights_file(planned.cfg), **expected}
-        return {kind: path for kind, path in expected.items() if not os.path.exists(path)}
 
     def begin(self, planned: PlannedStep, decision: Decision) -> None:
         """Remember that a step runs, after moving what a former run left in its folder aside."""
@@ -133,7 +126,7 @@ class RoundsState:
         Raises:
             RuntimeError: if it did not leave the weights or pseudo masks that its config promises.
         """
-        missing = self.missing_outputs(planned)
+        missing = missing_outputs(planned)
         if missing:
             raise RuntimeError(f"Step {planned.name} ended, but did not write {', '.join(missing.values())}.")
         outputs: dict[str, Any] = {
@@ -141,12 +134,16 @@ class RoundsState:
         }
         if not planned.step.eval_only:
             outputs["weights"] = os.path.relpath(weights_file(planned.cfg), self.output_dir)
-        self.steps[planned.name].update(
+        entry = self.steps[planned.name]
+        # What an evaluation alone did not label again keeps the figures of its labelling.
+        former = entry.get("results", {})
+        kept = {name: former[name] for name in planned.cfg.PSEUDO_MASKS.DATASETS if name in former}
+        entry.update(
             status="finished",
             finished=_now(),
-            seconds=round(seconds, 1),
+            seconds=round(entry.get("seconds", 0.0) + seconds, 1),
             evaluation=planned.evaluation,
-            results=_plain(results or {}),
+            results={**kept, **_plain(results or {})},
             outputs=outputs,
         )
         self.write()
@@ -168,6 +165,14 @@ class RoundsState:
             number += 1
             aside = f"{folder}.{tag}.{number}"
         return aside
+
+
+def missing_outputs(planned: PlannedStep) -> dict[str, str]:
+    """Files that a step should have left and that are not there: "weights" or the labelled data set -> path."""
+    expected = dict(zip(planned.cfg.PSEUDO_MASKS.DATASETS, pseudo_mask_files(planned.cfg), strict=True))
+    if not planned.step.eval_only:
+        expected = {"weights": weights_file(planned.cfg), **expected}
+    return {kind: path for kind, path in expected.items() if not os.path.exists(path)}
 
 
 @contextlib.contextmanager

@@ -44,8 +44,8 @@ from detectron2.utils.env import seed_all_rng
 from tabulate import tabulate
 
 from boxsup_d2.data.datasets import apply_dataset_switches, register_pseudo_masks_from_cfg
-from boxsup_d2.engine.round_plan import PlannedStep, plan_rounds
-from boxsup_d2.engine.round_state import Decision, RoundsState, explain_write_errors
+from boxsup_d2.engine.round_plan import PlannedStep, plan_rounds, weights_file
+from boxsup_d2.engine.round_state import Decision, RoundsState, explain_write_errors, missing_outputs
 
 __all__ = ["run_rounds"]
 
@@ -107,9 +107,11 @@ def run_rounds(cfg: CfgNode, args: argparse.Namespace, run_step: RunStep | None 
 def _run_one(planned: PlannedStep, decision: Decision, state: RoundsState, run_step: RunStep) -> None:
     """Run one step as decided, and keep the state."""
     cfg = planned.cfg
+    if decision.action == "evaluate":
+        cfg = _evaluation_config(planned, list(_on_main(partial(missing_outputs, planned))))
     _on_main(lambda: state.begin(planned, decision), share=False)
     begun = time.perf_counter()
-    with _step_log(cfg):
+    with _step_log(planned.cfg):
         # A step must not depend on which ones ran before it in this process.
         seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
@@ -130,6 +132,17 @@ def _run_one(planned: PlannedStep, decision: Decision, state: RoundsState, run_s
         torch.cuda.empty_cache()
     comm.synchronize()
     _on_main(lambda: state.finish(planned, results, time.perf_counter() - begun), share=False)
+
+
+def _evaluation_config(planned: PlannedStep, unlabelled: list[str]) -> CfgNode:
+    """The config to evaluate a finished step again: its own weights, and no labelling but of what is missing."""
+    cfg = planned.cfg.clone()
+    cfg.defrost()
+    cfg.PSEUDO_MASKS.DATASETS = tuple(unlabelled)
+    if not planned.step.eval_only:
+        cfg.MODEL.WEIGHTS = weights_file(cfg)
+    cfg.freeze()
+    return cfg
 
 
 def _select_round(plan: list[PlannedStep], name: str) -> list[PlannedStep]:

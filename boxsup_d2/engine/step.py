@@ -32,8 +32,10 @@ def run_step(cfg: CfgNode, *, resume: bool, eval_only: bool) -> OrderedDict:
         # EvalHook leaves nothing behind where there is nothing to evaluate.
         return OrderedDict(**trainer.label_results, **getattr(trainer, "_last_eval_results", {}))
     model = Trainer.build_model(cfg)
-    BoxSupCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    results = OrderedDict(label_datasets(cfg, model))
+    checkpointer = BoxSupCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    weights = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
+    checkpointer.load(weights, checkpointables=[])
+    results = OrderedDict(label_datasets(cfg, model, weights))
     results.update(Trainer.test(cfg, model))
     if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
         verify_results(cfg, results)

@@ -22,6 +22,7 @@ from boxsup_d2.compat import reset_data_loader
 from boxsup_d2.data import build_test_loader, build_train_loader
 from boxsup_d2.engine.hooks import PseudoMaskHook
 from boxsup_d2.evaluation import build_evaluator
+from boxsup_d2.pseudo_masks.refine import CRFRefinedModel
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ValueError(f"{cfg.MODEL.META_ARCHITECTURE} has no parameters to train: run it with --eval-only")
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         cfg = set_max_iter(cfg, data_loader)
@@ -114,9 +117,12 @@ class Trainer(DefaultTrainer):
         for name in cfg.DATASETS.TEST:
             results = by_dataset.setdefault(name, OrderedDict())
             for task in cfg.TEST.TASKS:
-                loader = build_test_loader(cfg, name, box_prompts=task == "box_to_mask")
+                prompted = task == "box_to_mask"
+                loader = build_test_loader(cfg, name, box_prompts=prompted)
+                # Refined like the labels would be, so that the metric speaks of what gets written.
+                method = CRFRefinedModel(model) if prompted and cfg.PSEUDO_MASKS.CRF else model
                 folder = f"{cfg.OUTPUT_DIR}/inference/{name}"
-                found = inference_on_dataset(model, loader, build_evaluator(cfg, name, task, folder))
+                found = inference_on_dataset(method, loader, build_evaluator(cfg, name, task, folder))
                 if comm.is_main_process():
                     logger.info("%s on %s:", task, name)
                     print_csv_format(found)

@@ -1,5 +1,6 @@
 """Training samples of box-to-mask networks: a jittered crop around one box, or a salient image with its mask."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -60,7 +61,7 @@ class BoxCropDatasetMapper:
         self.salient_flip = _FLIP_CODES[salient_flip]
         self.antialias = antialias
         self.cached_images = cached_images
-        self._read = None
+        self._read: Callable[[str], np.ndarray] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:

@@ -25,6 +25,9 @@ from boxsup_d2.modeling.meta_arch.box_to_mask import box_to_mask_instances
 class BoxCaseg(nn.Module):
     """Backbone, box head and salient head, their losses, and inference from boxes to masks."""
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     @configurable
     def __init__(
         self,

@@ -1,0 +1,172 @@
+"""The trainer: real small trainings on toy scenes, resumed, killed, and in two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from boxsup_d2.data.toy_scenes import write_toy_datasets
+from boxsup_d2.engine.defaults import load_config
+from boxsup_d2.engine.step import run_step
+from boxsup_d2.engine.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = [
+    "MODEL.DEVICE", "cpu",
+    "MODEL.WEIGHTS", "",
+    "MODEL.FPN.OUT_CHANNELS", 8,
+    "MODEL.BOXCASEG.HEAD_CHANNELS", 8,
+    "INPUT.BOX_CROP.TRAIN_SIZE", 32,
+    "INPUT.BOX_CROP.SALIENT_SIZE", 36,
+    "INPUT.BOX_CROP.TEST_SIZE", 32,
+    "DATALOADER.NUM_WORKERS", 0,
+    "SOLVER.IMS_PER_BATCH", 4,
+    "SOLVER.WARMUP_ITERS", 0,
+    "SOLVER.MAX_ITER", 6,
+    "SOLVER.CHECKPOINT_PERIOD", 3,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    root = tmp_path_factory.mktemp("toy")
+    write_toy_datasets(root, num_train=6, num_salient=6, num_val=3, size=96)
+    return str(root)
+
+
+@pytest.fixture
+def cfg(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", toy)
+    return load_config(str(ROOT / "configs/quick/voc-joint.yaml"), [*SMALL, "OUTPUT_DIR", str(tmp_path / "out")])
+
+
+def train(cfg, resume=False):
+    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+    return run_step(cfg, resume=resume, eval_only=False)
+
+
+def test_a_step_trains_labels_and_evaluates(cfg):
+    results = train(cfg)
+    assert 0 <= results["box_to_mask"]["mIoU*"] <= 100
+    assert results["voc_2012_train_aug_box"]["pseudo_masks"]
+    labelled = json.loads(Path(cfg.OUTPUT_DIR, "pseudo_masks/voc_2012_train_aug_box_pseudo.json").read_text())
+    assert all("confidence" in a for a in labelled["annotations"]) and labelled["annotations"]
+    assert labelled["info"]["boxsup_d2"]["checkpoint"].endswith("model_final.pth")
+
+
+def test_resuming_restores_weights_optimizer_schedule_and_iteration(cfg):
+    train(cfg)
+    last = torch.load(Path(cfg.OUTPUT_DIR, "model_final.pth"), weights_only=True)
+    Path(cfg.OUTPUT_DIR, "last_checkpoint").write_text("model_0000002.pth")
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 3
+    saved = torch.load(Path(cfg.OUTPUT_DIR, "model_0000002.pth"), weights_only=True)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, saved["model"][name]), name
+    momenta = [s["momentum_buffer"] for s in trainer.optimizer.state.values()]
+    assert momenta and all(torch.isfinite(m).all() for m in momenta) and any(m.abs().sum() > 0 for m in momenta)
+    assert trainer.scheduler.last_epoch == 3
+    trainer.train()
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-6)
+    again = torch.load(Path(cfg.OUTPUT_DIR, "model_final.pth"), weights_only=True)
+    assert again["iteration"] == last["iteration"] == 5
+
+
+def test_a_resumed_run_sees_other_samples_than_the_first_one_did(cfg):
+    first = Trainer(cfg)
+    seen = next(iter(first.data_loader))
+    cfg.SEED = 1
+    from boxsup_d2.data import build_train_loader
+
+    resumed = next(iter(build_train_loader(cfg, start_iter=3)))
+    same = next(iter(build_train_loader(cfg, start_iter=0)))
+    order = [x["is_salient"] for x in seen]
+    assert [x["is_salient"] for x in same] == order
+    assert any(not torch.equal(a["image"], b["image"]) for a, b in zip(seen, resumed, strict=True))
+
+
+def test_same_seed_gives_the_same_network(cfg, tmp_path):
+    weights = []
+    for name in ("a", "b"):
+        cfg.OUTPUT_DIR = str(tmp_path / name)
+        cfg.PSEUDO_MASKS.DATASETS = cfg.DATASETS.TEST = ()
+        from detectron2.utils.env import seed_all_rng
+
+        seed_all_rng(5)
+        train(cfg)
+        weights.append(torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"])
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_epochs_are_turned_into_iterations(cfg):
+    cfg.SOLVER.MAX_EPOCHS = 2
+    trainer = Trainer(cfg)
+    samples = trainer.data_loader.dataset.samples_per_epoch
+    assert trainer.max_iter == -(-2 * samples // 4)
+    cfg.DATALOADER.BOX_RATIO = 0.5
+    assert Trainer(cfg).max_iter == 2 * 12 // 4, "an epoch shows each of the six salient images once, and six boxes"
+
+
+def test_polynomial_schedule(cfg):
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER = 0.1, 10
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = Trainer.build_lr_scheduler(cfg, optimizer)
+    for t in range(10):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * (1 - t / 10) ** 0.9)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_training_a_method_without_parameters_is_a_clear_error(cfg):
+    cfg.MODEL.META_ARCHITECTURE = "BoxFill"
+    with pytest.raises(ValueError, match="BoxFill.*--eval-only"):
+        Trainer(cfg)
+
+
+def command(output, *extra):
+    opts = [str(x) for x in [*SMALL, "OUTPUT_DIR", output, *extra]]
+    return [
+        sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), "--resume",
+        "--config-file", str(ROOT / "configs/quick/voc-joint.yaml"),
+    ], opts  # fmt: skip
+
+
+def test_killed_training_goes_on_from_its_checkpoint(toy, tmp_path):
+    output = tmp_path / "out"
+    program, opts = command(output, "SOLVER.MAX_ITER", 300, "SOLVER.CHECKPOINT_PERIOD", 5)
+    environment = {**os.environ, "DETECTRON2_DATASETS": toy}
+    process = subprocess.Popen(program + opts, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (output / "last_checkpoint").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = torch.load(output / (output / "last_checkpoint").read_text(), weights_only=True)["iteration"]
+    assert reached < 299
+    program, opts = command(output, "SOLVER.MAX_ITER", reached + 3)
+    done = subprocess.run(program + opts, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"Starting training from iteration {reached + 1}" in (output / "log.txt").read_text()
+    assert (output / "pseudo_masks/voc_2012_train_aug_box_pseudo.json").exists()
+
+
+def test_two_cpu_processes_train_label_and_evaluate_together(toy, tmp_path):
+    program, opts = command(tmp_path / "out", "DATALOADER.BOX_RATIO", 0.5)
+    done = subprocess.run(
+        [*program, "--num-gpus", "2", "--dist-url", "auto", *opts],
+        env={**os.environ, "DETECTRON2_DATASETS": toy, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    labelled = json.loads((tmp_path / "out/pseudo_masks/voc_2012_train_aug_box_pseudo.json").read_text())
+    assert all(a.get("segmentation") for a in labelled["annotations"])
+    saved = torch.load(tmp_path / "out/model_final.pth", weights_only=True)
+    assert saved["iteration"] == 5 and all(torch.isfinite(v).all() for v in saved["model"].values())
