@@ -33,6 +33,8 @@ class FakeStep:
     def __call__(self, cfg, *, resume, eval_only):
         folder = Path(cfg.OUTPUT_DIR)
         self.calls.append((folder.name, resume, eval_only))
+        self.labelled = list(cfg.PSEUDO_MASKS.DATASETS)
+        self.weights = cfg.MODEL.WEIGHTS
         assert folder.is_dir(), "the runner makes the folder"
         if folder.name == self.fail_in:
             raise RuntimeError("out of memory")
@@ -213,6 +215,20 @@ def test_new_evaluation_settings_only_evaluate(project):
     assert len(project.run_step.calls) == 1
 
 
+def test_evaluating_again_labels_nothing_again(project):
+    """Labelling a whole data set takes hours; its files and figures stay, and the step's own weights are evaluated."""
+    project.run_step.results = {LABELLED: {"pseudo_masks": {"images": 3}}, "segm": {"AP": 1.0}}
+    project.run()
+    project.run_step.names()
+    project.steps[0]["OPTS"] = ["TEST.DETECTIONS_PER_IMAGE", 7]
+    project.run_step.results = {"box_to_mask": {"mIoU*": 0.6}}
+    results = project.run()
+    assert project.run_step.calls == [("joint", True, True)]
+    assert project.run_step.labelled == []
+    assert project.run_step.weights == str(project.out / "joint" / "model_final.pth")
+    assert results["joint"] == {LABELLED: {"pseudo_masks": {"images": 3}}, "box_to_mask": {"mIoU*": 0.6}}
+
+
 def test_precise_bn_is_training(project):
     project.run()
     project.run_step.names()
@@ -227,6 +243,7 @@ def test_lost_outputs_are_made_again(project):
     (project.out / "fill" / "pseudo_masks" / f"{LABELLED}_pseudo.json").unlink()
     project.run()
     assert project.run_step.calls == [("fill", True, True)]
+    assert project.run_step.labelled == [LABELLED]
     project.run_step.names()
     (project.out / "retrain" / "model_final.pth").unlink()
     project.run()
