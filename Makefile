@@ -65,11 +65,15 @@ $(VENV)/.stamp-detectron2: $(VENV)/.stamp-packages tools/install_detectron2.py t
 	@touch $@
 
 # Compiled, and needed by nothing but the CRF: without it everything else works, so make goes on (and tries again when
-# the pins change).
+# the pins change). The Cython that the package asks for writes code that Python 3.13 does not compile; a newer one's is
+# accepted.
 $(VENV)/.stamp-crf: $(VENV)/.stamp-packages
-	@echo "== [4/4] dense CRF (optional; compiled, under a minute)"
-	@$(PIP) install --quiet --constraint constraints.txt pydensecrf2 >$(VENV)/crf.log 2>&1 \
-		|| echo "make: pydensecrf2 did not build, so CRF refinement is off (rest unaffected): see $(VENV)/crf.log and INSTALL.md"
+	@echo "== [4/4] dense CRF (optional; compiled, a minute or two; log in $(VENV)/crf.log)"
+	@{ $(PIP) install --constraint constraints.txt pydensecrf2 \
+		|| { $(PIP) install --constraint constraints.txt cython \
+			&& $(PIP) install --constraint constraints.txt --no-build-isolation pydensecrf2; }; \
+	} >$(VENV)/crf.log 2>&1 \
+		|| echo "make: pydensecrf2 did not build, so CRF refinement is off (the rest is unaffected): see INSTALL.md"
 	@touch $@
 
 clean: ## remove the environment
