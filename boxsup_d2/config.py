@@ -28,6 +28,9 @@ def add_boxsup_config(cfg: CN) -> None:
     cfg.INPUT.BOX_CROP.BOX_FLIP = "none"
     # The same for salient images: "horizontal" is the published intent, "vertical" what the published code does.
     cfg.INPUT.BOX_CROP.SALIENT_FLIP = "horizontal"
+    # What is cut out of a salient image: a "random" window (published), or a jittered "box" around its object, which
+    # is what boxes look like at inference (ours; see docs/boxcaseg.md).
+    cfg.INPUT.BOX_CROP.SALIENT_CROP = "random"
     # Average the pixels that a shrinking resize merges, instead of picking four of them as the published bilinear
     # resize does. Matters for small TRAIN_SIZE, where most crops shrink.
     cfg.INPUT.BOX_CROP.ANTIALIAS = False

@@ -31,9 +31,7 @@ def small_cfg(backbone="build_timm_fpn_backbone"):
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
     cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.FPN.OUT_CHANNELS = 8
-    cfg.MODEL.BOXCASEG.IN_FEATURES = (
-        ["p2", "p3", "p4", "p5"] if "fpn" in backbone else ["res2", "res3", "res4", "res5"]
-    )
+    cfg.MODEL.BOXCASEG.IN_FEATURES = ["p2", "p3", "p4", "p5"] if "fpn" in backbone else ["res2", "res3", "res4", "res5"]
     cfg.INPUT.BOX_CROP.TEST_SIZE = 64
     return cfg
 
@@ -183,7 +181,8 @@ def test_inference_answers_every_box_in_order(head, flip):
     outputs = model(inputs)
     assert [len(o["instances"]) for o in outputs] == [3, 0, 1]
     masks = outputs[0]["instances"].pred_masks
-    assert masks.shape == (3, 60, 70) and masks.dtype == torch.bool
+    assert masks.shape == (3, 60, 70)
+    assert masks.dtype == torch.bool
     assert outputs[1]["instances"].pred_masks.shape == (0, 40, 40)
     assert torch.equal(outputs[0]["instances"].pred_classes, torch.arange(3))
     outside = masks[0].clone()

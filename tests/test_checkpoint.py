@@ -81,14 +81,14 @@ def test_missing_package_and_missing_file_say_what_to_do(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("carrier", None)
     assert PathManager.get_local_path("package://carrier/w.bin") == str(tmp_path / "carrier" / "w.bin")
-    with pytest.raises(FileNotFoundError, match="no file 'other.bin'"):
+    with pytest.raises(FileNotFoundError, match=r"no file 'other.bin'"):
         PathManager.get_local_path("package://carrier/other.bin")
 
 
 def test_wrong_checkpoint_is_an_error_not_a_random_network(tmp_path):
     file = tmp_path / "other.pth"
     torch.save({"model": {"roi_heads.weight": torch.zeros(2)}}, file)
-    with pytest.raises(RuntimeError, match="MODEL.WEIGHTS"):
+    with pytest.raises(RuntimeError, match=r"MODEL.WEIGHTS"):
         BoxSupCheckpointer(Model()).load(str(file))
 
 
@@ -99,7 +99,7 @@ def test_damaged_checkpoint_is_named(tmp_path, content):
         torch.save({"model": {"a": torch.zeros(1000)}}, file)
         content = file.read_bytes()[:2000]
     file.write_bytes(content)
-    with pytest.raises(RuntimeError, match="damaged.pth"):
+    with pytest.raises(RuntimeError, match=r"damaged.pth"):
         BoxSupCheckpointer(Model()).load(str(file))
 
 
@@ -110,7 +110,7 @@ def test_checkpoint_with_code_is_refused_with_a_way_out(tmp_path):
 
     file = tmp_path / "evil.pth"
     torch.save({"model": {"a": Evil()}}, file)
-    with pytest.raises(RuntimeError, match="convert_checkpoint.py"):
+    with pytest.raises(RuntimeError, match=r"convert_checkpoint.py"):
         BoxSupCheckpointer(Model()).load(str(file))
 
 
@@ -137,7 +137,8 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
 def test_hrnet_fuses_bilinearly_and_takes_any_levels():
     net = TimmBackbone(name="hrnet_w18_small", out_features=["res2", "res5"], bn_momentum=0.01)
     ups = [m for m in net.modules() if isinstance(m, nn.Upsample)]
-    assert ups and all(m.mode == "bilinear" and m.align_corners is False for m in ups)
+    assert ups
+    assert all(m.mode == "bilinear" and m.align_corners is False for m in ups)
     maps = net(torch.zeros(1, 3, 64, 96))
     assert {k: tuple(v.shape[-2:]) for k, v in maps.items()} == {"res2": (16, 24), "res5": (2, 3)}
     assert {k: v.shape[1] for k, v in maps.items()} == {k: s.channels for k, s in net.output_shape().items()}
@@ -145,7 +146,7 @@ def test_hrnet_fuses_bilinearly_and_takes_any_levels():
 
 
 def test_unknown_network_and_level_are_named():
-    with pytest.raises(ValueError, match="hrnet_w47.*similar.*hrnet_w48"):
+    with pytest.raises(ValueError, match=r"hrnet_w47.*similar.*hrnet_w48"):
         TimmBackbone(name="hrnet_w47")
     with pytest.raises(ValueError, match="res9"):
         TimmBackbone(name="resnet18", out_features=["res9"])

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.structures import BoxMode
 
 import boxsup_d2.data.dataset_mappers.box_crop as box_crop
 from boxsup_d2.data.build import JointDataset, box_samples
 from boxsup_d2.data.dataset_mappers.box_crop import BoxCropDatasetMapper, clip_box
-from detectron2.structures import BoxMode
 
 
 @pytest.fixture
@@ -28,10 +28,12 @@ def mapper(**kwargs):
 
 def test_without_jitter_the_crop_is_the_box(image_file):
     sample = mapper(center_jitter=0, scale_jitter=0, size=20)({"file_name": image_file, "box": (10, 20, 30, 40)})
-    assert sample["image"].dtype == torch.uint8 and sample["image"].shape == (3, 20, 20)
+    assert sample["image"].dtype == torch.uint8
+    assert sample["image"].shape == (3, 20, 20)
     assert torch.equal(sample["image"][0, 0], torch.arange(10, 30, dtype=torch.uint8) * 3)
     assert torch.equal(sample["image"][1, :, 0], torch.arange(20, 40, dtype=torch.uint8) * 4)
-    assert sample["mask"].all() and not sample["is_salient"]
+    assert sample["mask"].all()
+    assert not sample["is_salient"]
 
 
 def test_mask_marks_the_box_inside_the_jittered_crop(image_file):
@@ -51,16 +53,21 @@ def test_jitter_stays_in_the_published_range_and_in_the_image():
     box = (20.0, 10.0, 60.0, 40.0)
     for _ in range(300):
         left, top, right, bottom = m.jitter(box, 1000, 1000)
-        assert 10 - 1 <= right - left + 1 and right - left <= 61 and bottom - top <= 46
-        assert abs((left + right) / 2 - 40) <= 5 + 1 and abs((top + bottom) / 2 - 25) <= 3.75 + 1
+        assert right - left + 1 >= 10 - 1
+        assert right - left <= 61
+        assert bottom - top <= 46
+        assert abs((left + right) / 2 - 40) <= 5 + 1
+        assert abs((top + bottom) / 2 - 25) <= 3.75 + 1
         left, top, right, bottom = m.jitter(box, 50, 62)
-        assert 0 <= left < right <= 62 and 0 <= top < bottom <= 50
+        assert 0 <= left < right <= 62
+        assert 0 <= top < bottom <= 50
 
 
 @pytest.mark.parametrize("box", [(5, 5, 5.4, 5.2), (-10, -10, -3, -2), (79.9, 59.9, 200, 300), (0, 0, 80, 60)])
 def test_degenerate_boxes_give_at_least_a_pixel(image_file, box):
     x0, y0, x1, y1 = clip_box(box, 60, 80)
-    assert 0 <= x0 < x1 <= 80 and 0 <= y0 < y1 <= 60
+    assert 0 <= x0 < x1 <= 80
+    assert 0 <= y0 < y1 <= 60
     assert mapper()({"file_name": image_file, "box": box})["image"].shape == (3, 32, 32)
 
 
@@ -77,11 +84,26 @@ def test_salient_image_and_mask_are_flipped_together(salient_sample, flip):
     left_first = set()
     for _ in range(30):
         sample = mapper(salient_flip=flip)(salient_sample)
-        assert sample["is_salient"] and set(sample["mask"].unique().tolist()) <= {0, 1}
+        assert sample["is_salient"]
+        assert set(sample["mask"].unique().tolist()) <= {0, 1}
         truth = sample["image"][0].float() / 3 < 40
         assert (sample["mask"].bool() == truth).float().mean() > 0.95
         left_first.add(bool(sample["mask"][0, 0]))
     assert left_first == ({True, False} if flip == "horizontal" else {True})
+
+
+def test_salient_box_crop_frames_the_object(salient_sample):
+    still = mapper(salient_crop="box", center_jitter=0, scale_jitter=0, salient_flip="none")
+    sample = still(salient_sample)
+    assert sample["mask"].all(), "the object fills its tight box"
+    assert sample["image"][0].max() < 40 * 3
+    shares = [mapper(salient_crop="box")(salient_sample)["mask"].float().mean().item() for _ in range(30)]
+    assert min(shares) < 0.95
+    assert min(shares) > 0.3
+    cv2.imwrite(salient_sample["mask_file_name"], np.zeros((60, 80), np.uint8))
+    empty = still(salient_sample)
+    assert not empty["mask"].any()
+    assert empty["image"][0].max() > 200
 
 
 def test_mask_of_another_size_is_named(salient_sample):
@@ -91,7 +113,7 @@ def test_mask_of_another_size_is_named(salient_sample):
 
 
 def test_wrong_switches_are_named():
-    with pytest.raises(ValueError, match="SALIENT_FLIP.*diagonal"):
+    with pytest.raises(ValueError, match=r"SALIENT_FLIP.*diagonal"):
         mapper(salient_flip="diagonal")
     with pytest.raises(ValueError, match="SALIENT_SIZE"):
         mapper(salient_size=8)
@@ -109,7 +131,8 @@ def test_boxes_of_one_image_decode_it_once(image_file, monkeypatch):
 def dataset_dicts(image_file, salient_sample):
     boxes = [[1, 2, 20, 30], [30, 10, 20, 20], [0, 0, 10, 10]]
     annotations = [
-        {"bbox": b, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "iscrowd": int(i == 2)} for i, b in enumerate(boxes)
+        {"bbox": b, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "iscrowd": int(i == 2)}
+        for i, b in enumerate(boxes)
     ]
     return [{"file_name": image_file, "annotations": annotations}] * 6 + [salient_sample] * 4
 
@@ -121,7 +144,7 @@ def test_samples_are_boxes_and_salient_images_without_crowds(image_file, salient
     assert sum("mask_file_name" in s for s in samples) == 4
 
 
-@pytest.mark.parametrize("ratio, num_boxes", [(-1.0, None), (0.75, 6)])
+@pytest.mark.parametrize(("ratio", "num_boxes"), [(-1.0, None), (0.75, 6)])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_loader_gives_whole_batches(image_file, salient_sample, ratio, num_boxes, num_workers):
     dataset = JointDataset(

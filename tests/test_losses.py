@@ -86,13 +86,15 @@ def test_losses_are_finite_for_extreme_logits_in_half_precision(scale):
         + L.pseudo_label_loss(logits, logits)
     )
     total.backward()
-    assert torch.isfinite(total) and torch.isfinite(logits.grad).all()
+    assert torch.isfinite(total)
+    assert torch.isfinite(logits.grad).all()
 
 
 def test_pseudo_label_teaches_one_head_only():
     student, teacher = torch.randn(1, 1, 6, 6, requires_grad=True), torch.randn(1, 1, 6, 6, requires_grad=True)
     L.pseudo_label_loss(student, teacher).backward()
-    assert student.grad.abs().sum() > 0 and teacher.grad is None
+    assert student.grad.abs().sum() > 0
+    assert teacher.grad is None
 
 
 def test_a_constant_teacher_gives_a_finite_loss():
@@ -112,4 +114,5 @@ def test_an_empty_batch_is_a_connected_zero(loss):
     weight = torch.randn(1, requires_grad=True)
     value = loss(torch.zeros(0, 1, 8, 8) * weight, torch.zeros(0, 1, 8, 8))
     value.backward()
-    assert value.item() == 0 and weight.grad is not None
+    assert value.item() == 0
+    assert weight.grad is not None

@@ -36,7 +36,7 @@ def test_one_window_of_images_is_enough_to_decode_each_image_once():
     for i in sampler._epoch(0, 0, 1):
         if IMAGES[i] not in cache:
             decoded += 1
-            cache = (cache + [IMAGES[i]])[-window:]
+            cache = ([*cache, IMAGES[i]])[-window:]
     assert decoded == len(np.unique(IMAGES))
 
 
@@ -64,7 +64,7 @@ def test_more_shards_than_images_still_gives_everyone_samples():
 
 
 def test_no_samples_and_certain_dropping_are_errors():
-    with pytest.raises(ValueError, match="DATASETS.TRAIN"):
+    with pytest.raises(ValueError, match=r"DATASETS.TRAIN"):
         ImageWindowSampler(np.array([], dtype=np.int64), window=2, seed=0)
     with pytest.raises(ValueError, match="below 1"):
         ImageWindowSampler(IMAGES, window=2, seed=0, drop_probs=np.ones(len(IMAGES)))
@@ -91,4 +91,5 @@ def test_overlapping_against_a_loop_over_pairs():
         any(j != i and images[i] == images[j] and iou(boxes[i], boxes[j]) > 0.3 for j in range(60)) for i in range(60)
     ]
     found = overlapping(boxes, images, 0.3)
-    assert found.tolist() == expected and 0 < found.sum() < 60
+    assert found.tolist() == expected
+    assert 0 < found.sum() < 60

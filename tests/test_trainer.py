@@ -56,7 +56,8 @@ def test_a_step_trains_labels_and_evaluates(cfg):
     assert 0 <= results["box_to_mask"]["mIoU*"] <= 100
     assert results["voc_2012_train_aug_box"]["pseudo_masks"]
     labelled = json.loads(Path(cfg.OUTPUT_DIR, "pseudo_masks/voc_2012_train_aug_box_pseudo.json").read_text())
-    assert all("confidence" in a for a in labelled["annotations"]) and labelled["annotations"]
+    assert all("confidence" in a for a in labelled["annotations"])
+    assert labelled["annotations"]
     assert labelled["info"]["boxsup_d2"]["checkpoint"].endswith("model_final.pth")
 
 
@@ -71,7 +72,9 @@ def test_resuming_restores_weights_optimizer_schedule_and_iteration(cfg):
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, saved["model"][name]), name
     momenta = [s["momentum_buffer"] for s in trainer.optimizer.state.values()]
-    assert momenta and all(torch.isfinite(m).all() for m in momenta) and any(m.abs().sum() > 0 for m in momenta)
+    assert momenta
+    assert all(torch.isfinite(m).all() for m in momenta)
+    assert any(m.abs().sum() > 0 for m in momenta)
     assert trainer.scheduler.last_epoch == 3
     trainer.train()
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-6)
@@ -126,7 +129,7 @@ def test_polynomial_schedule(cfg):
 
 def test_training_a_method_without_parameters_is_a_clear_error(cfg):
     cfg.MODEL.META_ARCHITECTURE = "BoxFill"
-    with pytest.raises(ValueError, match="BoxFill.*--eval-only"):
+    with pytest.raises(ValueError, match=r"BoxFill.*--eval-only"):
         Trainer(cfg)
 
 
@@ -169,4 +172,5 @@ def test_two_cpu_processes_train_label_and_evaluate_together(toy, tmp_path):
     labelled = json.loads((tmp_path / "out/pseudo_masks/voc_2012_train_aug_box_pseudo.json").read_text())
     assert all(a.get("segmentation") for a in labelled["annotations"])
     saved = torch.load(tmp_path / "out/model_final.pth", weights_only=True)
-    assert saved["iteration"] == 5 and all(torch.isfinite(v).all() for v in saved["model"].values())
+    assert saved["iteration"] == 5
+    assert all(torch.isfinite(v).all() for v in saved["model"].values())

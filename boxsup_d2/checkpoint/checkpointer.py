@@ -74,7 +74,9 @@ class BoxSupCheckpointer(DetectionCheckpointer):
                 "--trust."
             ) from error
         except (RuntimeError, EOFError, OSError) as error:
-            raise RuntimeError(f"cannot read checkpoint '{filename}': {error}. Is it complete, and a .pth file?") from error
+            raise RuntimeError(
+                f"cannot read checkpoint '{filename}': {error}. Is it complete, and a .pth file?"
+            ) from error
         return recognise(loaded)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:

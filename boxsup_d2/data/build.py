@@ -77,7 +77,9 @@ def build_joint_train_loader(cfg: CfgNode, mapper: BoxCropDatasetMapper, seed: i
     world_size = comm.get_world_size()
     batch_size, remainder = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
     if remainder or batch_size == 0:
-        raise ValueError(f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) does not divide over {world_size} processes")
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) does not divide over {world_size} processes"
+        )
     dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False, check_consistency=False)
     dataset = JointDataset(
         box_samples(dicts),
@@ -187,10 +189,9 @@ class JointDataset(torch.utils.data.IterableDataset):
             map(positions.__getitem__, sampler.shard(shard, num_shards))
             for positions, sampler in zip(self._positions, self._samplers, strict=True)
         ]
+        stream: Iterator[int] = streams[0]
         if len(streams) == 2:
-            stream = mix_at_ratio(*streams, self.num_boxes, self.batch_size - self.num_boxes)
-        else:
-            stream = streams[0]
+            stream = mix_at_ratio(streams[0], streams[1], self.num_boxes, self.batch_size - self.num_boxes)
         for position in stream:
             yield self._mapper(self._samples[position])
 

@@ -102,9 +102,7 @@ def overlapping(boxes: np.ndarray, image_ids: np.ndarray, iou_threshold: float) 
         if len(group) < 2:
             continue
         b = boxes[group]
-        size = np.maximum(
-            np.minimum(b[:, None, 2:], b[None, :, 2:]) - np.maximum(b[:, None, :2], b[None, :, :2]), 0
-        )
+        size = np.maximum(np.minimum(b[:, None, 2:], b[None, :, 2:]) - np.maximum(b[:, None, :2], b[None, :, :2]), 0)
         inter = size[..., 0] * size[..., 1]
         area = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
         iou = inter / np.maximum(area[:, None] + area[None] - inter, 1e-9)

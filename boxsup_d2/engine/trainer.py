@@ -46,9 +46,7 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         cfg = set_max_iter(cfg, data_loader)
         on_gpu = next(model.parameters()).is_cuda
-        model = create_ddp_model(
-            model, broadcast_buffers=False, device_ids=[comm.get_local_rank()] if on_gpu else None
-        )
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=[comm.get_local_rank()] if on_gpu else None)
         use_amp = cfg.SOLVER.AMP.ENABLED and on_gpu
         self._trainer = (AMPTrainer if use_amp else SimpleTrainer)(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -113,7 +111,7 @@ class Trainer(DefaultTrainer):
             The metrics by task and name, e.g. ``results["box_to_mask"]["mIoU*"]``; with several data sets, by data
             set first.
         """
-        by_dataset: OrderedDict[str, dict] = OrderedDict()
+        by_dataset: OrderedDict[str, OrderedDict] = OrderedDict()
         for name in cfg.DATASETS.TEST:
             results = by_dataset.setdefault(name, OrderedDict())
             for task in cfg.TEST.TASKS:

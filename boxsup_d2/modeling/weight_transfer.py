@@ -3,6 +3,8 @@
 Both take the N x C x H x W feature map of the backbone and give N x 1 x H x W logits.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,13 +20,14 @@ class PixelHead(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.Conv2d(hidden_channels, 1, 1),
         )
-        for conv in (self[0], self[3]):
-            nn.init.normal_(conv.weight, std=0.001)
+        for module in self:
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.001)
 
     def forward(self, features: Tensor, *, sync: bool = True) -> Tensor:
         """Logits; ``sync`` as for :class:`SalientHead`."""
-        hidden = self[2](_batch_norm(self[1], self[0](features), sync))
-        return self[3](hidden)
+        first, norm, relu, last = self
+        return last(relu(_batch_norm(cast(nn.BatchNorm2d, norm), first(features), sync)))
 
 
 class WeightTransfer(nn.Module):
@@ -46,9 +49,9 @@ class WeightTransfer(nn.Module):
 
     def forward(self, features: Tensor, source: nn.Conv2d) -> Tensor:
         """Apply the transferred convolution to N x C x H x W features; no gradient reaches ``source``."""
-        weight = source.weight.detach()
+        weight, bias = source.weight.detach(), source.bias.detach()  # type: ignore[union-attr]  # both convs have one
         new_weight = self.fc2(F.leaky_relu(self.fc1(weight.flatten(1)), 0.1)).view_as(weight)
-        new_bias = self.k * source.bias.detach() + self.b
+        new_bias = self.k * bias + self.b
         return F.conv2d(features, new_weight.to(features.dtype), new_bias.to(features.dtype), padding=source.padding)
 
 
@@ -79,7 +82,7 @@ class SalientHead(nn.Module):
         return self.alpha * self.fcn(features, sync=sync) + (1 - self.alpha) * self.transfer2(hidden, box_head[3])
 
 
-def _batch_norm(norm: nn.Module, x: Tensor, sync: bool) -> Tensor:
+def _batch_norm(norm: nn.modules.batchnorm._BatchNorm, x: Tensor, sync: bool) -> Tensor:
     """Batch norm that also takes an empty batch, which torch's refuses in training.
 
     The affine part alone keeps the norm's parameters connected, so that DDP finds a gradient for each of them. A

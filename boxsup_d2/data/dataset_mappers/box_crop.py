@@ -33,6 +33,7 @@ class BoxCropDatasetMapper:
         scale_jitter: float = 0.5,
         box_flip: str = "none",
         salient_flip: str = "horizontal",
+        salient_crop: str = "random",
         antialias: bool = False,
         cached_images: int = 0,
     ) -> None:
@@ -44,12 +45,16 @@ class BoxCropDatasetMapper:
             center_jitter: largest shift of a box's centre, in half-sides.
             scale_jitter: largest relative change of a box's half-sides.
             box_flip, salient_flip: "none", "horizontal" or "vertical", each with probability 1/2.
+            salient_crop: "random": a random window of the salient image (published); "box": a jittered crop around
+                the tight box of its mask, so that these samples look like the boxes that are asked at inference.
             antialias: average the pixels that a shrinking resize merges.
             cached_images: decoded images to keep, for samplers that put the boxes of an image close together.
         """
         for key, value in (("BOX_FLIP", box_flip), ("SALIENT_FLIP", salient_flip)):
             if value not in _FLIP_CODES:
                 raise ValueError(f"INPUT.BOX_CROP.{key} must be one of {', '.join(_FLIP_CODES)}, not '{value}'")
+        if salient_crop not in ("random", "box"):
+            raise ValueError(f"INPUT.BOX_CROP.SALIENT_CROP must be 'random' or 'box', not '{salient_crop}'")
         if salient_size < size:
             raise ValueError(f"INPUT.BOX_CROP.SALIENT_SIZE ({salient_size}) is smaller than TRAIN_SIZE ({size})")
         self.image_format = image_format
@@ -59,6 +64,7 @@ class BoxCropDatasetMapper:
         self.scale_jitter = scale_jitter
         self.box_flip = _FLIP_CODES[box_flip]
         self.salient_flip = _FLIP_CODES[salient_flip]
+        self.crop_salient_box = salient_crop == "box"
         self.antialias = antialias
         self.cached_images = cached_images
         self._read: Callable[[str], np.ndarray] | None = None
@@ -80,6 +86,7 @@ class BoxCropDatasetMapper:
             "scale_jitter": node.SCALE_JITTER,
             "box_flip": node.BOX_FLIP,
             "salient_flip": node.SALIENT_FLIP,
+            "salient_crop": node.SALIENT_CROP,
             "antialias": node.ANTIALIAS,
             "cached_images": cfg.DATALOADER.IMAGE_WINDOW,
         }
@@ -133,11 +140,20 @@ class BoxCropDatasetMapper:
                 f"mask '{sample['mask_file_name']}' is {mask.shape[1]}x{mask.shape[0]} pixels, but its image "
                 f"'{sample['file_name']}' {image.shape[1]}x{image.shape[0]}"
             )
+        mask = (mask > 127).astype(np.uint8)
+        if self.crop_salient_box:
+            x, y, width, height = cv2.boundingRect(mask)
+            # An empty mask has no box: the whole image then is background.
+            box = (x, y, x + width, y + height) if width else (0, 0, mask.shape[1], mask.shape[0])
+            left, top, right, bottom = self.jitter(box, *mask.shape)
+            crop = self._resize(image[top:bottom, left:right], self.size)
+            mask = cv2.resize(mask[top:bottom, left:right], (self.size, self.size), interpolation=cv2.INTER_NEAREST)
+            return random_flip(self.salient_flip, crop, mask)
         image = self._resize(image, self.salient_size)
         mask = cv2.resize(mask, (self.salient_size, self.salient_size), interpolation=cv2.INTER_NEAREST)
         top, left = np.random.randint(0, self.salient_size - self.size + 1, 2)
         window = np.s_[top : top + self.size, left : left + self.size]
-        return random_flip(self.salient_flip, image[window], (mask[window] > 127).astype(np.uint8))
+        return random_flip(self.salient_flip, image[window], mask[window])
 
     def _resize(self, image: np.ndarray, size: int) -> np.ndarray:
         # OpenCV's bilinear picks four source pixels however much the image shrinks; INTER_AREA averages all of them.

@@ -4,8 +4,8 @@ HRNetV2-W48 is BoxCaseg's published backbone; EfficientNet-lite0 serves small ma
 names below ``net.``, which for HRNet are also the published ones.
 """
 
-
 import difflib
+from typing import Any
 
 import timm
 from detectron2.config import CfgNode, configurable
@@ -14,7 +14,6 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
-
 
 _LEVEL_OF_STRIDE = {2: "res1", 4: "res2", 8: "res3", 16: "res4", 32: "res5"}
 
@@ -54,21 +53,23 @@ class TimmBackbone(Backbone):
             similar = ", ".join(difflib.get_close_matches(name, timm.list_models())) or "see timm.list_models()"
             raise ValueError(f"MODEL.TIMM.NAME '{name}' is not a timm model; similar ones: {similar}")
         # timm's HRNet takes its features from the classification head's convolutions unless told otherwise.
-        kwargs = {"feature_location": ""} if name.startswith("hrnet") else {}
-        self.net = timm.create_model(
-            name, pretrained=pretrained, features_only=True, in_chans=in_channels, **kwargs
-        )
+        kwargs: dict[str, Any] = {"feature_location": ""} if name.startswith("hrnet") else {}
+        self.net = timm.create_model(name, pretrained=pretrained, features_only=True, in_chans=in_channels, **kwargs)
         if name.startswith("hrnet"):
             _use_bilinear_fusion(self.net)
-        info = {_LEVEL_OF_STRIDE[r]: i for i, r in enumerate(self.net.feature_info.reduction()) if r in _LEVEL_OF_STRIDE}
-        wanted = list(out_features or [level for level in info if level != "res1"])
-        missing = [level for level in wanted if level not in info]
+        net_info: Any = self.net.feature_info
+        strides, channels = net_info.reduction(), net_info.channels()
+        positions = {_LEVEL_OF_STRIDE[s]: i for i, s in enumerate(strides) if s in _LEVEL_OF_STRIDE}
+        wanted = list(out_features or [level for level in positions if level != "res1"])
+        missing = [level for level in wanted if level not in positions]
         if missing:
-            raise ValueError(f"timm model '{name}' has levels {sorted(info)}, but MODEL.TIMM.OUT_FEATURES wants {missing}")
-        self._index = {level: info[level] for level in wanted}
+            raise ValueError(
+                f"timm model '{name}' has {sorted(positions)}, but MODEL.TIMM.OUT_FEATURES wants {missing}"
+            )
+        self._index = {level: positions[level] for level in wanted}
         self._out_features = wanted
-        self._out_feature_channels = {level: self.net.feature_info.channels()[i] for level, i in self._index.items()}
-        self._out_feature_strides = {level: self.net.feature_info.reduction()[i] for level, i in self._index.items()}
+        self._out_feature_channels = {level: channels[i] for level, i in self._index.items()}
+        self._out_feature_strides = {level: strides[i] for level, i in self._index.items()}
         if bn_momentum is not None:
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -15,10 +15,10 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from boxsup_d2.pseudo_masks import min_max_normalize, paste_masks
 from boxsup_d2.modeling.losses import box_projection_mil_loss, pairwise_smoothness_loss, pseudo_label_loss, salient_loss
-from boxsup_d2.modeling.weight_transfer import PixelHead, SalientHead
 from boxsup_d2.modeling.meta_arch.box_to_mask import box_to_mask_instances
+from boxsup_d2.modeling.weight_transfer import PixelHead, SalientHead
+from boxsup_d2.pseudo_masks import min_max_normalize, paste_masks
 
 
 @META_ARCH_REGISTRY.register()
@@ -149,7 +149,9 @@ class BoxCaseg(nn.Module):
         batched_inputs = sorted(batched_inputs, key=lambda x: not x["is_salient"])
         num_salient = sum(bool(x["is_salient"]) for x in batched_inputs)
         images = self.normalize(torch.stack([x["image"] for x in batched_inputs]))
-        masks = torch.stack([x["mask"] for x in batched_inputs]).to(self.device, torch.float32, non_blocking=True)[:, None]
+        masks = torch.stack([x["mask"] for x in batched_inputs]).to(self.device, torch.float32, non_blocking=True)[
+            :, None
+        ]
 
         features = self.features(images)
         box_logits = _resize(self.box_head(features), masks.shape[-2:])
@@ -184,9 +186,7 @@ class BoxCaseg(nn.Module):
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """Masks of all boxes of a batch of images (section 3.4); see :meth:`forward`."""
-        crops = [
-            self.crop_boxes(x["image"], x["instances"].gt_boxes.tensor) for x in batched_inputs
-        ]
+        crops = [self.crop_boxes(x["image"], x["instances"].gt_boxes.tensor) for x in batched_inputs]
         counts = [len(c) for c in crops]
         probs = torch.cat([self.predict_crops(c) for c in torch.cat(crops).split(self.test_crops_per_forward)])
         values = min_max_normalize(probs) if self.test_minmax else probs
