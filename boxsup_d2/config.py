@@ -116,6 +116,8 @@ def add_boxsup_config(cfg: CN) -> None:
     cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_KEY = "confidence"
 
     # ---------------------------------------------------------------- solver
+    # "SGD" (Detectron2's), or "ADAMW", which gets further in few iterations.
+    cfg.SOLVER.OPTIMIZER = "SGD"
     # Power of the polynomial decay of LR_SCHEDULER_NAME "WarmupPolyLR", stepped every iteration.
     cfg.SOLVER.POLY_LR_POWER = 0.9
     # Passes over the training data of BoxCropDatasetMapper; replaces MAX_ITER where positive. One pass shows every

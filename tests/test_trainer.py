@@ -117,6 +117,20 @@ def test_epochs_are_turned_into_iterations(cfg):
     assert Trainer(cfg).max_iter == 2 * 12 // 4, "an epoch shows each of the six salient images once, and six boxes"
 
 
+@pytest.mark.parametrize(("name", "kind"), [("SGD", torch.optim.SGD), ("ADAMW", torch.optim.AdamW)])
+def test_optimizer_is_a_switch_with_detectron2s_groups(cfg, name, kind):
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.WEIGHT_DECAY_NORM = name, 0.0
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1))
+    optimizer = Trainer.build_optimizer(cfg, model)
+    assert isinstance(optimizer, kind)
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert decay[id(model[1].weight)] == 0
+    assert decay[id(model[0].weight)] == cfg.SOLVER.WEIGHT_DECAY
+    cfg.SOLVER.OPTIMIZER = "LION"
+    with pytest.raises(ValueError, match="LION"):
+        Trainer.build_optimizer(cfg, model)
+
+
 def test_polynomial_schedule(cfg):
     cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER = 0.1, 10
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
