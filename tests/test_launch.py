@@ -1,6 +1,7 @@
 """Processes, devices, configs and the command line: what stands between a user and the first step."""
 
 import argparse
+import importlib
 import logging
 import os
 import subprocess
@@ -16,9 +17,11 @@ from detectron2.utils import comm
 import boxsup_d2
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.engine import defaults
-from boxsup_d2.engine import launch as launch_module
 from boxsup_d2.engine.defaults import default_argument_parser, load_config, setup, use_available_device
 from boxsup_d2.engine.launch import launch
+
+# The package exports the function under the module's name.
+launch_module = importlib.import_module("boxsup_d2.engine.launch")
 
 
 @pytest.fixture
