@@ -139,6 +139,9 @@ def imported_distributions(paths: list[Path]) -> set[str]:
                 function = chain(node.func) or [""]
                 if function[-1] in ("find_spec", "import_module", "files"):
                     modules.add(str(node.args[0].value).split(".")[0])
+    # Configs name weights that sit inside a package.
+    for path in CONFIGS:
+        modules |= set(re.findall(r"package://(\w+)", path.read_text()))
     own = {"boxsup_d2", "__future__", *(path.stem for path in [*SCRIPTS, *SCRIPT_PARTS])}
     modules -= own | set(sys.stdlib_module_names)
     return {DISTRIBUTIONS.get(module, module.replace("_", "-")) for module in modules}
