@@ -174,7 +174,8 @@ def test_killed_training_goes_on_from_its_checkpoint(toy, tmp_path):
     assert (output / "pseudo_masks/voc_2012_train_aug_box_pseudo.json").exists()
 
 
-def test_two_cpu_processes_train_label_and_evaluate_together(toy, tmp_path):
+def test_two_cpu_processes_train_label_and_evaluate_together(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", toy)
     program, opts = command(tmp_path / "out", "DATALOADER.BOX_RATIO", 0.5)
     done = subprocess.run(
         [*program, "--num-gpus", "2", "--dist-url", "auto", *opts],
@@ -186,5 +187,12 @@ def test_two_cpu_processes_train_label_and_evaluate_together(toy, tmp_path):
     labelled = json.loads((tmp_path / "out/pseudo_masks/voc_2012_train_aug_box_pseudo.json").read_text())
     assert all(a.get("segmentation") for a in labelled["annotations"])
     saved = torch.load(tmp_path / "out/model_final.pth", weights_only=True)
+    # One process with the saved weights answers as the two did: they shared rank 0's batch-norm statistics.
+    two = json.loads((tmp_path / "out/inference/voc_2012_val_instance/box_to_mask_instances.json").read_text())
+    cfg = load_config(str(ROOT / "configs/quick/voc-joint.yaml"), [*SMALL, "OUTPUT_DIR", str(tmp_path / "one")])
+    cfg.MODEL.WEIGHTS, cfg.PSEUDO_MASKS.DATASETS = str(tmp_path / "out/model_final.pth"), ()
+    run_step(cfg, resume=False, eval_only=True)
+    one = json.loads((tmp_path / "one/inference/voc_2012_val_instance/box_to_mask_instances.json").read_text())
+    assert one == two
     assert saved["iteration"] == 5
     assert all(torch.isfinite(v).all() for v in saved["model"].values())

@@ -12,9 +12,11 @@ import os
 from collections import OrderedDict
 from typing import Any
 
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -27,6 +29,17 @@ from boxsup_d2.pseudo_masks.refine import CRFRefinedModel
 from boxsup_d2.pseudo_masks.writer import PseudoMaskWriter, run_on_main
 
 logger = logging.getLogger(__name__)
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give every rank the buffers of rank 0; all ranks call it together.
+
+    In training each rank keeps batch-norm statistics of its own share of the batches, and the checkpoint holds rank
+    0's. Without this, what a rank predicts for an image would depend on which rank the image falls to.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def pseudo_mask_path(output_dir: str, dataset_name: str) -> str:
@@ -54,6 +67,7 @@ def label_datasets(cfg: CfgNode, model: nn.Module, checkpoint: str | None = None
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
+    broadcast_buffers(model)
     checkpoint = cfg.MODEL.WEIGHTS if checkpoint is None else checkpoint
     results: OrderedDict[str, dict] = OrderedDict()
     was_training = model.training

@@ -22,6 +22,7 @@ from boxsup_d2.checkpoint import BoxSupCheckpointer
 from boxsup_d2.compat import reset_data_loader
 from boxsup_d2.data import build_test_loader, build_train_loader
 from boxsup_d2.engine.hooks import PseudoMaskHook
+from boxsup_d2.engine.labelling import broadcast_buffers
 from boxsup_d2.evaluation import build_evaluator
 from boxsup_d2.pseudo_masks.refine import CRFRefinedModel
 
@@ -129,6 +130,7 @@ class Trainer(DefaultTrainer):
             The metrics by task and name, e.g. ``results["box_to_mask"]["mIoU*"]``; with several data sets, by data
             set first.
         """
+        broadcast_buffers(model)
         by_dataset: OrderedDict[str, OrderedDict] = OrderedDict()
         for name in cfg.DATASETS.TEST:
             results = by_dataset.setdefault(name, OrderedDict())

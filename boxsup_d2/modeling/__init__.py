@@ -1,1 +1,1 @@
-"""Networks and their parts: meta-architectures, backbones, heads, and losses as pure functions on tensors."""
+"""Networks: backbones, meta-architectures, heads, and the losses they share."""
