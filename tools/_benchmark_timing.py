@@ -1,0 +1,54 @@
+"""How the benchmarks take time; see benchmark.py."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# A benchmark gives rows (one line of its table each) and remarks on how they came about.
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians over the repeats, in seconds."""
+
+    wall: float
+    cpu: float
+
+
+def interleaved(
+    runs: dict[str, Callable[[], Any]], repeats: int, sync: Callable[[], None] = lambda: None
+) -> dict[str, Timing]:
+    """Time functions that take turns; a first round, in which caches fill, does not count.
+
+    Args:
+        runs: functions by name.
+        repeats: rounds that count.
+        sync: waits for the device.
+    """
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            sync()
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            sync()
+            if turn:
+                times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {name: Timing(*(statistics.median(values) for values in zip(*t, strict=True))) for name, t in times.items()}
+
+
+def governing(timing: Timing, device: str) -> float:
+    """Seconds that ratios are made of: CPU time, which other processes do not distort; on a GPU, wall time."""
+    return timing.cpu if device == "cpu" else timing.wall
+
+
+def device_sync(device: str) -> Callable[[], None]:
+    """Waits until the device has done what it was given."""
+    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
