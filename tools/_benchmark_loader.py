@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,6 @@ from _benchmark_timing import Result, device_sync, governing, interleaved
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
-from torch import nn
 
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data.build import JointDataset, box_samples
@@ -24,6 +24,7 @@ from boxsup_d2.data.dataset_mappers import BoxCropDatasetMapper, BoxPromptDatase
 from boxsup_d2.data.dataset_mappers.box_crop import clip_box
 from boxsup_d2.data.toy_scenes import TRAIN_PHOTOS, VAL_PHOTOS
 from boxsup_d2.data.toy_shapes import load_photos
+from boxsup_d2.modeling.meta_arch.boxcaseg import BoxCaseg
 
 WIDTH, HEIGHT = 500, 375  # of VOC's images
 TRAIN_SIZE, TEST_SIZE = 288, 320  # sides of BoxCaseg's crops
@@ -83,7 +84,7 @@ def plain_crop(
     return torch.from_numpy(crop.transpose(2, 0, 1)).float(), torch.from_numpy(inside).float()
 
 
-def box_cropper(device: str) -> nn.Module:
+def box_cropper(device: str) -> BoxCaseg:
     """A BoxCaseg network, of which only the cropping at inference is used."""
     cfg = get_cfg()
     add_boxsup_config(cfg)
@@ -135,7 +136,7 @@ def benchmark_loader(args: argparse.Namespace) -> Result:
                 box = clip_box(sample["box"], HEIGHT, WIDTH)
                 plain_crop(sample["file_name"], box, box, TEST_SIZE)
 
-        runs = {
+        runs: dict[str, Callable[[], None]] = {
             "training crop, plain": train_plain,
             "training crop, ours, a decode per box": partial(train, 0),
             "training crop, ours": partial(train, 64),

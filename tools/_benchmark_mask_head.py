@@ -11,7 +11,7 @@ import torch
 from _benchmark_timing import Result, device_sync, governing, interleaved
 from detectron2 import model_zoo
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_loss
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -20,7 +20,7 @@ from torch import nn
 import boxsup_d2
 
 
-def mask_rcnn(head: str, device: str) -> nn.Module:
+def mask_rcnn(head: str, device: str) -> GeneralizedRCNN:
     """Mask R-CNN R-50-FPN with random weights and a mask head of this name."""
     cfg: CfgNode = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
     boxsup_d2.add_boxsup_config(cfg)

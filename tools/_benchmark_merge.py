@@ -57,7 +57,7 @@ def benchmark_merge(args: argparse.Namespace) -> Result:
         return merged
 
     images = max(round(args.instances / INSTANCES_PER_IMAGE), 5)
-    cases = {
+    cases: dict[str, tuple[Sequence[tuple[Any, Any]], int]] = {
         "from RLE, a fifth": (pool, images // 5),
         "from RLE, all": (pool, images),
         "from bool tensors, a fifth": (dense, images // 5),
@@ -66,7 +66,7 @@ def benchmark_merge(args: argparse.Namespace) -> Result:
     counts = {
         name: sum(len(boxes) for boxes, _ in islice(cycle(source), number)) for name, (source, number) in cases.items()
     }
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "masks": name,
             "images": cases[name][1],

@@ -51,4 +51,4 @@ def governing(timing: Timing, device: str) -> float:
 
 def device_sync(device: str) -> Callable[[], None]:
     """Waits until the device has done what it was given."""
-    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    return (lambda: torch.cuda.synchronize(device)) if device.startswith("cuda") else (lambda: None)
