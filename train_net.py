@@ -3,7 +3,7 @@
 
 One step (a network to train, data sets to label, or both) from its config; ``--resume`` goes on after a crash::
 
-    python train_net.py --config-file configs/BoxCaseg/voc/joint.yaml --num-gpus 8 --resume
+    python train_net.py --config-file configs/BoxCaseg/voc-joint-HRNet-W48.yaml --num-gpus 8 --resume
 
 Only label the data sets of ``PSEUDO_MASKS.DATASETS`` and evaluate on ``DATASETS.TEST``::
 

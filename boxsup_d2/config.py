@@ -1,7 +1,7 @@
 """Every configuration key that boxsup_d2 adds to Detectron2's.
 
 Keys follow Detectron2's idiom: ``cfg = get_cfg(); add_boxsup_config(cfg)``. Each key is commented with its unit
-and its reason; ``tests/test_configs.py`` checks that every one of them is read by code.
+and its reason; ``tests/test_repository.py`` checks that every one of them is read by code.
 """
 
 from detectron2.config import CfgNode as CN

@@ -32,9 +32,9 @@ _ABSENT = object()
 _EPILOG = """
 examples:
   one step (train, label, evaluate):
-    $ python train_net.py --config-file configs/BoxCaseg/voc/joint.yaml --num-gpus 2
+    $ python train_net.py --config-file configs/BoxCaseg/voc-joint-HRNet-W48.yaml --num-gpus 2
   go on after a crash:
-    $ python train_net.py --config-file configs/BoxCaseg/voc/joint.yaml --num-gpus 2 --resume
+    $ python train_net.py --config-file configs/BoxCaseg/voc-joint-HRNet-W48.yaml --num-gpus 2 --resume
   only label and evaluate:
     $ python train_net.py --config-file <config> --eval-only MODEL.WEIGHTS output/model_final.pth
   all steps of a rounds config, in order; the same command goes on after a crash:
