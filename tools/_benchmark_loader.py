@@ -24,6 +24,7 @@ from boxsup_d2.data.dataset_mappers import BoxCropDatasetMapper, BoxPromptDatase
 from boxsup_d2.data.dataset_mappers.box_crop import clip_box
 from boxsup_d2.data.toy_scenes import TRAIN_PHOTOS, VAL_PHOTOS
 from boxsup_d2.data.toy_shapes import load_photos
+from boxsup_d2.modeling.meta_arch.box_to_mask import truncate_boxes
 from boxsup_d2.modeling.meta_arch.boxcaseg import BoxCaseg
 
 WIDTH, HEIGHT = 500, 375  # of VOC's images
@@ -129,7 +130,8 @@ def benchmark_loader(args: argparse.Namespace) -> Result:
         def test() -> None:
             for record in dicts:
                 inputs = prompt_mapper(record)
-                model.crop_boxes(inputs["image"], inputs["instances"].gt_boxes.tensor)
+                boxes = truncate_boxes(inputs["instances"].gt_boxes.tensor, (HEIGHT, WIDTH))
+                model.crop_boxes(inputs["image"], boxes)
 
         def test_plain() -> None:
             for sample in samples:

@@ -13,10 +13,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import Instances
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from boxsup_d2.modeling.losses import box_projection_mil_loss, pairwise_smoothness_loss, pseudo_label_loss, salient_loss
-from boxsup_d2.modeling.meta_arch.box_to_mask import box_to_mask_instances
+from boxsup_d2.modeling.meta_arch.box_to_mask import box_to_mask_instances, truncate_boxes
 from boxsup_d2.modeling.weight_transfer import PixelHead, SalientHead
 from boxsup_d2.pseudo_masks import min_max_normalize, paste_masks
 
@@ -186,47 +185,52 @@ class BoxCaseg(nn.Module):
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """Masks of all boxes of a batch of images (section 3.4); see :meth:`forward`."""
-        crops = [self.crop_boxes(x["image"], x["instances"].gt_boxes.tensor) for x in batched_inputs]
+        # The prompts lie on the CPU, so their corners are read without waiting for the device.
+        boxes = [truncate_boxes(x["instances"].gt_boxes.tensor, tuple(x["image"].shape[-2:])) for x in batched_inputs]
+        crops = [self.crop_boxes(x["image"], b) for x, b in zip(batched_inputs, boxes, strict=True)]
         counts = [len(c) for c in crops]
         probs = torch.cat([self.predict_crops(c) for c in torch.cat(crops).split(self.test_crops_per_forward)])
         values = min_max_normalize(probs) if self.test_minmax else probs
         return [
-            {"instances": self._instances(x, p, v)}
-            for x, p, v in zip(batched_inputs, probs.split(counts), values.split(counts), strict=True)
+            {"instances": self._instances(x, b, p, v)}
+            for x, b, p, v in zip(batched_inputs, boxes, probs.split(counts), values.split(counts), strict=True)
         ]
 
-    def _instances(self, inputs: dict, probs: Tensor, values: Tensor) -> Instances:
+    def _instances(self, inputs: dict, boxes: Tensor, probs: Tensor, values: Tensor) -> Instances:
         """Paste the stride-4 maps of one image's boxes (B x h x w) into its frame."""
         prompt = inputs["instances"]
-        boxes = prompt.gt_boxes.tensor
         masks = paste_masks(values, boxes, inputs["height"], inputs["width"], self.test_threshold)
         inside = (values > self.test_threshold).float()
         # A map without a pixel above the threshold pastes to an empty mask, whose score is 0.
         scores = (probs * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
         size = (inputs["height"], inputs["width"])
-        return box_to_mask_instances(masks, boxes, prompt.gt_classes, scores, size)
+        return box_to_mask_instances(masks, prompt.gt_boxes.tensor, prompt.gt_classes, scores, size)
 
     def crop_boxes(self, image: Tensor, boxes: Tensor) -> Tensor:
-        """Cut B x 4 boxes (corners truncated to integers, at least 1 px) out of a 3 x H x W uint8 image.
+        """Cut boxes out of an image and resize each to the network's input.
+
+        Args:
+            image: 3 x H x W uint8.
+            boxes: B x 4 whole-pixel corners inside the image, from :func:`truncate_boxes`.
 
         Returns:
-            B x 3 x test_size x test_size float, in 0..255, bilinear.
+            B x 3 x test_size x test_size in 0..255, bilinear: uint8 on the CPU, whose resize is four times as fast
+            in it and stays within a grey level, float32 on the GPU, which has none for uint8.
         """
-        boxes = boxes.to(self.device).trunc()
-        boxes = torch.cat([boxes[:, :2], torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)], dim=1)
-        # One sample per output pixel is the plain bilinear resize; the adaptive number averages where a crop shrinks.
-        return roi_align(
-            image.to(self.device, torch.float32)[None],
-            [boxes],
-            output_size=self.test_size,
-            sampling_ratio=-1 if self.antialias else 1,
-            aligned=True,
-        )
+        image = image.to(self.device)[None].contiguous(memory_format=torch.channels_last)
+        if image.is_cuda:
+            image = image.float()
+        size = (self.test_size, self.test_size)
+        crops = [
+            F.interpolate(image[..., y0:y1, x0:x1], size, mode="bilinear", antialias=self.antialias)
+            for x0, y0, x1, y1 in boxes.tolist()
+        ]
+        return torch.cat(crops) if crops else image.new_zeros((0, 3, *size))
 
     def predict_crops(self, crops: Tensor) -> Tensor:
         """N x h x w probabilities in 0..1, at stride 4, of N x 3 x S x S crops in 0..255."""
         if len(crops) == 0:
-            return crops.new_zeros((0, 1, 1))
+            return self.pixel_mean.new_zeros((0, 1, 1))
         probs = self._predict(self.normalize(crops))
         if self.test_flip:
             probs = (probs + self._predict(self.normalize(crops.flip(-1))).flip(-1)) / 2
