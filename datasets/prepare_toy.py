@@ -17,7 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="folder to write to, then for DETECTRON2_DATASETS")
     parser.add_argument("--num-train", type=int, default=240, help="images of train_aug; a quarter has masks (train)")
-    parser.add_argument("--num-salient", type=int, default=200, help="images of DUTS")
+    parser.add_argument("--num-salient", type=int, default=400, help="images of DUTS")
     parser.add_argument("--num-val", type=int, default=60, help="images of val, with masks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=176, help="longest image side in pixels")

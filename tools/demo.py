@@ -118,28 +118,38 @@ class Progress:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.iterations = {name: _max_iter(name) for name in STEPS}
-        total = sum(self.iterations.values())
-        # Where there is no terminal, a line every 20 seconds instead of a moving bar.
-        interval = 0.5 if sys.stderr.isatty() else 20.0
-        self.bar = tqdm(total=total, unit="it", mininterval=interval, maxinterval=interval, dynamic_ncols=True)
-        self.known: dict[str, str] = {}
+        self.bar = tqdm(
+            total=sum(self.iterations.values()),
+            unit="it",
+            dynamic_ncols=True,
+            # Where there is no terminal, a line every 20 seconds instead of a moving bar.
+            disable=not sys.stderr.isatty(),
+        )
+        self.begun = self.said = time.perf_counter()
+        self.finished: set[str] = set()
 
     def update(self) -> None:
         """Look once."""
-        states = {name: entry.get("status", "") for name, entry in _read_state(self.output).items() if name in STEPS}
-        for name, status in states.items():
-            if self.known.get(name) != status and status == "finished":
-                self.bar.write(f"      done: {STEPS[name]}")
-        self.known = states
-        current = next((name for name in STEPS if states.get(name) not in (None, "finished")), None)
-        done = sum(self.iterations[name] for name in states if states[name] == "finished")
-        text = ""
+        states = {name: entry["status"] for name, entry in _read_state(self.output).items() if name in STEPS}
+        finished = {name for name, status in states.items() if status == "finished"}
+        for name, title in STEPS.items():
+            if name in finished - self.finished:
+                self.bar.write(f"      done: {title}", file=sys.stdout)
+        self.finished = finished
+        done = sum(self.iterations[name] for name in finished)
+        text = "starting"
+        current = next((name for name in states if name not in finished), None)
         if current:
             iteration, loss = _last_metrics(self.output / current / "metrics.json")
+            trained = iteration >= self.iterations[current]
+            text = f"{current}: " + ("labelling, evaluating" if trained else f"loss {loss:.2f}" if loss else "training")
             done += iteration
-            text = f"{current}" + (f", loss {loss:.2f}" if loss is not None else "")
         self.bar.set_description_str(text, refresh=False)
-        self.bar.update(done - self.bar.n)
+        self.bar.update(done - self.bar.n if not self.bar.disable else 0)
+        self.bar.refresh()
+        if self.bar.disable and time.perf_counter() - self.said > 20:
+            self.said = time.perf_counter()
+            print(f"      {self.said - self.begun:4.0f} s, iteration {done} of {self.bar.total}, {text}", flush=True)
 
     def close(self) -> None:
         """Take a last look and leave the line."""

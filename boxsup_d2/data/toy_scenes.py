@@ -80,7 +80,7 @@ def generate_scenes(split: str, count: int, *, seed: int = 0, size: int = 176) -
 
 
 def write_toy_datasets(
-    root: str | Path, *, num_train: int = 240, num_salient: int = 200, num_val: int = 60, seed: int = 0, size: int = 176
+    root: str | Path, *, num_train: int = 240, num_salient: int = 400, num_val: int = 60, seed: int = 0, size: int = 176
 ) -> Path:
     """Write a toy VOC 2012 and a toy DUTS under ``root``, unless they are there already.
 
