@@ -500,6 +500,8 @@ def slow_step(cfg, *, resume, eval_only):
             file.write(f"{line}\\n")
             file.flush()
             time.sleep(0.02)
+            if line == 40 and not resume:
+                time.sleep(120)  # for the test to kill, however late it gets to it
             comm.synchronize()
     if rank == 0:
         open(os.path.join(folder, "model_final.pth"), "w").close()
