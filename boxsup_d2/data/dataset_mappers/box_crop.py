@@ -156,9 +156,12 @@ class BoxCropDatasetMapper:
         return random_flip(self.salient_flip, image[window], mask[window])
 
     def _resize(self, image: np.ndarray, size: int) -> np.ndarray:
-        # OpenCV's bilinear picks four source pixels however much the image shrinks; INTER_AREA averages all of them.
-        shrinks = self.antialias and max(image.shape[:2]) > size
-        return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        # OpenCV's bilinear picks four source pixels however much the image shrinks. INTER_AREA averages all of them,
+        # but only where no axis grows, so the axes that shrink go first.
+        if self.antialias:
+            height, width = image.shape[:2]
+            image = cv2.resize(image, (min(width, size), min(height, size)), interpolation=cv2.INTER_AREA)
+        return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
 
     def _image(self, file_name: str) -> np.ndarray:
         if self._read is None:
