@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.structures import BoxMode
 
-import boxsup_d2.data.dataset_mappers.box_crop as box_crop
+import boxsup_d2.data.images as images
 from boxsup_d2.data.build import JointDataset, box_samples
 from boxsup_d2.data.dataset_mappers.box_crop import BoxCropDatasetMapper, clip_box
 
@@ -135,11 +135,29 @@ def test_wrong_switches_are_named():
 
 def test_boxes_of_one_image_decode_it_once(image_file, monkeypatch):
     reads = []
-    monkeypatch.setattr(box_crop, "read_image", lambda name, fmt: reads.append(name) or cv2.imread(name))
+    monkeypatch.setattr(images, "read_image", lambda name, fmt: reads.append(name) or cv2.imread(name))
     m = mapper(cached_images=2)
     for x in range(10):
         m({"file_name": image_file, "box": (x, 5, x + 20, 25)})
     assert len(reads) == 1
+
+
+def test_cache_is_bounded_by_images_and_by_bytes(monkeypatch):
+    reads = []
+    monkeypatch.setattr(images, "read_image", lambda name, fmt: reads.append(name) or np.zeros((10, 10, 3), np.uint8))
+    cache = images.ImageCache("RGB", max_images=2)
+    for name in "abab":
+        cache(name)
+    assert reads == ["a", "b"]
+    for name in "ca":
+        cache(name)
+    assert reads == ["a", "b", "c", "a"]
+    small = images.ImageCache("RGB", max_images=64, max_bytes=299)
+    for _ in range(3):
+        small("d")
+    assert reads[4:] == ["d", "d", "d"]
+    assert not small._images
+    assert small._bytes == 0
 
 
 def dataset_dicts(image_file, salient_sample):

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from boxsup_d2.checkpoint import BoxSupCheckpointer
 from boxsup_d2.data.toy_scenes import write_toy_datasets
 from boxsup_d2.engine.defaults import load_config
-from boxsup_d2.engine.step import run_step
+from boxsup_d2.engine.step import _joined, run_step
 from boxsup_d2.engine.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +72,7 @@ def test_resuming_restores_weights_optimizer_schedule_and_iteration(cfg):
     saved = torch.load(Path(cfg.OUTPUT_DIR, "model_0000002.pth"), weights_only=True)
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, saved["model"][name]), name
-    momenta = [s["momentum_buffer"] for s in trainer.optimizer.state.values()]
+    momenta = [s["exp_avg"] for s in trainer.optimizer.state.values()]
     assert momenta
     assert all(torch.isfinite(m).all() for m in momenta)
     assert any(m.abs().sum() > 0 for m in momenta)
@@ -80,6 +81,35 @@ def test_resuming_restores_weights_optimizer_schedule_and_iteration(cfg):
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-6)
     again = torch.load(Path(cfg.OUTPUT_DIR, "model_final.pth"), weights_only=True)
     assert again["iteration"] == last["iteration"] == 5
+
+
+def test_a_run_killed_just_before_its_last_checkpoint_can_finish(cfg):
+    train(cfg)
+    final = Path(cfg.OUTPUT_DIR, "model_final.pth")
+    expected = torch.load(final, weights_only=True)["model"]
+    final.unlink()
+    Path(cfg.OUTPUT_DIR, "last_checkpoint").write_text("model_0000005.pth")
+    train(cfg, resume=True)
+    saved = torch.load(final, weights_only=True)
+    assert saved["iteration"] == 5
+    assert all(torch.equal(saved["model"][name], value) for name, value in expected.items())
+
+
+def test_an_error_ends_training_without_labelling_or_evaluating(cfg, monkeypatch):
+    def full(self, name, **kwargs):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(BoxSupCheckpointer, "save", full)
+    monkeypatch.setattr(Trainer, "test", lambda *args: pytest.fail("evaluated"))
+    cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = 2
+    with pytest.raises(RuntimeError, match="disk full"):
+        train(cfg)
+    assert not Path(cfg.OUTPUT_DIR, "pseudo_masks").exists()
+
+
+def test_a_set_that_is_labelled_and_tested_keeps_both_metrics():
+    joined = _joined({"a": {"pseudo_masks": 1}}, {"a": {"box_to_mask": 2}, "b": {"box_to_mask": 3}})
+    assert joined == {"a": {"pseudo_masks": 1, "box_to_mask": 2}, "b": {"box_to_mask": 3}}
 
 
 def test_a_resumed_run_sees_other_samples_than_the_first_one_did(cfg):

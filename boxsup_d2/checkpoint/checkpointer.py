@@ -66,7 +66,12 @@ class BoxSupCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            loaded = super()._load_file(filename)
+            if filename.endswith(".pth"):
+                # Said in full, since torch's own default was the unsafe one before 2.6.
+                loaded = torch.load(filename, map_location="cpu", weights_only=True)
+                loaded = loaded if "model" in loaded else {"model": loaded}
+            else:
+                loaded = super()._load_file(filename)
         except pickle.UnpicklingError as error:
             raise RuntimeError(
                 f"checkpoint '{filename}' is damaged, or holds more than tensors, which torch's safe loader refuses "

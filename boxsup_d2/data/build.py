@@ -36,9 +36,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> Any:
     seed = comm.shared_random_seed() if cfg.SEED < 0 else cfg.SEED + start_iter
     if isinstance(mapper, BoxCropDatasetMapper):
         return build_joint_train_loader(cfg, mapper, seed)
-    dataset = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, check_consistency=False
-    )
+    dataset = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     return build_detection_train_loader(
         dataset,
         mapper=mapper,
@@ -166,6 +164,11 @@ class JointDataset(torch.utils.data.IterableDataset):
             drop_probs[is_box] = overlap_drop_prob * overlapping(boxes, image_ids[is_box], overlap_iou)
         self.batch_size = batch_size
         self.num_boxes = round(batch_size * box_ratio) if box_ratio >= 0 else -1
+        if box_ratio >= 0 and not 0 < self.num_boxes < batch_size:
+            raise ValueError(
+                f"DATALOADER.BOX_RATIO ({box_ratio}) leaves no sample of one kind in a batch of {batch_size}: "
+                "raise SOLVER.IMS_PER_BATCH (the batch is that of one process)"
+            )
         kinds = [np.flatnonzero(is_box), np.flatnonzero(~is_box)] if box_ratio >= 0 else [np.arange(len(samples))]
         self._positions = kinds
         self._samplers = [
@@ -175,7 +178,8 @@ class JointDataset(torch.utils.data.IterableDataset):
             for kind in kinds
         ]
         # In samples of this data set's kind mix, over all ranks.
-        self.samples_per_epoch = len(samples) if box_ratio < 0 else round((~is_box).sum() / (1 - box_ratio))
+        salient_share = 1 - self.num_boxes / batch_size
+        self.samples_per_epoch = len(samples) if box_ratio < 0 else round((~is_box).sum() / salient_share)
         # Serialised once: worker processes then share the memory instead of copying millions of Python objects.
         self._samples = DatasetFromList(samples, copy=False, serialize=True)
         self._mapper = mapper

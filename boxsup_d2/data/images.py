@@ -5,6 +5,8 @@ OpenCV cannot or should not judge (GIF, odd modes, a JPEG that ends too early) g
 both accept the same files. Both turn the image as its EXIF orientation says.
 """
 
+from collections import OrderedDict
+
 import cv2
 import numpy as np
 from detectron2.data import detection_utils
@@ -61,3 +63,32 @@ def _read_with_detectron2(file_name: str, format: str) -> np.ndarray:
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are no (whole) image
         raise ValueError(f"Image '{file_name}' is damaged or no image ({error}). Replace or remove it.") from error
     return np.ascontiguousarray(image)
+
+
+class ImageCache:
+    """The images that were read last, decoded, for samplers that come back to an image soon."""
+
+    def __init__(self, format: str, max_images: int, max_bytes: int = 256 << 20):
+        """
+        Args:
+            format: see :func:`read_image`.
+            max_images: images to keep at most; 0 keeps none.
+            max_bytes: memory to use at most, whatever their size; a larger image is read each time.
+        """
+        self._format = format
+        self._max_images = max_images
+        self._max_bytes = max_bytes
+        self._images: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._bytes = 0
+
+    def __call__(self, file_name: str) -> np.ndarray:
+        """As :func:`read_image`; the array is shared with later calls and must not be changed."""
+        if file_name in self._images:
+            self._images.move_to_end(file_name)
+            return self._images[file_name]
+        image = read_image(file_name, self._format)
+        self._images[file_name] = image
+        self._bytes += image.nbytes
+        while self._images and (len(self._images) > self._max_images or self._bytes > self._max_bytes):
+            self._bytes -= self._images.popitem(last=False)[1].nbytes
+        return image

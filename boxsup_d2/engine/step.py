@@ -2,6 +2,7 @@
 
 import logging
 from collections import OrderedDict
+from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 from detectron2.evaluation import verify_results
@@ -30,13 +31,20 @@ def run_step(cfg: CfgNode, *, resume: bool, eval_only: bool) -> OrderedDict:
         trainer.resume_or_load(resume=resume)
         trainer.train()
         # EvalHook leaves nothing behind where there is nothing to evaluate.
-        return OrderedDict(**trainer.label_results, **getattr(trainer, "_last_eval_results", {}))
+        return _joined(trainer.label_results, getattr(trainer, "_last_eval_results", {}))
     model = Trainer.build_model(cfg)
     checkpointer = BoxSupCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     weights = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
     checkpointer.load(weights, checkpointables=[])
-    results = OrderedDict(label_datasets(cfg, model, weights))
-    results.update(Trainer.test(cfg, model))
+    results = _joined(label_datasets(cfg, model, weights), Trainer.test(cfg, model))
     if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
         verify_results(cfg, results)
+    return results
+
+
+def _joined(labelled: Mapping[str, Mapping], evaluated: Mapping[str, Mapping]) -> OrderedDict:
+    """Both metrics in one dict; a data set that is labelled and tested has both under its name."""
+    results = OrderedDict((name, dict(metrics)) for name, metrics in labelled.items())
+    for name, metrics in evaluated.items():
+        results[name] = {**results.get(name, {}), **metrics}
     return results

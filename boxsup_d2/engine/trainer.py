@@ -65,12 +65,34 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         TrainerBase.load_state_dict(self, state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
+        inner = state_dict["_trainer"]
+        if isinstance(self._trainer, AMPTrainer):
+            # A run begun on a CPU has no loss scale to go on with.
+            inner = {"grad_scaler": self._trainer.grad_scaler.state_dict(), **inner}
+        self._trainer.load_state_dict(inner)
+
+    def after_train(self) -> None:
+        """The hooks' last words; after an error only of those that need no other rank.
+
+        Detectron2 comes here after an exception as well, which the other ranks may not have met: one rank alone in an
+        evaluation would wait for them until the time-out, and hide the error so long.
+        """
+        if self.iter >= self.max_iter:
+            super().after_train()
+            return
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            if not isinstance(hook, (hooks.EvalHook, PseudoMaskHook)):
+                hook.after_train()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint in ``OUTPUT_DIR`` if asked and there is one; else load ``MODEL.WEIGHTS``."""
         super().resume_or_load(resume)
-        if self.start_iter > 0:
+        if self.start_iter >= self.max_iter:
+            # Killed after the last periodic checkpoint and before the final one, which no further step would write.
+            self.iter = self.max_iter - 1
+            self.checkpointer.save("model_final", iteration=self.iter)
+        elif self.start_iter > 0:
             # The same seed again would show the first samples once more after every restart.
             reset_data_loader(self._trainer, build_train_loader(self.cfg, self.start_iter))
 

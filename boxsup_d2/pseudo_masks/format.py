@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 PROVENANCE_KEY = "boxsup_d2"
-# Describe a run and not what it made: a file that differs in these only is the same labelling.
-_NOT_IDENTITY = ("date", "summary")
+# Describe a run and not what it made: a file that differs in these only is the same labelling. Paths are among them,
+# for a folder may move or be spelled in another way; the hashes beside them say what is in it.
+_NOT_IDENTITY = ("date", "summary", "checkpoint", "config_name", "image_root")
 _HEAD_CHARACTERS = 1 << 16
 
 
 def provenance_digest(provenance: dict[str, Any]) -> str:
-    """16 hex digits that tell one labelling from another; the date and the summary do not count."""
+    """16 hex digits that tell one labelling from another; date, summary and paths do not count."""
     identity = {key: value for key, value in provenance.items() if key not in _NOT_IDENTITY}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -1,7 +1,5 @@
 """Training samples of box-to-mask networks: a jittered crop around one box, or a salient image with its mask."""
 
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -10,7 +8,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 
 from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY
-from boxsup_d2.data.images import read_image
+from boxsup_d2.data.images import ImageCache, read_image
 
 _FLIP_CODES = {"none": None, "horizontal": 1, "vertical": 0}
 
@@ -67,7 +65,7 @@ class BoxCropDatasetMapper:
         self.crop_salient_box = salient_crop == "box"
         self.antialias = antialias
         self.cached_images = cached_images
-        self._read: Callable[[str], np.ndarray] | None = None
+        self._read: ImageCache | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -165,8 +163,8 @@ class BoxCropDatasetMapper:
 
     def _image(self, file_name: str) -> np.ndarray:
         if self._read is None:
-            # Made on first use, in the worker process: a cache cannot be sent to one.
-            self._read = lru_cache(self.cached_images)(lambda name: read_image(name, self.image_format))
+            # Made on first use, in the worker process, which then has a cache of its own.
+            self._read = ImageCache(self.image_format, self.cached_images)
         return self._read(file_name)
 
     def __getstate__(self) -> dict[str, Any]:

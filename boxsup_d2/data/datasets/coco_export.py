@@ -38,7 +38,15 @@ def dataset_to_coco(name: str) -> dict[str, Any]:
         return read_coco_json(json_file, name)
     json_file = metadata.get("box_json_file")
     if json_file is not None:
-        return _without_masks(read_coco_json(json_file, name))
+        data = _without_masks(read_coco_json(json_file, name))
+        # All classes of the set, also those that this json leaves out, or they would be numbered otherwise in the file
+        # that is made of it.
+        present = {category["id"] for category in data["categories"]}
+        ids = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        data["categories"] += [
+            {"id": key, "name": metadata.thing_classes[index]} for key, index in ids.items() if key not in present
+        ]
+        return data
     if metadata.get("thing_classes") is None:
         raise ValueError(f"Data set '{name}' has no boxes: it cannot be written as a COCO json.")
     contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {
