@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog
 from boxsup_d2.data.datasets import register_pseudo_masks_from_cfg
 from boxsup_d2.engine import rounds as rounds_module
 from boxsup_d2.engine.defaults import default_argument_parser, load_config
+from boxsup_d2.engine.round_inputs import check_inputs, input_files, split_settings
 from boxsup_d2.engine.round_state import RoundsState
 from boxsup_d2.engine.rounds import run_rounds
 
@@ -27,6 +28,7 @@ class FakeStep:
 
     def __init__(self):
         self.calls = []
+        self.inference = {}
         self.fail_in = ""
         self.results = {"box_to_mask": {"mIoU*": 0.5}}
 
@@ -35,6 +37,7 @@ class FakeStep:
         self.calls.append((folder.name, resume, eval_only))
         self.labelled = list(cfg.PSEUDO_MASKS.DATASETS)
         self.weights = cfg.MODEL.WEIGHTS
+        self.inference[folder.name] = (self.labelled, self.weights)
         assert folder.is_dir(), "the runner makes the folder"
         if folder.name == self.fail_in:
             raise RuntimeError("out of memory")
@@ -59,7 +62,12 @@ def leave_outputs(cfg, eval_only):
         (folder / "model_final.pth").write_text(str(time.time()))
     (folder / "pseudo_masks").mkdir(exist_ok=True)
     for name in cfg.PSEUDO_MASKS.DATASETS:
-        (folder / "pseudo_masks" / f"{name}_pseudo.json").write_text("{}")
+        path = folder / "pseudo_masks" / f"{name}_pseudo.json"
+        content = json.dumps([cfg.MODEL.BOXCASEG.TEST_THRESHOLD, cfg.PSEUDO_MASKS.CRF])
+        # as the real labelling: a file of the same provenance is left alone, another one replaced as a whole
+        if not path.exists() or path.read_text() != content:
+            path.with_suffix(".tmp").write_text(content)
+            path.with_suffix(".tmp").replace(path)
 
 
 class Project:
@@ -192,6 +200,7 @@ def test_overrides_go_to_every_step_but_not_output_dir(project):
     [
         ["MODEL.DEVICE", "cpu"],
         ["DATALOADER.NUM_WORKERS", "0", "SOLVER.CHECKPOINT_PERIOD", "7"],
+        ["MODEL.BOXCASEG.TEST_CROPS_PER_FORWARD", "4"],
         ["SOLVER.MOMENTUM", "0.9"],  # the default, said aloud
     ],
 )
@@ -248,6 +257,234 @@ def test_lost_outputs_are_made_again(project):
     (project.out / "retrain" / "model_final.pth").unlink()
     project.run()
     assert project.run_step.names() == ["retrain", "tune"]
+
+
+# ------------------------------------------------------------------------------------------------ labelling alone
+@pytest.mark.parametrize(
+    ("key", "decides"),
+    [
+        ("MODEL.BOXCASEG.TEST_HEAD", "labelling"),
+        ("MODEL.GRABCUT.ITERATIONS", "labelling"),
+        ("INPUT.BOX_CROP.TEST_SIZE", "labelling"),
+        ("INPUT.MIN_SIZE_TEST", "labelling"),
+        ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "labelling"),
+        ("PSEUDO_MASKS.OVERWRITE", "labelling"),
+        ("INPUT.BOX_CROP.TRAIN_SIZE", "training"),
+        ("MODEL.BOXCASEG.ALPHA", "training"),
+        ("TEST.PRECISE_BN.ENABLED", "training"),
+        ("DATASETS.TRAIN", "training"),
+        ("DATASETS.TEST", "evaluation"),
+        ("DATASETS.PROPOSAL_FILES_TEST", "evaluation"),
+        ("TEST.AUG.ENABLED", "evaluation"),
+        ("SOLVER.CHECKPOINT_PERIOD", None),
+    ],
+)
+def test_settings_are_sorted_by_what_they_decide(key, decides):
+    split = split_settings({key: 1})
+    assert {name for name in ("training", "labelling", "evaluation") if getattr(split, name)} == {decides} - {None}
+
+
+def test_labelling_settings_keep_the_weights(project):
+    project.run()
+    project.run_step.names()
+    weights = (project.out / "joint" / "model_final.pth").read_text()
+    before = project.state()["joint"]
+    project.steps[0]["OPTS"] = ["MODEL.BOXCASEG.TEST_THRESHOLD", 0.7]
+    project.run()
+    assert project.run_step.calls == [("joint", True, True), ("retrain", False, False), ("tune", False, False)]
+    assert project.run_step.inference["joint"] == ([LABELLED], str(project.out / "joint" / "model_final.pth"))
+    assert (project.out / "joint" / "model_final.pth").read_text() == weights
+    # the labels that the former retrain learnt from are still there, as is that retrain itself
+    name = f"{LABELLED}_pseudo.json"
+    assert (project.out / "joint" / "pseudo_masks" / name).read_text() == "[0.7, false]"
+    assert (project.out / "joint" / f"pseudo_masks.{before['run'][:8]}" / name).read_text() == "[0.5, false]"
+    assert len(list(project.out.glob("retrain.*"))) == 1
+    assert not list(project.out.glob("joint.*"))
+    after = project.state()["joint"]
+    assert (after["run"], after["hash"], after["attempts"]) == (before["run"], before["hash"], 2)
+    project.run_step.names()
+    project.run()
+    assert project.run_step.names() == []
+
+
+def test_labelling_settings_of_a_step_that_only_labels(project):
+    project.run()
+    project.run_step.names()
+    project.steps[1]["OPTS"] = ["PSEUDO_MASKS.CRF", True]
+    project.run()
+    assert project.run_step.calls == [("fill", True, True), ("tune", False, False)]
+    assert project.run_step.inference["fill"] == ([LABELLED], "")
+
+
+def test_who_uses_the_weights_alone_is_not_redone(project):
+    project.steps[2] = {"NAME": "more", "CONFIG": "fill.yaml", "WEIGHTS": "joint"}
+    project.steps[3] = {"NAME": "most", "CONFIG": "fill.yaml", "WEIGHTS": "more"}
+    project.run()
+    project.run_step.names()
+    project.steps[0]["OPTS"] = ["MODEL.BOXCASEG.TEST_THRESHOLD", 0.7]
+    project.run()
+    assert project.run_step.names() == ["joint"]
+
+
+def test_one_more_data_set_to_label_redoes_nothing_else(project):
+    project.run()
+    project.run_step.names()
+    datasets = [LABELLED, "voc_2012_val_box"]
+    project.write("joint.yaml", {"SOLVER": {"MAX_ITER": 10}, "PSEUDO_MASKS": {"DATASETS": datasets}})
+    project.run()
+    assert project.run_step.calls == [("joint", True, True)]
+    assert project.run_step.labelled == datasets
+    assert [path.name for path in (project.out / "joint").glob("pseudo_masks*")] == ["pseudo_masks"]
+
+
+def test_inference_settings_of_a_step_without_labels_only_evaluate(project):
+    project.run()
+    project.run_step.names()
+    project.steps[2]["OPTS"] = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3]
+    for _ in range(2):
+        project.run()
+        assert project.run_step.calls == [("retrain", True, True)]
+
+
+def test_interrupted_relabelling_goes_on(project):
+    project.run()
+    project.steps[0]["OPTS"] = ["MODEL.BOXCASEG.TEST_THRESHOLD", 0.7]
+    project.run_step.fail_in = "joint"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        project.run()
+    assert project.state()["joint"]["status"] == "relabelling"
+    project.run_step.fail_in = ""
+    project.run_step.names()
+    with pytest.raises(RuntimeError, match=r"Step retrain is needed.*former run of joint"):
+        project.run("--round", "2")
+    # Back to the former settings: some files may be new already, so the labelling has to look at all of them. Here
+    # none was, so what had been made from them stays.
+    del project.steps[0]["OPTS"]
+    project.run()
+    assert project.run_step.calls == [("joint", True, True)]
+    project.run()
+    assert len(project.run_step.calls) == 1
+
+
+# ------------------------------------------------------------------------------------------------ files of a step
+@pytest.fixture
+def files(project, monkeypatch):
+    """A VOC list (joint trains on it and fill labels it) and a weights file (of joint)."""
+    image_list = project.root / "data" / "VOC2012" / "ImageSets" / "Segmentation" / "train.txt"
+    image_list.parent.mkdir(parents=True)
+    image_list.write_text("2007_000032\n")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(project.root / "data"))
+    weights = project.write("backbone.pth", "imagenet")
+    project.write("joint.yaml", {"DATASETS": {"TRAIN": [LABELLED]}, "PSEUDO_MASKS": {"DATASETS": [LABELLED]}})
+    project.steps[0]["OPTS"] = ["MODEL.WEIGHTS", str(weights)]
+    project.run()
+    assert set(project.state()["joint"]["inputs"]) == {f"{LABELLED}/train.txt", "MODEL.WEIGHTS/backbone.pth"}
+    assert project.state()["retrain"]["inputs"] == {}  # what it reads comes from joint
+    project.run_step.names()
+    return {"list": image_list, "weights": weights}
+
+
+def test_other_data_is_another_training(project, files, caplog):
+    files["list"].write_text("2007_000032\n2007_000039\n")
+    with caplog.at_level("INFO", logger="boxsup_d2"):
+        project.run()
+    assert project.run_step.calls == [
+        ("joint", False, False),
+        ("fill", True, True),
+        ("retrain", False, False),
+        ("tune", False, False),
+    ]
+    assert f"Step joint: start ({files['list']} has another content than when the step ran)" in caplog.text
+    assert len(list(project.out.glob("joint.*"))) == 1
+    project.run_step.names()
+    project.run()
+    assert project.run_step.names() == []
+
+
+def test_other_weights_to_start_from(project, files):
+    files["weights"].write_text("ImageNet")  # as long as the former ones
+    project.run()
+    assert project.run_step.names() == ["joint", "retrain", "tune"]
+
+
+def test_unfinished_step_does_not_go_on_with_other_data(project, files):
+    project.steps[0]["OPTS"] += ["SEED", 1]
+    project.run_step.fail_in = "joint"
+    with pytest.raises(RuntimeError):
+        project.run()
+    files["list"].write_text("2007_000039\n")
+    project.run_step.fail_in = ""
+    project.run_step.names()
+    project.run()
+    assert project.run_step.calls[0] == ("joint", False, False)
+
+
+def test_same_data_elsewhere_or_newer(project, files, monkeypatch):
+    os.utime(files["list"], (1, 1))
+    (project.root / "data").rename(project.root / "moved")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(project.root / "moved"))
+    project.run()
+    assert project.run_step.names() == []
+    assert project.state()["joint"]["inputs"][f"{LABELLED}/train.txt"]["mtime_ns"] == 10**9
+
+
+def test_absent_data_is_not_missed_but_told(project, files, caplog):
+    before = project.state()
+    files["list"].unlink()
+    files["weights"].unlink()
+    project.run()
+    assert project.run_step.names() == []
+    assert project.state() == before
+    warned = [record.getMessage() for record in caplog.records if record.name == "boxsup_d2.engine.round_state"]
+    assert [str(files["list"]) in text for text in warned] == [True, False]  # once, though two steps know it
+    assert str(files["weights"]) in warned[1]
+
+
+@pytest.mark.parametrize("labelling_changes", [False, True])
+def test_state_of_a_former_version(project, files, labelling_changes):
+    """It knew nothing of files, and labelling settings were among those of training."""
+    state = project.state()
+    older = json.loads(json.dumps(state))
+    for entry in older.values():
+        del entry["inputs"]
+        entry.update(hash="0" * 64, settings={**entry["settings"], **entry.pop("labelling")})
+    (project.out / "rounds.json").write_text(json.dumps({"version": 1, "steps": older}))
+    if labelling_changes:
+        project.steps[1]["OPTS"] = ["PSEUDO_MASKS.CRF", True]
+    project.run()
+    assert project.run_step.names() == (["fill", "tune"] if labelling_changes else [])
+    if not labelling_changes:
+        assert project.state() == state
+
+
+def test_files_of_every_kind_of_data_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    external = tmp_path / "given_pseudo.json"
+    words = ["DATASETS.TRAIN", ("coco_2017_train_box", "dut_tr_single", "given_pseudo", "made_pseudo")]
+    words += ["DATASETS.PSEUDO_MASKS", (str(external), "joint/made_pseudo.json"), "MODEL.WEIGHTS", "detectron2://x.pkl"]
+    words += ["PSEUDO_MASKS.DATASETS", ("voc_2007_train",)]
+    cfg = load_config("", words)
+    files = input_files(cfg, trains=True, given_weights=True, made={"made_pseudo"})
+    assert {key: file.anew for key, file in files.items()} == {
+        "coco_2017_train_box/instances_train2017.json": True,
+        "dut_tr_single/DUTS-TR-Mask-single": True,
+        "dut_tr_single/DUTS-TR-Image-single": True,
+        "given_pseudo/given_pseudo.json": True,
+        "voc_2007_train/train.txt": False,
+        "MODEL.WEIGHTS/x.pkl": True,
+    }
+    assert files["voc_2007_train/train.txt"].path.endswith(os.path.join("ImageSets", "Main", "train.txt"))
+    assert check_inputs(files, {}).fingerprints == {}  # nothing is there, and nothing is downloaded
+    images = tmp_path / "DUTS" / "DUTS-TR-Image-single"
+    images.mkdir(parents=True)
+    (images / "a.jpg").touch()
+    external.write_text("{}")
+    known = check_inputs(files, {}).fingerprints
+    assert set(known) == {"dut_tr_single/DUTS-TR-Image-single", "given_pseudo/given_pseudo.json"}
+    (images / "b.jpg").touch()
+    assert [file.path for file in check_inputs(files, known).changed] == [str(images)]
+    only_labels = input_files(cfg, trains=False, given_weights=False, made=())
+    assert {key: file.anew for key, file in only_labels.items()} == {"voc_2007_train/train.txt": False}
 
 
 def test_failed_step_is_resumed(project):

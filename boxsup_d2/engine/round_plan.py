@@ -18,6 +18,7 @@ from detectron2.data import DatasetCatalog
 
 from boxsup_d2.engine.defaults import load_config, use_available_device
 from boxsup_d2.engine.labelling import pseudo_mask_path
+from boxsup_d2.engine.round_inputs import InputFile, Settings, input_files, split_settings
 
 __all__ = ["PlannedStep", "Step", "parse_rounds", "plan_rounds", "pseudo_mask_files", "weights_file"]
 
@@ -31,23 +32,6 @@ _STEP_FIELDS: dict[str, tuple[type, ...]] = {
     "PSEUDO_MASKS": (list, tuple, str),
 }
 _ROUND_FIELDS: dict[str, tuple[type, ...]] = {"NAME": (str, int), "STEPS": (list, tuple)}
-
-# Keys that say where and how a step runs, not what comes out of it: moving a run to another machine, or saving
-# checkpoints more often, must not throw a finished step away.
-_NEUTRAL_KEYS = frozenset(
-    {
-        "CUDNN_BENCHMARK",
-        "DATALOADER.NUM_WORKERS",
-        "MODEL.DEVICE",
-        "OUTPUT_DIR",
-        "PSEUDO_MASKS.STEP",
-        "ROUNDS",
-        "SOLVER.CHECKPOINT_PERIOD",
-        "TEST.EVAL_PERIOD",
-        "VERSION",
-        "VIS_PERIOD",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -75,17 +59,17 @@ class PlannedStep:
     Attributes:
         step: as stated in the rounds config.
         cfg: its resolved config, frozen; ``OUTPUT_DIR`` is the step's own folder.
-        hash: sha256 (hex) of what determines its weights and pseudo masks, the needed steps' hashes included.
-        settings: the config values behind the hash, by key: those that differ from the defaults.
-        evaluation: the values that only determine what is measured in the end. Not in the hash: a finished training
-            is not thrown away because someone wants another metric.
+        hash: sha256 (hex) of what determines its weights, the needed steps' hashes included.
+        settings: the config values that differ from the defaults. Only those of training are in the hash: a finished
+            training is not thrown away because someone wants another threshold for its labels, or another metric.
+        inputs: the files that it reads and no step makes, see :func:`boxsup_d2.engine.round_inputs.input_files`.
     """
 
     step: Step
     cfg: CfgNode
     hash: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    evaluation: dict[str, Any] = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
+    inputs: dict[str, InputFile] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -159,14 +143,14 @@ def plan_rounds(cfg: CfgNode, args: argparse.Namespace) -> list[PlannedStep]:
         if step_cfg.ROUNDS:
             raise ValueError(f"{step.config}, the config of step {step.name}, has ROUNDS of its own: list its steps.")
         changed = {key: value for key, value in _flat_values(step_cfg).items() if value != defaults.get(key)}
-        settings, evaluation = _split_settings(changed)
+        settings = split_settings(changed)
         use_available_device(step_cfg, args.num_gpus)
         step_cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, step.name)
         if "PSEUDO_MASKS.STEP" not in changed:
             step_cfg.PSEUDO_MASKS.STEP = step.name  # the provenance of its files
         if step.weights:
             step_cfg.MODEL.WEIGHTS = weights_file(planned[step.weights].cfg)
-            settings.pop("MODEL.WEIGHTS", None)
+            settings.training.pop("MODEL.WEIGHTS", None)
         files = [path for name in step.pseudo_masks for path in pseudo_mask_files(planned[name].cfg)]
         for name in step.pseudo_masks:
             if not planned[name].cfg.PSEUDO_MASKS.DATASETS:
@@ -177,8 +161,10 @@ def plan_rounds(cfg: CfgNode, args: argparse.Namespace) -> list[PlannedStep]:
         step_cfg.DATASETS.PSEUDO_MASKS = (*step_cfg.DATASETS.PSEUDO_MASKS, *files)
         _check_datasets(step, step_cfg)
         step_cfg.freeze()
-        digest = _hash(step, settings, {name: planned[name].hash for name in step.needs})
-        planned[step.name] = PlannedStep(step, step_cfg, digest, settings, evaluation)
+        digest = _hash(step, settings.training, {name: planned[name].hash for name in step.needs})
+        made = {os.path.splitext(os.path.basename(path))[0] for path in files}
+        inputs = input_files(step_cfg, trains=not step.eval_only, given_weights=not step.weights, made=made)
+        planned[step.name] = PlannedStep(step, step_cfg, digest, settings, inputs)
     return list(planned.values())
 
 
@@ -267,23 +253,6 @@ def _flat_values(node: CfgNode, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = json.loads(json.dumps(value, default=str))
     return flat
-
-
-def _split_settings(changed: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What determines a step's outputs, and what determines only its evaluation.
-
-    Args:
-        changed: the values that differ from the defaults. The others do not count, so that a new version of this
-            package or of Detectron2 may add keys without making every finished step look changed.
-    """
-    settings: dict[str, Any] = {}
-    evaluation: dict[str, Any] = {}
-    for key, value in sorted(changed.items()):
-        # PRECISE_BN, in spite of its name, changes the batch norms that training leaves
-        evaluates = key.startswith(("TEST.", "DATASETS.TEST")) and not key.startswith("TEST.PRECISE_BN.")
-        if key not in _NEUTRAL_KEYS:
-            (evaluation if evaluates else settings)[key] = value
-    return settings, evaluation
 
 
 def _hash(step: Step, settings: Mapping[str, Any], needed: Mapping[str, str]) -> str:

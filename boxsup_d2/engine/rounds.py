@@ -21,8 +21,10 @@ Running the same command again, with or without ``--resume``, goes on where the 
 * a finished step whose hash is the same and whose outputs are still there is skipped;
 * an unfinished one goes on inside (checkpoint, already labelled images);
 * a finished one whose evaluation settings alone changed (``TEST.*``, ``DATASETS.TEST``) is only evaluated again;
-* a changed one, or one made from a former run of a step it needs, starts anew. Its former folder is never
-  overwritten, but renamed to ``<step>.<first 8 digits of its hash>``.
+* a finished one whose labelling changed (settings that only inference reads, ``PSEUDO_MASKS.*``, the labelled data)
+  keeps its weights and is labelled and evaluated again; former pseudo masks are kept in ``pseudo_masks.<8 digits>``;
+* a changed one, one made from a former run of a step it needs, or from files whose content is another one now, starts
+  anew. Its former folder is never overwritten, but renamed to ``<step>.<first 8 digits of its hash>``.
 
 Rank 0 decides and keeps the state, the other ranks follow.
 """
@@ -33,7 +35,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -54,6 +56,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 RunStep = Callable[..., Any]
 
+_REPORTED = {"skip": "done before", "evaluate": "evaluated", "relabel": "relabelled"}
 # Metrics for the table at the end, where a step has them.
 _MAIN_METRICS = ("mIoU*", "mIoU", "AP", "AP50")
 
@@ -94,9 +97,11 @@ def run_rounds(cfg: CfgNode, args: argparse.Namespace, run_step: RunStep | None 
         for planned in selected:
             # state is None on the other ranks, so its method is not looked up here
             decision = _on_main(partial(RoundsState.decide, state, planned))
-            report[planned.name] = {"skip": "done before", "evaluate": "evaluated"}.get(decision.action, "done")
+            report[planned.name] = _REPORTED.get(decision.action, "done")
             logger.info("Step %s: %s (%s)", planned.name, decision.action, decision.reason)
-            if decision.action != "skip":
+            if decision.action == "skip":
+                _on_main(partial(RoundsState.skip, state, planned), share=False)
+            else:
                 _run_one(planned, decision, state, run_step)
     if not comm.is_main_process():
         return {}
@@ -108,7 +113,10 @@ def _run_one(planned: PlannedStep, decision: Decision, state: RoundsState, run_s
     """Run one step as decided, and keep the state."""
     cfg = planned.cfg
     if decision.action == "evaluate":
-        cfg = _evaluation_config(planned, list(_on_main(partial(missing_outputs, planned))))
+        cfg = _inference_config(planned, list(_on_main(partial(missing_outputs, planned))))
+    elif decision.action == "relabel":
+        # All of it: the labelling knows which of its files are made with these settings already.
+        cfg = _inference_config(planned, planned.cfg.PSEUDO_MASKS.DATASETS)
     _on_main(lambda: state.begin(planned, decision), share=False)
     begun = time.perf_counter()
     with _step_log(planned.cfg):
@@ -121,7 +129,7 @@ def _run_one(planned: PlannedStep, decision: Decision, state: RoundsState, run_s
             results = run_step(
                 cfg,
                 resume=decision.action != "start",
-                eval_only=planned.step.eval_only or decision.action == "evaluate",
+                eval_only=planned.step.eval_only or decision.action in ("evaluate", "relabel"),
             )
         except Exception as error:
             if comm.is_main_process():
@@ -134,8 +142,8 @@ def _run_one(planned: PlannedStep, decision: Decision, state: RoundsState, run_s
     _on_main(lambda: state.finish(planned, results, time.perf_counter() - begun), share=False)
 
 
-def _evaluation_config(planned: PlannedStep, unlabelled: list[str]) -> CfgNode:
-    """The config to evaluate a finished step again: its own weights, and no labelling but of what is missing."""
+def _inference_config(planned: PlannedStep, unlabelled: Sequence[str]) -> CfgNode:
+    """The config to evaluate a finished step again: its own weights, and no labelling but of these data sets."""
     cfg = planned.cfg.clone()
     cfg.defrost()
     cfg.PSEUDO_MASKS.DATASETS = tuple(unlabelled)
