@@ -56,7 +56,7 @@ def _draw_train(output: Path, path: Path) -> Path:
             [BoxMode.convert(obj["bbox"], obj["bbox_mode"], BoxMode.XYXY_ABS) for obj in record["annotations"]]
         )
         masks = np.array([mask_util.decode(obj["segmentation"]) for obj in record["annotations"]], bool)
-        rows.append([image, overlay(image, boxes=boxes), overlay(image, masks=masks)])
+        rows.append([overlay(image), overlay(image, boxes=boxes), overlay(image, masks=masks)])
     return _write_sheet(path, ["image", "boxes", "BoxCaseg proxy masks"], rows)
 
 
@@ -115,15 +115,17 @@ def _spread(items: list[Any]) -> list[Any]:
 
 def _write_sheet(path: Path, titles: list[str], rows: list[list[np.ndarray]]) -> Path:
     """Write tiles of any sizes as a grid with a title above each column."""
-    height = max(tile.shape[0] for row in rows for tile in row) + 6
+    heights = [max(tile.shape[0] for tile in row) + 6 for row in rows]
     width = max(tile.shape[1] for row in rows for tile in row) + 6
-    sheet = np.full((28 + height * len(rows), width * len(titles), 3), 255, np.uint8)
+    sheet = np.full((28 + sum(heights), width * len(titles), 3), 255, np.uint8)
     for column, title in enumerate(titles):
         cv2.putText(sheet, title, (column * width + 4, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-        for index, row in enumerate(rows):
-            tile = row[column]
-            top, left = 28 + index * height, column * width
+    top = 28
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            left = column * width
             sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+        top += height
     if not cv2.imwrite(str(path), sheet):
         raise OSError(f"cannot write {path}")
     return path
