@@ -16,12 +16,12 @@ from boxsup_d2.evaluation import (
     IOU_THRESHOLDS,
     BoxToMaskEvaluator,
     bootstrap_interval,
-    decode_segmentation,
     evaluate_mask_json,
     format_table,
     mask_iou,
     summarize_box_to_mask,
 )
+from boxsup_d2.pseudo_masks.rle import decode
 
 CLASSES = ["cat", "dog", "cow", "bus"]
 H, W = 24, 30
@@ -77,7 +77,7 @@ def prompts(record: dict) -> list[dict]:
 
 def noisy_masks(record: dict) -> torch.Tensor:
     rng = np.random.default_rng(record["image_id"])
-    masks = [decode_segmentation(a["segmentation"], H, W) ^ (rng.random((H, W)) < 0.02) for a in prompts(record)]
+    masks = [decode(a["segmentation"], H, W).T ^ (rng.random((H, W)) < 0.02) for a in prompts(record)]
     return torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, H, W))
 
 
@@ -237,9 +237,9 @@ def test_evaluator_equals_a_slow_reference(tmp_path: Path) -> None:
 
     ious, classes = [], []
     for record in records:
-        void = decode_segmentation(record["void_mask"], H, W) if "void_mask" in record else np.zeros((H, W), bool)
+        void = decode(record["void_mask"], H, W).T if "void_mask" in record else np.zeros((H, W), bool)
         for annotation, mask in zip(prompts(record), noisy_masks(record), strict=True):
-            ious.append(slow_iou(mask.numpy(), decode_segmentation(annotation["segmentation"], H, W), void))
+            ious.append(slow_iou(mask.numpy(), decode(annotation["segmentation"], H, W).T, void))
             classes.append(annotation["category_id"])
     per_class = [np.mean([i for i, c in zip(ious, classes, strict=True) if c == k]) for k in range(3)]
     assert results["mIoU*"] == pytest.approx(100 * np.mean(per_class))
@@ -267,7 +267,7 @@ def test_true_masks_score_100_and_empty_ones_0() -> None:
     for expected in (100.0, 0.0):
         evaluator.reset()
         for record in records:
-            masks = [decode_segmentation(a["segmentation"], H, W) & (expected > 0) for a in prompts(record)]
+            masks = [decode(a["segmentation"], H, W).T & (expected > 0) for a in prompts(record)]
             masks = torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, H, W))
             evaluator.process([record], [answer(masks)])
         results = evaluator.evaluate()["box_to_mask"]
@@ -334,7 +334,7 @@ def test_every_form_of_segmentation(form: str) -> None:
         "bytes": mask_util.encode(np.asfortranarray(mask.astype(np.uint8))),
         "str": rle(mask),
     }[form]
-    assert np.array_equal(decode_segmentation(segmentation, H, W), mask)
+    assert np.array_equal(decode(segmentation, H, W).T, mask)
 
 
 # ------------------------------------------------------------------------------------------------ several processes

@@ -2,7 +2,7 @@
 
 from boxsup_d2.evaluation.box_to_mask import BoxToMaskEvaluator, InstanceScore, evaluate_mask_json, score_image
 from boxsup_d2.evaluation.build import build_evaluator, register_evaluator
-from boxsup_d2.evaluation.ground_truth import ImageTruth, decode_segmentation, load_ground_truth
+from boxsup_d2.evaluation.ground_truth import ImageTruth, load_ground_truth
 from boxsup_d2.evaluation.instance_ap import VOC_IOUS, InstanceAPEvaluator
 from boxsup_d2.evaluation.metrics import (
     IOU_THRESHOLDS,
@@ -23,7 +23,6 @@ __all__ = [
     "InstanceScore",
     "bootstrap_interval",
     "build_evaluator",
-    "decode_segmentation",
     "evaluate_mask_json",
     "format_table",
     "load_ground_truth",

@@ -19,7 +19,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from boxsup_d2.evaluation.ground_truth import ImageTruth, decode_segmentation, load_ground_truth
+from boxsup_d2.evaluation.ground_truth import ImageTruth, load_ground_truth
 from boxsup_d2.evaluation.metrics import IOU_THRESHOLDS, BoxToMaskSummary, mask_iou, summarize_box_to_mask
 from boxsup_d2.evaluation.tables import format_table
 
@@ -306,4 +306,4 @@ def _json_mask(annotation: Mapping[str, Any], truth: ImageTruth, json_file: str)
             f"Annotation {annotation.get('id')} of image {truth.image_id} in '{json_file}' has no mask: the file is "
             "not the result of labelling a whole data set."
         )
-    return decode_segmentation(annotation["segmentation"], truth.height, truth.width)
+    return truth.decode(annotation["segmentation"])

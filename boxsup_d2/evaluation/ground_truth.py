@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog
+
+from boxsup_d2.pseudo_masks.rle import decode
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class ImageTruth:
         Raises:
             ValueError: If it has another size than the image.
         """
-        return self._checked(decode_segmentation(self.annotations[index]["segmentation"], self.height, self.width))
+        return self.decode(self.annotations[index]["segmentation"])
 
     def void_mask(self) -> np.ndarray | None:
         """(height, width) bool, or None where every pixel has a label."""
-        return None if self.void is None else self._checked(decode_segmentation(self.void, self.height, self.width))
+        return None if self.void is None else self.decode(self.void)
 
     def check_has_masks(self) -> None:
         """
@@ -56,13 +57,19 @@ class ImageTruth:
                     "Evaluate on a data set with masks, e.g. voc_2012_val_instance or coco_2017_val."
                 )
 
-    def _checked(self, mask: np.ndarray) -> np.ndarray:
-        if mask.shape != (self.height, self.width):
+    def decode(self, segmentation: list[Any] | dict[str, Any]) -> np.ndarray:
+        """A COCO ``segmentation`` of this image as (height, width) bool.
+
+        Raises:
+            ValueError: If it cannot be read, or has another size than the image.
+        """
+        try:
+            return decode(segmentation, self.height, self.width).T
+        except ValueError as error:
             raise ValueError(
-                f"A mask of image {self.image_id} ('{self.file_name}') is {mask.shape[0]} x {mask.shape[1]}, the image "
-                f"{self.height} x {self.width} (height x width): the annotation belongs to another version of it."
-            )
-        return mask
+                f"A mask of image {self.image_id} ('{self.file_name}') does not belong to it: {error} The annotation is "
+                "damaged, or made for another version of the image."
+            ) from error
 
 
 def load_ground_truth(dataset_name: str) -> dict[int | str, ImageTruth]:
@@ -85,20 +92,3 @@ def load_ground_truth(dataset_name: str) -> dict[int | str, ImageTruth]:
             void=record.get("void_mask"),
         )
     return truths
-
-
-def decode_segmentation(segmentation: list[Any] | dict[str, Any], height: int, width: int) -> np.ndarray:
-    """Mask of a COCO ``segmentation``, (H, W) bool, as pycocotools rasterises it.
-
-    Args:
-        segmentation: List of polygons [x0, y0, x1, y1, ...], or an RLE dict with ``size`` and ``counts`` (compressed:
-            str or bytes; uncompressed: list of int).
-        height, width: Of the image; polygons do not know it. An RLE decodes to its own size.
-    """
-    if isinstance(segmentation, list):
-        rle = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        rle = mask_util.frPyObjects(segmentation, *segmentation["size"])
-    else:
-        rle = segmentation
-    return mask_util.decode(rle).astype(bool)

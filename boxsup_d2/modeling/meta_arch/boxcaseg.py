@@ -83,8 +83,6 @@ class BoxCaseg(nn.Module):
         self.test_threshold = test_threshold
         self.test_crops_per_forward = test_crops_per_forward
         self.antialias = antialias
-        # Convolutions of small-width networks run about 1.4 times as fast in this layout, on CPU and GPU alike.
-        self.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
