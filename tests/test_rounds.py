@@ -464,7 +464,7 @@ def test_files_of_every_kind_of_data_set(tmp_path, monkeypatch):
     words += ["DATASETS.PSEUDO_MASKS", (str(external), "joint/made_pseudo.json"), "MODEL.WEIGHTS", "detectron2://x.pkl"]
     words += ["PSEUDO_MASKS.DATASETS", ("voc_2007_train",)]
     cfg = load_config("", words)
-    files = input_files(cfg, trains=True, given_weights=True, made={"made_pseudo"})
+    files = input_files(cfg, trains=True, given_weights=True, given_segmenter=True, made={"made_pseudo"})
     assert {key: file.anew for key, file in files.items()} == {
         "coco_2017_train_box/instances_train2017.json": True,
         "dut_tr_single/DUTS-TR-Mask-single": True,
@@ -483,7 +483,7 @@ def test_files_of_every_kind_of_data_set(tmp_path, monkeypatch):
     assert set(known) == {"dut_tr_single/DUTS-TR-Image-single", "given_pseudo/given_pseudo.json"}
     (images / "b.jpg").touch()
     assert [file.path for file in check_inputs(files, known).changed] == [str(images)]
-    only_labels = input_files(cfg, trains=False, given_weights=False, made=())
+    only_labels = input_files(cfg, trains=False, given_weights=False, given_segmenter=False, made=())
     assert {key: file.anew for key, file in only_labels.items()} == {"voc_2007_train/train.txt": False}
 
 

@@ -29,6 +29,7 @@ _NEUTRAL_KEYS = frozenset(
         "DATALOADER.NUM_WORKERS",
         "MODEL.BOXCASEG.TEST_CROPS_PER_FORWARD",
         "MODEL.DEVICE",
+        "MODEL.LPG.TEST_SAMPLES_PER_FORWARD",
         "OUTPUT_DIR",
         "PSEUDO_MASKS.STEP",
         "ROUNDS",
@@ -38,7 +39,14 @@ _NEUTRAL_KEYS = frozenset(
         "VIS_PERIOD",
     }
 )
-_LABELLING_PREFIXES = ("INPUT.BOX_CROP.TEST_SIZE", "MODEL.BOXCASEG.TEST_", "MODEL.GRABCUT.", "PSEUDO_MASKS.")
+_LABELLING_PREFIXES = (
+    "INPUT.BOX_CROP.TEST_SIZE",
+    "MODEL.BOXCASEG.TEST_",
+    "MODEL.GRABCUT.",
+    "MODEL.LPG.TEST_",
+    "MODEL.SEM_SEG_HEAD.TEST_",
+    "PSEUDO_MASKS.",
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,9 @@ class InputsCheck:
     absent: list[InputFile]
 
 
-def input_files(cfg: CfgNode, *, trains: bool, given_weights: bool, made: Collection[str]) -> dict[str, InputFile]:
+def input_files(
+    cfg: CfgNode, *, trains: bool, given_weights: bool, given_segmenter: bool, made: Collection[str]
+) -> dict[str, InputFile]:
     """The files whose content a step's outcome depends on. Opens none of them.
 
     Of a data set these are the json, the list of images (VOC) or the folders (salient images: only the names in them
@@ -112,10 +122,11 @@ def input_files(cfg: CfgNode, *, trains: bool, given_weights: bool, made: Collec
         cfg: the step's config.
         trains: whether it trains.
         given_weights: whether it starts from ``MODEL.WEIGHTS``, and not from another step's weights.
+        given_segmenter: the same of ``MODEL.LPG.SEGMENTER_WEIGHTS``.
         made: data sets that other steps make.
 
     Returns:
-        By names that do not change when a folder is moved: ``<data set>/<file>`` and ``MODEL.WEIGHTS/<file>``.
+        By names that do not change when a folder is moved: ``<data set>/<file>`` and ``<key>/<file>``.
     """
     labels = {os.path.splitext(os.path.basename(path))[0]: path for path in cfg.DATASETS.PSEUDO_MASKS}
     files: dict[str, InputFile] = {}
@@ -125,9 +136,11 @@ def input_files(cfg: CfgNode, *, trains: bool, given_weights: bool, made: Collec
             for path in [labels[name]] if name in labels else _dataset_files(name):
                 key = f"{name}/{os.path.basename(os.path.normpath(path))}"
                 files[key] = InputFile(path, anew=name in training)
-    weights = cfg.MODEL.WEIGHTS
-    if given_weights and weights:
-        files[f"MODEL.WEIGHTS/{os.path.basename(weights)}"] = InputFile(weights, anew=True)
+    given = {
+        "MODEL.WEIGHTS": cfg.MODEL.WEIGHTS if given_weights else "",
+        "MODEL.LPG.SEGMENTER_WEIGHTS": cfg.MODEL.LPG.SEGMENTER_WEIGHTS if given_segmenter else "",
+    }
+    files.update({f"{key}/{os.path.basename(path)}": InputFile(path, anew=True) for key, path in given.items() if path})
     return files
 
 

@@ -29,6 +29,7 @@ _STEP_FIELDS: dict[str, tuple[type, ...]] = {
     "OPTS": (list, tuple),
     "EVAL_ONLY": (bool,),
     "WEIGHTS": (str, int),
+    "SEGMENTER": (str, int),
     "PSEUDO_MASKS": (list, tuple, str),
 }
 _ROUND_FIELDS: dict[str, tuple[type, ...]] = {"NAME": (str, int), "STEPS": (list, tuple)}
@@ -36,7 +37,7 @@ _ROUND_FIELDS: dict[str, tuple[type, ...]] = {"NAME": (str, int), "STEPS": (list
 
 @dataclass(frozen=True)
 class Step:
-    """One step as the rounds config states it; ``config`` is a path, ``weights`` and ``pseudo_masks`` name steps."""
+    """One step as the rounds config states it; ``config`` is a path, the last three name steps."""
 
     name: str
     round: str
@@ -44,12 +45,13 @@ class Step:
     opts: tuple = ()
     eval_only: bool = False
     weights: str = ""
+    segmenter: str = ""
     pseudo_masks: tuple[str, ...] = ()
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the steps whose weights or pseudo masks it uses, each once."""
-        return tuple(dict.fromkeys([self.weights] * bool(self.weights) + list(self.pseudo_masks)))
+        return tuple(dict.fromkeys(filter(None, [self.weights, self.segmenter, *self.pseudo_masks])))
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def parse_rounds(rounds: Sequence[Any], rounds_file: str) -> list[Step]:
     """Check the ``ROUNDS`` list of a config and return its steps in the order given.
 
     Args:
-        rounds: ``cfg.ROUNDS``: ``{NAME, STEPS: [{NAME, CONFIG, OPTS, EVAL_ONLY, WEIGHTS, PSEUDO_MASKS}, ...]}`` each.
+        rounds: ``cfg.ROUNDS``: ``{NAME, STEPS: [{NAME, CONFIG, OPTS, EVAL_ONLY, WEIGHTS, SEGMENTER, PSEUDO_MASKS}, ...]}``
+            each.
         rounds_file: the file it came from; ``CONFIG`` paths are relative to its folder.
 
     Raises:
@@ -151,6 +154,11 @@ def plan_rounds(cfg: CfgNode, args: argparse.Namespace) -> list[PlannedStep]:
         if step.weights:
             step_cfg.MODEL.WEIGHTS = weights_file(planned[step.weights].cfg)
             settings.training.pop("MODEL.WEIGHTS", None)
+        if step.segmenter:
+            segmenter = planned[step.segmenter].cfg
+            # Its resolved config, which its run leaves in its folder.
+            step_cfg.MODEL.LPG.SEGMENTER_CONFIG = os.path.join(segmenter.OUTPUT_DIR, "config.yaml")
+            step_cfg.MODEL.LPG.SEGMENTER_WEIGHTS = weights_file(segmenter)
         files = [path for name in step.pseudo_masks for path in pseudo_mask_files(planned[name].cfg)]
         for name in step.pseudo_masks:
             if not planned[name].cfg.PSEUDO_MASKS.DATASETS:
@@ -163,7 +171,13 @@ def plan_rounds(cfg: CfgNode, args: argparse.Namespace) -> list[PlannedStep]:
         step_cfg.freeze()
         digest = _hash(step, settings.training, {name: planned[name].hash for name in step.needs})
         made = {os.path.splitext(os.path.basename(path))[0] for path in files}
-        inputs = input_files(step_cfg, trains=not step.eval_only, given_weights=not step.weights, made=made)
+        inputs = input_files(
+            step_cfg,
+            trains=not step.eval_only,
+            given_weights=not step.weights,
+            given_segmenter=not step.segmenter,
+            made=made,
+        )
         planned[step.name] = PlannedStep(step, step_cfg, digest, settings, inputs)
     return list(planned.values())
 
@@ -202,6 +216,7 @@ def _parse_step(fields: Any, round_name: str, where: str, folder: str) -> Step:
         opts=tuple(opts),
         eval_only=fields.get("EVAL_ONLY", False),
         weights=str(fields.get("WEIGHTS", "")),
+        segmenter=str(fields.get("SEGMENTER", "")),
         pseudo_masks=(sources,) if isinstance(sources, str) else tuple(str(source) for source in sources),
     )
 
@@ -211,8 +226,9 @@ def _check_needs(step: Step, earlier: Mapping[str, Step], where: str) -> None:
         if name not in earlier:
             known = ", ".join(earlier) or "none"
             raise ValueError(f"{where} ({step.name}): needs step {name}, which does not come before it ({known} do).")
-    if step.weights and earlier[step.weights].eval_only:
-        raise ValueError(f"{where} ({step.name}): WEIGHTS {step.weights} is EVAL_ONLY and leaves no weights.")
+    for field_name, name in (("WEIGHTS", step.weights), ("SEGMENTER", step.segmenter)):
+        if name and earlier[name].eval_only:
+            raise ValueError(f"{where} ({step.name}): {field_name} {name} is EVAL_ONLY and leaves no weights.")
 
 
 def _check_datasets(step: Step, cfg: CfgNode) -> None:
@@ -260,6 +276,8 @@ def _hash(step: Step, settings: Mapping[str, Any], needed: Mapping[str, str]) ->
         "settings": settings,
         "eval_only": step.eval_only,
         "weights": needed.get(step.weights, ""),
+        # Beside the others only where there is one: a step without keeps the hash that it had.
+        **({"segmenter": needed[step.segmenter]} if step.segmenter else {}),
         "pseudo_masks": [needed[name] for name in step.pseudo_masks],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
