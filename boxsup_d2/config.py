@@ -102,7 +102,7 @@ def add_boxsup_config(cfg: CN) -> None:
     # The stem's max-pool of build_resnet_deeplab_backbone: with it the output stride is the paper's 8; the code
     # published with LPG leaves it out (4), and its checkpoints need that.
     cfg.MODEL.RESNETS.STEM_MAX_POOL = True
-    # Scales beside 1 that DeepLabSegmentor runs an image at and joins by the maximum (DeepLabV2: 0.5, 0.75); empty: none.
+    # Scales beside 1 that DeepLabSegmentor runs an image at, joined by the maximum (DeepLabV2: 0.5, 0.75); empty: none.
     cfg.MODEL.SEM_SEG_HEAD.MSC_SCALES = ()
     # Learning rate of the last layer, the only one that starts from noise, as a multiple of SOLVER.BASE_LR (DeepLab).
     cfg.MODEL.SEM_SEG_HEAD.LR_FACTOR = 10.0
@@ -166,11 +166,11 @@ def add_boxsup_config(cfg: CN) -> None:
     # every scorer of a COCO json of VOC must, such as the one that the BoxCaseg authors published.
     cfg.TEST.AP_IGNORE_VOID = True
 
-    # Task "sem_seg": scales of the image whose class probabilities are averaged, and whether its mirror image counts too.
+    # Task "sem_seg": scales of the image whose class probabilities are averaged, and whether its mirror image counts.
     cfg.TEST.SEM_SEG_SCALES = (1.0,)
     cfg.TEST.SEM_SEG_FLIP = False
     # Task "sem_seg": refine the probabilities by a DenseCRF, "vgg16" or "resnet101" by the network that its published
-    # settings are for; "" does not. Runs on all CPU cores beside the network; needs pydensecrf (pip install pydensecrf2).
+    # settings are for; "" does not. Runs on all cores beside the network; needs pydensecrf (pip install pydensecrf2).
     cfg.TEST.SEM_SEG_CRF = ""
 
     # ---------------------------------------------------------------- rounds

@@ -1,7 +1,7 @@
 """ResNet with holes: the trunk of DeepLabV2 (Chen et al., TPAMI 2018), output stride 8, or 4 as published with LPG.
 
-Parameters have torchvision's names and layout (``conv1``, ``bn1``, ``layer1`` ... ``layer4``; the stride of a bottleneck
-sits in its 3×3 convolution), so that torchvision's ImageNet weights fit as they are.
+Parameters have torchvision's names and layout (``conv1``, ``bn1``, ``layer1`` ... ``layer4``; the stride of a
+bottleneck sits in its 3×3 convolution), so that torchvision's ImageNet weights fit as they are.
 """
 
 from collections.abc import Sequence

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
@@ -120,8 +121,7 @@ def _common_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
     }
 
 
-def _init_classifier(conv: nn.Module) -> None:
-    """The published start of the last layer."""
-    assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+def _init_classifier(conv: Any) -> None:
+    """The published start of the last layer, a convolution with bias."""
     nn.init.normal_(conv.weight, std=0.01)
     nn.init.zeros_(conv.bias)
