@@ -1,7 +1,7 @@
 """DenseCRF on many images at once: a pool of processes behind a bounded queue.
 
-A CRF takes a second or more per image on one core, several times what a network takes on a GPU. The pool works while the
-network goes on, and makes it wait when too many images are under way, so that memory stays bounded.
+A CRF takes a second or more per image on one core, several times what a network takes on a GPU. The pool works while
+the network goes on, and makes it wait when too many images are under way, so that memory stays bounded.
 """
 
 import multiprocessing
@@ -33,7 +33,7 @@ def refine_label_map(image: np.ndarray, prob: np.ndarray, params: CRFParams) -> 
 
 
 class CRFPool:
-    """Refines the probabilities of images in worker processes, in any order of completion, given back in order.
+    """Refines the probabilities of images in worker processes; the results come back in the order of the images.
 
     Use as a context manager, or call :meth:`close`.
     """
@@ -53,7 +53,7 @@ class CRFPool:
         self._pool = ProcessPoolExecutor(self.workers, mp_context=context)
         self._pending: deque[tuple[Hashable, Future]] = deque()
 
-    def submit(self, key: Hashable, image: np.ndarray, prob: np.ndarray) -> Iterator[tuple[Hashable, np.ndarray]]:
+    def submit(self, key: Hashable, image: np.ndarray, prob: np.ndarray) -> list[tuple[Hashable, np.ndarray]]:
         """Hand over an image; waits while too many are under way.
 
         Args:
@@ -62,7 +62,7 @@ class CRFPool:
             prob: C x H x W float32.
 
         Returns:
-            Iterator over (key, H x W uint8 label map) of images that became ready; exhaust it.
+            (key, H x W uint8 label map) of images that became ready meanwhile.
 
         Raises:
             ValueError: an image cannot be refined; named.
@@ -72,8 +72,10 @@ class CRFPool:
             self._pending.append((key, self._pool.submit(refine_label_map, image, prob, self._params)))
         except BrokenProcessPool as error:
             raise _died() from error
+        ready = []
         while self._pending and (len(self._pending) >= self._max_pending or self._pending[0][1].done()):
-            yield self._oldest()
+            ready.append(self._oldest())
+        return ready
 
     def drain(self) -> Iterator[tuple[Hashable, np.ndarray]]:
         """The results of all images that are still under way; errors as :meth:`submit`."""

@@ -1,4 +1,4 @@
-"""Evaluation of semantic segmentation: mIoU over the classes that occur, optionally after a DenseCRF (methods.md B6)."""
+"""Evaluation of semantic segmentation: mIoU over the classes that occur, if wanted after a DenseCRF (methods.md B6)."""
 
 import json
 import logging
@@ -31,8 +31,8 @@ CRF_SETTINGS: dict[str, CRFParams | None] = {"": None, "vgg16": CRF_VGG16, "resn
 class SemanticEvaluator(DatasetEvaluator):
     """mIoU and its relatives of label maps on a data set with ``sem_seg_file_name``.
 
-    Detectron2's own evaluator counts, in 0.6, classes that are predicted but do not occur, and keeps every prediction in
-    memory. Results are **percent**: ``mIoU`` (over the classes in the ground truth), ``fwIoU``, ``pACC``, ``mACC``,
+    Detectron2's own evaluator counts, in 0.6, classes that are predicted but do not occur, and keeps every prediction
+    in memory. Results are **percent**: ``mIoU`` (over the classes in the ground truth), ``fwIoU``, ``pACC``, ``mACC``,
     ``IoU-<class>`` and ``ACC-<class>`` (NaN for classes that do not occur).
 
     A subclass that evaluates something else than ``sem_seg`` scores overrides :meth:`label_map`.
