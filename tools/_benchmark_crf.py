@@ -14,16 +14,14 @@ from _benchmark_timing import Result, interleaved
 from boxsup_d2.evaluation.crf_pool import CRFPool, default_workers, refine_label_map
 from boxsup_d2.pseudo_masks.refine import CRF_VGG16
 
-CLASSES = 21
 
-
-def crf_inputs(count: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+def crf_inputs(count: int, classes: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
     """Images H x W x 3 uint8 with smooth class probabilities C x H x W float32, as a network of stride 8 gives them."""
     rng = np.random.default_rng(seed)
     inputs = []
     for _ in range(count):
         image = cv2.resize(rng.integers(0, 256, (HEIGHT // 25, WIDTH // 25, 3), dtype=np.uint8), (WIDTH, HEIGHT))
-        logits = 3 * rng.standard_normal((HEIGHT // 40, WIDTH // 40, CLASSES)).astype(np.float32)
+        logits = 3 * rng.standard_normal((HEIGHT // 40, WIDTH // 40, classes)).astype(np.float32)
         weights = np.exp(cv2.resize(logits, (WIDTH, HEIGHT)).transpose(2, 0, 1))
         inputs.append((image, np.ascontiguousarray(weights / weights.sum(axis=0))))
     return inputs
@@ -33,7 +31,7 @@ def benchmark_crf(args: argparse.Namespace) -> Result:
     """Seconds per image of a DenseCRF, one process against a pool."""
     if importlib.util.find_spec("pydensecrf") is None:
         return {"rows": [{"DenseCRF": "not measured"}], "remarks": ["pydensecrf is not installed."]}
-    inputs = crf_inputs(args.crf_images)
+    inputs = crf_inputs(args.crf_images, args.classes)
     workers = args.workers or max(default_workers(), 2)
 
     def alone() -> None:
@@ -58,7 +56,7 @@ def benchmark_crf(args: argparse.Namespace) -> Result:
         "rows": rows,
         "speedup": one / many,
         "remarks": [
-            f"{CLASSES} classes, images of {WIDTH}x{HEIGHT}, 10 iterations. {workers} processes: {one / many:.2f} "
+            f"{args.classes} classes, images of {WIDTH}x{HEIGHT}, 10 iterations. {workers} processes: {one / many:.2f} "
             "times as fast; only a machine with as many idle cores shows what they can do."
         ],
     }

@@ -8,7 +8,8 @@
   all        the four, one after the other
 
 Variants take turns, repeat by repeat, and medians are printed, so that a busy machine slows all of them alike.
-Everything but the CRF's pool runs in one process on one thread. CPU time stands beside wall time, which other processes distort.
+Everything but the CRF's pool runs in one process on one thread. CPU time stands beside wall time, which other
+processes distort.
 
 Examples:
 
@@ -89,7 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
             ("--side", 160, "sides of the square images in pixels (default 160)"), ("--batch", 2, "images (default 2)")
         ),
         "crf": options(
-            ("--crf-images", 8, "images (default 8)"), ("--workers", None, "processes of the pool (default: all cores)")
+            ("--crf-images", 8, "images (default 8)"),
+            ("--classes", 21, "classes (default 21)"),
+            ("--workers", None, "processes of the pool (default: all cores)"),
         ),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
