@@ -85,8 +85,9 @@ class SemanticEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         """Forget all images."""
-        self._confusion = np.zeros((len(self._class_names), len(self._class_names) + 1), dtype=np.int64)
-        self._images = 0
+        # Of each image the cells of its confusion matrix that are not zero, few out of thousands: a sampler that pads
+        # its shards gives an image to two ranks, and it must count once.
+        self._cells: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._close_pool()
 
     def label_map(self, sample: Mapping[str, Any], output: Mapping[str, Any]) -> np.ndarray:
@@ -133,36 +134,39 @@ class SemanticEvaluator(DatasetEvaluator):
         for ready in self._pool.drain() if self._pool is not None else ():
             self._count(*ready)
         self._close_pool()
-        confusion, images = self._confusion, self._images
+        cells = self._cells
         if self._distributed:
             comm.synchronize()
-            gathered = comm.gather((confusion, images), dst=0)
+            gathered = comm.gather(cells, dst=0)
             if not comm.is_main_process():
                 return None
-            confusion = np.sum([matrix for matrix, _ in gathered], axis=0)
-            images = sum(count for _, count in gathered)
-        if images != len(self._truths):
+            cells = {name: own for part in gathered for name, own in part.items()}
+        if len(cells) < len(self._truths):
             logger.warning(
-                "%d images were scored, but %s has %d: the results are not those of the data set.",
-                images,
-                self._dataset_name,
+                "Only %d of the %d images of %s were scored: the results are those of a part of it.",
+                len(cells),
                 len(self._truths),
+                self._dataset_name,
             )
+        confusion = np.zeros((len(self._class_names), len(self._class_names) + 1), dtype=np.int64)
+        for positions, counts in cells.values():
+            confusion.flat[positions] += counts
         summary = summarize_semantic(confusion)
         results = semantic_results(summary, self._class_names)
         table = semantic_table(summary, self._class_names)
         logger.info("Semantic segmentation (%s) on %s:\n%s", self._task, self._dataset_name, table)
         if self._output_folder:
-            self._save(confusion, results, images)
+            self._save(confusion, results, len(cells))
         return OrderedDict({self._task: results})
 
     def _count(self, file_name: Hashable, pred: np.ndarray) -> None:
         path = self._truths[str(file_name)]
         try:
-            self._confusion += confusion_matrix(pred, read_label_map(path), len(self._class_names), self._ignore_label)
+            matrix = confusion_matrix(pred, read_label_map(path), len(self._class_names), self._ignore_label)
         except ValueError as error:
             raise ValueError(f"Label map '{path}' of image '{file_name}': {error}") from error
-        self._images += 1
+        positions = np.flatnonzero(matrix)
+        self._cells[str(file_name)] = positions, matrix.flat[positions]
 
     def _close_pool(self) -> None:
         if self._pool is not None:
