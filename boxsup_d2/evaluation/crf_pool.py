@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Hashable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import numpy as np
 from detectron2.utils import comm
@@ -48,9 +49,7 @@ class CRFPool:
         self._params = params
         self.workers = workers or default_workers()
         self._max_pending = max_pending or 2 * self.workers
-        # Workers start from nothing instead of as copies of this process, which may hold a GPU and running threads.
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(self.workers, mp_context=context)
+        self._pool = ProcessPoolExecutor(self.workers, mp_context=_context())
         self._pending: deque[tuple[Hashable, Future]] = deque()
 
     def submit(self, key: Hashable, image: np.ndarray, prob: np.ndarray) -> list[tuple[Hashable, np.ndarray]]:
@@ -101,6 +100,18 @@ class CRFPool:
             raise _died() from error
         except ValueError as error:
             raise ValueError(f"'{key}': {error}") from error
+
+
+def _context() -> Any:
+    """Workers are not copies of this process, which may hold a GPU and running threads, but of a bare server's.
+
+    The server imports this module, torch with it, once for all workers.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def default_workers() -> int:
