@@ -210,9 +210,9 @@ def test_largefov_head_drops_whole_channels_in_training_only():
         head.fc6.bias.fill_(1)
         head.fc7.weight.copy_(torch.eye(64)[:, :, None, None])
         nn.init.ones_(head.fc8.weight)
-        out = head.layers(x)
-    assert (out == out[..., :1, :1]).all(), "a channel is dropped at all pixels or at none"
-    assert out[0, 0, 0, 0] != 64
+        outs = [head.layers(x) for _ in range(5)]
+    assert all((out == out[..., :1, :1]).all() for out in outs), "a channel is dropped at all pixels or at none"
+    assert len({out[0, 0, 0, 0].item() for out in outs}) > 1
 
 
 def test_heads_of_one_map_refuse_several_and_unknown_ones():
@@ -366,7 +366,7 @@ def test_inference_puts_pixels_where_they_were(pad, divisibility, seen):
     expected = image.softmax(dim=0)
     assert model.backbone.seen == [seen]
     inner = out["sem_seg"][:, :29, :45]  # beyond, the mean that the padding consists of mixes in
-    assert torch.allclose(inner, expected[:, :29, :45], atol=2e-3 if not divisibility else 2e-2)
+    assert torch.allclose(inner, expected[:, :29, :45], atol=1e-5)
 
 
 def test_inference_gives_probabilities_in_the_wanted_frame_image_by_image():

@@ -180,16 +180,27 @@ class DeepLabSegmentor(SemanticSegmentor):
         results = []
         for image, sample, own in zip(images, batched_inputs, logits, strict=True):
             height, width = image.shape[-2:]
-            # Labels were reduced by picking every stride-th pixel, so logits belong to pixels, not to blocks.
-            own = F.interpolate(own[None], size=side, mode="bilinear", align_corners=True)[..., :height, :width]
+            own = self._upsample(own[None], side)[..., :height, :width]
             size = (sample.get("height", height), sample.get("width", width))
             if size != (height, width):
                 own = F.interpolate(own, size=size, mode="bilinear", align_corners=False)
             results.append({"sem_seg": own[0].softmax(dim=0)})
         return results
 
+    def _upsample(self, logits: Tensor, side: tuple[int, int]) -> Tensor:
+        """Logits at the size of the input that they are of, whose sides :meth:`_test_side` gave."""
+        # Labels were reduced by picking every stride-th pixel, so logits belong to pixels, not to blocks.
+        if self.backbone.size_divisibility > 1:
+            strides = [whole // own for whole, own in zip(side, logits.shape[-2:], strict=True)]
+            size = [(own - 1) * stride + 1 for own, stride in zip(logits.shape[-2:], strides, strict=True)]
+        else:
+            size = list(side)
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+        missing = (0, side[1] - size[1], 0, side[0] - size[0])
+        return F.pad(logits, missing, mode="replicate") if any(missing) else logits
+
     def _test_side(self, side: int) -> int:
-        """Side that an image's side is padded to: at which upsampling by corners is upsampling by the stride."""
+        """Side that an image's side is padded to: so that corners of logits are corners of the input, if possible."""
         side = max(side, self.test_pad)
         multiple = self.backbone.size_divisibility
         if multiple > 1:
