@@ -428,13 +428,13 @@ def test_one_scale_without_flip_is_the_model_itself():
 
 def test_flipping_makes_the_answer_of_the_mirror_image_the_mirror_answer():
     model = toy_segmentor().eval()  # which picks columns 0, 4, 8 ...: not symmetric by itself in 32 columns
-    image = torch.randint(0, 256, (3, 32, 32)).float()
+    image = torch.rand(3, 32, 32) * 4
 
     def ask(x, flip):
         return MultiScaleSegmentor(model, (1.0, 0.75), flip)([{"image": x}])[0]["sem_seg"]
 
-    assert torch.allclose(ask(image.flip(-1), True).flip(-1), ask(image, True), atol=1e-6)
-    assert not torch.allclose(ask(image.flip(-1), False).flip(-1), ask(image, False), atol=1e-3)
+    assert torch.allclose(ask(image.flip(-1), True).flip(-1), ask(image, True), atol=1e-5)
+    assert not torch.allclose(ask(image.flip(-1), False).flip(-1), ask(image, False), atol=1e-2)
 
 
 def test_scales_are_averaged_in_the_original_frame():

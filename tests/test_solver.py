@@ -122,7 +122,7 @@ def test_gradient_clipping_reaches_every_optimizer(cfg):
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.25
     for name in ("SGD", "ADAM", "ADAMW"):
         cfg.SOLVER.OPTIMIZER = name
-        model = nn.Linear(1, 1)
+        model = nn.Linear(1, 1, bias=False)
         optimizer = make_optimizer(cfg, model)
         model.weight.grad = torch.full_like(model.weight, 4.0)
         optimizer.step()
@@ -227,7 +227,7 @@ def test_accumulation_in_mixed_precision_unscales_once_and_skips_an_overflow():
     model = Regression().float()
     reference = copy.deepcopy(model)
     loader = [[(x.float(), y.float()) for x, y in batch] for batch in stream(2)]
-    overflow = [(torch.full((3,), 1e30), torch.tensor(1e30)) for _ in range(2)]
+    overflow = [(torch.ones(3), torch.tensor(3e38)) for _ in range(2)]
     loader[2:2] = [overflow]  # the first batch of the second update
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     trainer = build_inner_trainer(model, loader, optimizer, amp=True, batches=2)
