@@ -287,7 +287,7 @@ def test_two_ranks_average_their_accumulated_gradients_once_per_update(tmp_path)
 # ------------------------------------------------------------------------------------------------- the trainer
 def test_the_trainer_counts_updates(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    write_toy_datasets(tmp_path, num_train=4, num_salient=4, num_val=1, size=64)
+    write_toy_datasets(tmp_path, num_train=4, num_salient=4, num_val=1, size=96)
     small = [
         "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.FPN.OUT_CHANNELS", 8, "MODEL.BOXCASEG.HEAD_CHANNELS", 8,
         "INPUT.BOX_CROP.TRAIN_SIZE", 32, "INPUT.BOX_CROP.SALIENT_SIZE", 36, "DATALOADER.NUM_WORKERS", 0,

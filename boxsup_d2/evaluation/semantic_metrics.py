@@ -69,8 +69,8 @@ def summarize_semantic(confusion: np.ndarray) -> SemanticSummary:
     union = pixels + confusion[:, : len(pixels)].sum(axis=0) - right
     occurs = pixels > 0
     if not occurs.any():
-        nothing = np.full(len(pixels), np.nan)
-        return SemanticSummary(*([float("nan")] * 4), nothing, nothing, pixels)
+        nan, nothing = float("nan"), np.full(len(pixels), np.nan)
+        return SemanticSummary(nan, nan, nan, nan, nothing, nothing, pixels)
     iou = np.where(occurs, right / np.maximum(union, 1), np.nan)
     accuracy = np.where(occurs, right / np.maximum(pixels, 1), np.nan)
     return SemanticSummary(

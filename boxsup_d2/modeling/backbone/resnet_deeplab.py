@@ -5,6 +5,7 @@ bottleneck sits in its 3×3 convolution), so that torchvision's ImageNet weights
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, get_norm
@@ -66,7 +67,7 @@ class DilatedResNet(Backbone):
         return {"res5": self.layer4(self.layer3(self.layer2(self.layer1(x))))}
 
 
-def _replace_stride(stage: nn.Sequential, dilation: int) -> None:
+def _replace_stride(stage: Any, dilation: int) -> None:
     # torchvision's replace_stride_with_dilation leaves the first block of a stage at the stage before's dilation; here
     # every 3×3 convolution of the stage has it.
     for block in stage:

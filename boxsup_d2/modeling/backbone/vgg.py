@@ -5,6 +5,7 @@ The convolutions keep torchvision's names (``features.0`` ... ``features.28``), 
 
 from collections.abc import Sequence
 
+import fvcore.nn.weight_init as weight_init
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -43,8 +44,7 @@ class VGG16LargeFOV(Backbone):
         for module in self.features:
             if isinstance(module, nn.Conv2d):
                 # Without batch norms, a random start must keep the signal's size through thirteen layers by itself.
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                weight_init.c2_msra_fill(module)
         self._out_features = ["conv5"]
         self._out_feature_channels = {"conv5": channels}
         self._out_feature_strides = {"conv5": 8}

@@ -7,6 +7,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -36,8 +37,7 @@ class LargeFOVHead(nn.Module):
         self.fc7 = nn.Conv2d(hidden_channels, hidden_channels, 1)
         self.fc8 = nn.Conv2d(hidden_channels, num_classes, 1)
         for conv in (self.fc6, self.fc7):
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            nn.init.zeros_(conv.bias)
+            weight_init.c2_msra_fill(conv)
         _init_classifier(self.fc8)
 
     @classmethod
