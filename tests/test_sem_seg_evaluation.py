@@ -114,7 +114,7 @@ def register(folder: Path, count: int = 6, name: str = "sem_seg_toy") -> list[di
 
 
 def answer(record: dict) -> dict:
-    """Unsure probabilities that are right for about half of the pixels; the fourth class, which never occurs, among them."""
+    """Unsure probabilities that are right for about half of the pixels; the fourth class never occurs."""
     rng = np.random.default_rng(int(record["image_id"]))
     truth = np.asarray(Image.open(record["sem_seg_file_name"]))
     guess = np.where(rng.random((H, W)) < 0.5, np.minimum(truth, 3), rng.integers(0, 4, (H, W)))

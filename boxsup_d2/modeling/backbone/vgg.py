@@ -5,10 +5,10 @@ The convolutions keep torchvision's names (``features.0`` ... ``features.28``), 
 
 from collections.abc import Sequence
 
-import fvcore.nn.weight_init as weight_init
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 # Convolutions of each stage; a pool follows every stage.

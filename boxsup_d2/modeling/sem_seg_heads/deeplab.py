@@ -7,11 +7,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 
