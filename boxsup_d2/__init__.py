@@ -14,6 +14,15 @@ except PackageNotFoundError:  # a checkout that is not installed
 # Imported for what they register; the version stands above because some of them write it into files.
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data import dataset_mappers, datasets
-from boxsup_d2.modeling import backbone, meta_arch, roi_heads
+from boxsup_d2.modeling import backbone, meta_arch, roi_heads, sem_seg_heads
 
-__all__ = ["__version__", "add_boxsup_config", "backbone", "dataset_mappers", "datasets", "meta_arch", "roi_heads"]
+__all__ = [
+    "__version__",
+    "add_boxsup_config",
+    "backbone",
+    "dataset_mappers",
+    "datasets",
+    "meta_arch",
+    "roi_heads",
+    "sem_seg_heads",
+]

@@ -98,6 +98,21 @@ def add_boxsup_config(cfg: CN) -> None:
     # Crops that go through the network at once at inference; bounds the memory.
     cfg.MODEL.BOXCASEG.TEST_CROPS_PER_FORWARD = 32
 
+    # ---------------------------------------------------------------- semantic segmentation networks
+    # The stem's max-pool of build_resnet_deeplab_backbone: with it the output stride is the paper's 8; the code
+    # published with LPG leaves it out (4), and its checkpoints need that.
+    cfg.MODEL.RESNETS.STEM_MAX_POOL = True
+    # Scales beside 1 that DeepLabSegmentor runs an image at, joined by the maximum (DeepLabV2: 0.5, 0.75); empty: none.
+    cfg.MODEL.SEM_SEG_HEAD.MSC_SCALES = ()
+    # Learning rate of the last layer, the only one that starts from noise, as a multiple of SOLVER.BASE_LR (DeepLab).
+    cfg.MODEL.SEM_SEG_HEAD.LR_FACTOR = 10.0
+    # DeepLabSegmentor pads images to this side in pixels at inference (published), so that all of VOC have one size; 0
+    # pads only as far as the backbone needs. Larger images are taken as they are.
+    cfg.MODEL.SEM_SEG_HEAD.TEST_PAD = 513
+    # Registered data set whose stuff_classes name the outputs: a generator that uses this network as its segmenter
+    # matches classes by name.
+    cfg.MODEL.SEM_SEG_HEAD.CLASSES_OF = ""
+
     # ---------------------------------------------------------------- GrabCut baseline
     cfg.MODEL.GRABCUT = CN()
     # Iterations of OpenCV's grabCut.
@@ -116,10 +131,16 @@ def add_boxsup_config(cfg: CN) -> None:
     cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_KEY = "confidence"
 
     # ---------------------------------------------------------------- solver
-    # "SGD" (Detectron2's), or "ADAMW", which gets further in few iterations.
+    # "SGD" (Detectron2's), "ADAM" (weight decay as an L2 penalty: LPG's generator), or "ADAMW", which gets further in
+    # few iterations.
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # Power of the polynomial decay of LR_SCHEDULER_NAME "WarmupPolyLR", stepped every iteration.
+    # Power of the polynomial decay of LR_SCHEDULER_NAME "WarmupPolyLR".
     cfg.SOLVER.POLY_LR_POWER = 0.9
+    # Iterations between two steps of WarmupPolyLR (LPG's generator: 50); warm-up goes on every iteration.
+    cfg.SOLVER.POLY_LR_INTERVAL = 1
+    # Batches of SOLVER.IMS_PER_BATCH whose gradients are averaged for one update, where a large batch does not fit into
+    # the memory (DeepLabV2: 5 of 2). Iterations count updates everywhere.
+    cfg.SOLVER.ACCUMULATE = 1
     # Passes over the training data of BoxCropDatasetMapper; replaces MAX_ITER where positive. One pass shows every
     # sample once; where DATALOADER.BOX_RATIO mixes, every salient image once (BoxCaseg counts so).
     cfg.SOLVER.MAX_EPOCHS = 0
@@ -136,14 +157,21 @@ def add_boxsup_config(cfg: CN) -> None:
     cfg.PSEUDO_MASKS.CRF = False
 
     # ---------------------------------------------------------------- evaluation
-    # What DATASETS.TEST is evaluated on: "instances" (detection and mask AP) and / or
-    # "box_to_mask" (mIoU* and IoU@k of the masks that the model answers to ground-truth boxes).
+    # What DATASETS.TEST is evaluated on: "instances" (detection and mask AP), "box_to_mask" (mIoU* and IoU@k of the
+    # masks that the model answers to ground-truth boxes), "sem_seg" (mIoU of a semantic segmentation network).
     cfg.TEST.TASKS = ("instances",)
     # Box prompts of VOC evaluation: the annotated box ("xml") or the "tight" box of the true mask.
     cfg.TEST.BOX_PROMPT = "xml"
     # VOC's void pixels count for neither side in instance AP, as in mIoU*. False takes them for background, as
     # every scorer of a COCO json of VOC must, such as the one that the BoxCaseg authors published.
     cfg.TEST.AP_IGNORE_VOID = True
+
+    # Task "sem_seg": scales of the image whose class probabilities are averaged, and whether its mirror image counts.
+    cfg.TEST.SEM_SEG_SCALES = (1.0,)
+    cfg.TEST.SEM_SEG_FLIP = False
+    # Task "sem_seg": refine the probabilities by a DenseCRF, "vgg16" or "resnet101" by the network that its published
+    # settings are for; "" does not. Runs on all cores beside the network; needs pydensecrf (pip install pydensecrf2).
+    cfg.TEST.SEM_SEG_CRF = ""
 
     # ---------------------------------------------------------------- rounds
     # Steps that one train_net.py run executes in order; see boxsup_d2/engine/rounds.py for the fields.

@@ -18,12 +18,13 @@ from boxsup_d2.checkpoint.formats import (
     is_efficientnet_lite,
     is_published_boxcaseg,
 )
+from boxsup_d2.checkpoint.segmenter_formats import SEGMENTER_FORMATS
 
 logger = logging.getLogger(__name__)
 
 
 class BoxSupCheckpointer(DetectionCheckpointer):
-    """Loads, beside Detectron2's formats, published BoxCaseg checkpoints and ImageNet EfficientNet-lite0.
+    """Loads, beside Detectron2's formats, published checkpoints and ImageNet weights of other projects.
 
     ``.pth`` files are read with torch's safe loader, which runs no code. Checkpoints are written under a temporary
     name and moved into place, so that a kill or a full disk never leaves half a checkpoint as the last one.
@@ -93,6 +94,10 @@ class BoxSupCheckpointer(DetectionCheckpointer):
                 f"MODEL.META_ARCHITECTURE. The checkpoint has e.g. {sorted(incompatible.unexpected_keys)[:3]}, the "
                 f"model {sorted(model_keys)[:3]}."
             )
+        # Frozen batch norms have no use for the counters of those that they were trained as.
+        incompatible.unexpected_keys[:] = [
+            key for key in incompatible.unexpected_keys if not key.endswith("num_batches_tracked")
+        ]
         super()._log_incompatible_keys(incompatible)
 
 
@@ -111,6 +116,10 @@ def recognise(loaded: dict[str, Any]) -> dict[str, Any]:
     if is_efficientnet_lite(state):
         logger.info("EfficientNet-lite0 (ImageNet) weights: parameters renamed")
         return {"model": convert_efficientnet_lite(state), "matching_heuristics": True}
+    for known in SEGMENTER_FORMATS:
+        if known.recognises(state):
+            logger.info("%s: parameters renamed", known.description)
+            return {"model": known.convert(state)}
     return loaded
 
 

@@ -1,29 +1,28 @@
 """The trainer: Detectron2's, with our loaders, evaluators, schedules and labelling."""
 
 import logging
-import math
 import weakref
 from collections import OrderedDict
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.engine import AMPTrainer, DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
-from detectron2.solver import LRMultiplier, build_lr_scheduler, build_optimizer, get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
-from detectron2.solver.lr_scheduler import WarmupParamScheduler
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
-from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from boxsup_d2.checkpoint import BoxSupCheckpointer
 from boxsup_d2.compat import reset_data_loader
 from boxsup_d2.data import build_test_loader, build_train_loader
+from boxsup_d2.engine.accumulation import build_inner_trainer
 from boxsup_d2.engine.hooks import PseudoMaskHook
 from boxsup_d2.engine.labelling import broadcast_buffers
+from boxsup_d2.engine.solver import make_lr_scheduler, make_optimizer, set_max_iter
 from boxsup_d2.evaluation import build_evaluator
+from boxsup_d2.modeling.meta_arch import MultiScaleSegmentor
 from boxsup_d2.pseudo_masks.refine import CRFRefinedModel
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ class Trainer(DefaultTrainer):
         on_gpu = next(model.parameters()).is_cuda
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=[comm.get_local_rank()] if on_gpu else None)
         use_amp = cfg.SOLVER.AMP.ENABLED and on_gpu
-        self._trainer = (AMPTrainer if use_amp else SimpleTrainer)(model, data_loader, optimizer)
+        self._trainer = build_inner_trainer(model, data_loader, optimizer, amp=use_amp, batches=cfg.SOLVER.ACCUMULATE)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = BoxSupCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
@@ -117,33 +116,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """``SOLVER.OPTIMIZER``, with Detectron2's parameter groups and gradient clipping."""
-        if cfg.SOLVER.OPTIMIZER == "SGD":
-            return build_optimizer(cfg, model)
-        if cfg.SOLVER.OPTIMIZER != "ADAMW":
-            raise ValueError(f"SOLVER.OPTIMIZER must be 'SGD' or 'ADAMW', not '{cfg.SOLVER.OPTIMIZER}'")
-        groups = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        )
-        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups, lr=cfg.SOLVER.BASE_LR)
+        return make_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
-        """Detectron2's schedules, and ``WarmupPolyLR``: base * (1 - t / T) ** SOLVER.POLY_LR_POWER, every iteration."""
-        if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupPolyLR":
-            return build_lr_scheduler(cfg, optimizer)
-        schedule = WarmupParamScheduler(
-            PolynomialDecayParamScheduler(1.0, cfg.SOLVER.POLY_LR_POWER),
-            cfg.SOLVER.WARMUP_FACTOR,
-            min(cfg.SOLVER.WARMUP_ITERS / cfg.SOLVER.MAX_ITER, 1.0),
-            cfg.SOLVER.WARMUP_METHOD,
-        )
-        return LRMultiplier(optimizer, multiplier=schedule, max_iter=cfg.SOLVER.MAX_ITER)
+        return make_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict:
@@ -158,12 +135,11 @@ class Trainer(DefaultTrainer):
         for name in cfg.DATASETS.TEST:
             results = by_dataset.setdefault(name, OrderedDict())
             for task in cfg.TEST.TASKS:
-                prompted = task == "box_to_mask"
-                loader = build_test_loader(cfg, name, box_prompts=prompted)
-                # Refined like the labels would be, so that the metric speaks of what gets written.
-                method = CRFRefinedModel(model) if prompted and cfg.PSEUDO_MASKS.CRF else model
+                # All but detectors see images in their original frame.
+                loader = build_test_loader(cfg, name, box_prompts=task != "instances")
                 folder = f"{cfg.OUTPUT_DIR}/inference/{name}"
-                found = inference_on_dataset(method, loader, build_evaluator(cfg, name, task, folder))
+                evaluator = build_evaluator(cfg, name, task, folder)
+                found = inference_on_dataset(_tested_model(cfg, model, task), loader, evaluator)
                 if comm.is_main_process():
                     logger.info("%s on %s:", task, name)
                     print_csv_format(found)
@@ -171,20 +147,11 @@ class Trainer(DefaultTrainer):
         return next(iter(by_dataset.values())) if len(by_dataset) == 1 else by_dataset
 
 
-def set_max_iter(cfg: CfgNode, data_loader: Any) -> CfgNode:
-    """The config with ``SOLVER.MAX_ITER`` computed from ``SOLVER.MAX_EPOCHS``, where that is set.
-
-    Raises:
-        ValueError: the loader is one of Detectron2's, which do not count epochs.
-    """
-    if cfg.SOLVER.MAX_EPOCHS <= 0:
-        return cfg
-    samples = getattr(data_loader.dataset, "samples_per_epoch", None) if hasattr(data_loader, "dataset") else None
-    if samples is None:
-        raise ValueError(f"SOLVER.MAX_EPOCHS is for BoxCropDatasetMapper; with {cfg.INPUT.TRAIN_MAPPER} set MAX_ITER")
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SOLVER.MAX_ITER = math.ceil(samples * cfg.SOLVER.MAX_EPOCHS / cfg.SOLVER.IMS_PER_BATCH)
-    cfg.freeze()
-    logger.info("%g epochs of %d samples: %d iterations", cfg.SOLVER.MAX_EPOCHS, samples, cfg.SOLVER.MAX_ITER)
-    return cfg
+def _tested_model(cfg: CfgNode, model: nn.Module, task: str) -> nn.Module:
+    """The model with what the config puts around it when it is tested on a task."""
+    if task == "box_to_mask" and cfg.PSEUDO_MASKS.CRF:
+        # Refined like the labels would be, so that the metric speaks of what gets written.
+        return CRFRefinedModel(model)
+    if task == "sem_seg" and (tuple(cfg.TEST.SEM_SEG_SCALES) != (1.0,) or cfg.TEST.SEM_SEG_FLIP):
+        return MultiScaleSegmentor(model, cfg.TEST.SEM_SEG_SCALES, cfg.TEST.SEM_SEG_FLIP)
+    return model

@@ -1,4 +1,4 @@
-"""Evaluators: masks from given boxes, instance AP, and which one serves which data set."""
+"""Evaluators: masks from given boxes, instance AP, semantic mIoU, and which one serves which data set."""
 
 from boxsup_d2.evaluation.box_to_mask import BoxToMaskEvaluator, InstanceScore, evaluate_mask_json, score_image
 from boxsup_d2.evaluation.build import build_evaluator, register_evaluator
@@ -11,6 +11,8 @@ from boxsup_d2.evaluation.metrics import (
     mask_iou,
     summarize_box_to_mask,
 )
+from boxsup_d2.evaluation.sem_seg import SemanticEvaluator, read_label_map
+from boxsup_d2.evaluation.semantic_metrics import SemanticSummary, confusion_matrix, summarize_semantic
 from boxsup_d2.evaluation.tables import format_table
 
 __all__ = [
@@ -21,13 +23,18 @@ __all__ = [
     "ImageTruth",
     "InstanceAPEvaluator",
     "InstanceScore",
+    "SemanticEvaluator",
+    "SemanticSummary",
     "bootstrap_interval",
     "build_evaluator",
+    "confusion_matrix",
     "evaluate_mask_json",
     "format_table",
     "load_ground_truth",
     "mask_iou",
+    "read_label_map",
     "register_evaluator",
     "score_image",
     "summarize_box_to_mask",
+    "summarize_semantic",
 ]

@@ -9,6 +9,7 @@ from detectron2.evaluation import DatasetEvaluator
 
 from boxsup_d2.evaluation.box_to_mask import BoxToMaskEvaluator
 from boxsup_d2.evaluation.instance_ap import VOC_IOUS, InstanceAPEvaluator
+from boxsup_d2.evaluation.sem_seg import CRF_SETTINGS, SemanticEvaluator
 
 #: Builder of one (task, evaluator_type): (cfg, dataset_name, output_folder) -> evaluator.
 EvaluatorBuilder = Callable[[CfgNode, str, str], DatasetEvaluator]
@@ -41,9 +42,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, task: str, output_folder: s
     """Evaluator of one registered data set for one task.
 
     Args:
-        cfg: Config with boxsup_d2's keys; OUTPUT_DIR and TEST.AP_IGNORE_VOID are read.
+        cfg: Config with boxsup_d2's keys; OUTPUT_DIR, TEST.AP_IGNORE_VOID and TEST.SEM_SEG_CRF are read.
         dataset_name: Registered data set.
-        task: One of TEST.TASKS: "instances" (detection and mask AP) or "box_to_mask" (masks from true boxes).
+        task: One of TEST.TASKS: "instances" (detection and mask AP), "box_to_mask" (masks from true boxes) or
+            "sem_seg" (mIoU of label maps).
         output_folder: Where results are saved; None: ``<OUTPUT_DIR>/inference/<dataset_name>``.
 
     Raises:
@@ -85,3 +87,11 @@ def _build_voc_instances(cfg: CfgNode, dataset_name: str, output_folder: str) ->
 def _build_box_instances(_cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     # Said explicitly, because the json of such a set may well hold masks, which it promises not to use.
     return InstanceAPEvaluator(dataset_name, ("bbox",), output_dir=output_folder)
+
+
+@register_evaluator("sem_seg", "sem_seg")
+def _build_sem_seg(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    if cfg.TEST.SEM_SEG_CRF not in CRF_SETTINGS:
+        known = ", ".join(f"'{name}'" for name in CRF_SETTINGS)
+        raise ValueError(f"TEST.SEM_SEG_CRF is '{cfg.TEST.SEM_SEG_CRF}': use one of {known}.")
+    return SemanticEvaluator(dataset_name, output_folder, crf=CRF_SETTINGS[cfg.TEST.SEM_SEG_CRF])

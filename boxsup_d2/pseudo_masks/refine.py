@@ -128,7 +128,7 @@ class CRFRefinedModel(nn.Module):
 
     def __init__(self, model: nn.Module, params: CRFParams = CRF_RESNET101):
         super().__init__()
-        _import_densecrf()  # before hours of inference
+        check_densecrf()  # before hours of inference
         self.model = model
         self.params = params
 
@@ -152,12 +152,21 @@ def _to_numpy(array: torch.Tensor | np.ndarray) -> np.ndarray:
     return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
 
 
+def check_densecrf() -> None:
+    """Fail early where ``pydensecrf`` is missing.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    _import_densecrf()
+
+
 def _import_densecrf() -> Any:
     try:
         from pydensecrf import densecrf
     except ImportError as error:
         raise ImportError(
             "DenseCRF needs pydensecrf, which is not installed: run `pip install pydensecrf2` (it is compiled, about a "
-            "minute), or leave PSEUDO_MASKS.CRF off."
+            "minute), or leave PSEUDO_MASKS.CRF and TEST.SEM_SEG_CRF off."
         ) from error
     return densecrf

@@ -1,0 +1,275 @@
+"""Semantic segmentation networks of the DeepLab kind: trained on label maps, asked for class probabilities.
+
+Shape legend: N images, C classes with the background, H x W pixels of the network's input, h x w logits.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+
+@META_ARCH_REGISTRY.register()
+class DeepLabSegmentor(SemanticSegmentor):
+    """Backbone and head of a semantic segmentation network, at one scale or several at once (MSC).
+
+    With ``msc_scales`` the image also runs through the network at these scales, whose logits are resized to the first
+    one's and joined by the pixel-wise maximum (DeepLabV2). In training each scale and the maximum have a loss.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        num_classes: int,
+        ignore_value: int = 255,
+        loss_weight: float = 1.0,
+        msc_scales: Sequence[float] = (),
+        test_pad: int = 0,
+        classes_of: str = "",
+    ) -> None:
+        """
+        Args:
+            backbone: any backbone of Detectron2's interface.
+            sem_seg_head: has ``layers(features)``, which gives N x C x h x w logits of the backbone's maps.
+            pixel_mean, pixel_std: per channel, for images in 0..255.
+            num_classes: C.
+            ignore_value: label without a loss.
+            loss_weight: of every loss.
+            msc_scales: further scales beside 1.
+            test_pad: images are padded to this side at inference, bottom and right; larger ones are left as they are.
+            classes_of: registered data set whose ``stuff_classes`` name the classes; "" where nobody asks.
+        """
+        super().__init__(
+            backbone=backbone, sem_seg_head=sem_seg_head, pixel_mean=tuple(pixel_mean), pixel_std=tuple(pixel_std)
+        )
+        self.num_classes = num_classes
+        self.ignore_value = ignore_value
+        self.loss_weight = loss_weight
+        self.msc_scales = tuple(msc_scales)
+        self.test_pad = test_pad
+        self.classes_of = classes_of
+        # Convolutions run faster in this layout, on CPU and GPU alike.
+        self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        node = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            **super().from_config(cfg),
+            "num_classes": node.NUM_CLASSES,
+            "ignore_value": node.IGNORE_VALUE,
+            "loss_weight": node.LOSS_WEIGHT,
+            "msc_scales": node.MSC_SCALES,
+            "test_pad": node.TEST_PAD,
+            "classes_of": node.CLASSES_OF,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the C classes, the background's first.
+
+        Raises:
+            ValueError: ``MODEL.SEM_SEG_HEAD.CLASSES_OF`` names no data set with that many classes.
+        """
+        names = MetadataCatalog.get(self.classes_of).get("stuff_classes") if self.classes_of else None
+        if names is None or len(names) != self.num_classes:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.CLASSES_OF is '{self.classes_of}', which has "
+                f"{'no' if names is None else len(names)} stuff_classes, but the network has {self.num_classes} "
+                "outputs: name the semantic data set that it is (or was) trained on."
+            )
+        return list(names)
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """
+        Args:
+            batched_inputs: in training, dicts of ``image`` (3 x H x W uint8, channels in ``INPUT.FORMAT`` order) and
+                ``sem_seg`` (H x W int64, the class or ``ignore_value``). In evaluation, dicts of ``image``, and
+                ``height`` and ``width`` of the answer where they are not the image's.
+
+        Returns:
+            In training the dict of losses. In evaluation one ``{"sem_seg": C x height x width}`` per input, the
+            probability of each class (0..1, sum 1).
+        """
+        return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images (... x 3 x H x W) in 0..255, on any device, as the network's input."""
+        return (images.to(self.device, torch.float32, non_blocking=True) - self.pixel_mean) / self.pixel_std
+
+    def class_logits(self, images: Tensor) -> Tensor:
+        """N x C x h x w logits of N x 3 x H x W images in 0..255; of several scales the pixel-wise maximum.
+
+        Position (y, x) stands for pixel (stride y, stride x): upsample with ``align_corners=True``.
+        """
+        return self.scale_logits(self.normalize(images))[-1]
+
+    def scale_logits(self, inputs: Tensor) -> list[Tensor]:
+        """Logits of every scale, the last one the answer.
+
+        Args:
+            inputs: N x 3 x H x W, normalised.
+
+        Returns:
+            ``[logits]`` with one scale; with several ``[of scale 1, of each further scale, their maximum]``, all but
+            the last at their own sizes.
+        """
+        logits = [self._logits(inputs)]
+        if not self.msc_scales:
+            return logits
+        for scale in self.msc_scales:
+            # The factor itself maps pixels to pixels, not the ratio of the rounded sizes, as published.
+            resized = F.interpolate(inputs, scale_factor=scale, mode="bilinear", align_corners=False)
+            logits.append(self._logits(resized))
+        best = logits[0]
+        for other in logits[1:]:
+            best = torch.maximum(best, F.interpolate(other, size=best.shape[-2:], mode="bilinear", align_corners=False))
+        return [*logits, best]
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        height, width = inputs.shape[-2:]
+        multiple = max(self.backbone.size_divisibility, 1)
+        pad_y, pad_x = -height % multiple, -width % multiple
+        inputs = F.pad(inputs, (0, pad_x, 0, pad_y)) if pad_x or pad_y else inputs
+        logits = self.sem_seg_head.layers(self.backbone(inputs.contiguous(memory_format=torch.channels_last)))
+        if pad_x or pad_y:
+            stride_y = inputs.shape[-2] // logits.shape[-2]
+            stride_x = inputs.shape[-1] // logits.shape[-1]
+            logits = logits[..., : -(-height // stride_y), : -(-width // stride_x)]
+        return logits
+
+    def losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
+        """Cross-entropy of a training batch: ``loss_sem_seg``, and with several scales one loss each and the maximum's.
+
+        Always the same keys; zero, and connected, where every pixel is to be ignored.
+        """
+        multiple = self.backbone.size_divisibility
+        # Zero is the mean, once normalised.
+        images = ImageList.from_tensors([self.normalize(x["image"]) for x in batched_inputs], multiple)
+        labels = [x["sem_seg"].to(self.device, non_blocking=True) for x in batched_inputs]
+        targets = ImageList.from_tensors(labels, multiple, self.ignore_value).tensor
+        names = ["loss_sem_seg"]
+        if self.msc_scales:
+            names += [f"loss_sem_seg_x{scale:g}" for scale in self.msc_scales] + ["loss_sem_seg_max"]
+        return {
+            name: self.loss_weight * label_map_loss(logits, targets, self.ignore_value)
+            for name, logits in zip(names, self.scale_logits(images.tensor), strict=True)
+        }
+
+    @torch.no_grad()
+    def inference(self, batched_inputs: list[dict]) -> list[dict]:
+        """Class probabilities of a batch of images; see :meth:`forward`."""
+        images = [self.normalize(x["image"]) for x in batched_inputs]
+        side = self._test_side(max(x.shape[-2] for x in images)), self._test_side(max(x.shape[-1] for x in images))
+        inputs = torch.stack([F.pad(x, (0, side[1] - x.shape[-1], 0, side[0] - x.shape[-2])) for x in images])
+        logits = self.scale_logits(inputs)[-1].float()
+        results = []
+        for image, sample, own in zip(images, batched_inputs, logits, strict=True):
+            height, width = image.shape[-2:]
+            own = self._upsample(own[None], side)[..., :height, :width]
+            size = (sample.get("height", height), sample.get("width", width))
+            if size != (height, width):
+                own = F.interpolate(own, size=size, mode="bilinear", align_corners=False)
+            results.append({"sem_seg": own[0].softmax(dim=0)})
+        return results
+
+    def _upsample(self, logits: Tensor, side: tuple[int, int]) -> Tensor:
+        """Logits at the size of the input that they are of, whose sides :meth:`_test_side` gave."""
+        # Labels were reduced by picking every stride-th pixel, so logits belong to pixels, not to blocks.
+        if self.backbone.size_divisibility > 1:
+            strides = [whole // own for whole, own in zip(side, logits.shape[-2:], strict=True)]
+            size = [(own - 1) * stride + 1 for own, stride in zip(logits.shape[-2:], strides, strict=True)]
+        else:
+            size = list(side)
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+        missing = (0, side[1] - size[1], 0, side[0] - size[0])
+        return F.pad(logits, missing, mode="replicate") if any(missing) else logits
+
+    def _test_side(self, side: int) -> int:
+        """Side that an image's side is padded to: so that corners of logits are corners of the input, if possible."""
+        side = max(side, self.test_pad)
+        multiple = self.backbone.size_divisibility
+        if multiple > 1:
+            return -(-side // multiple) * multiple
+        stride = max(shape.stride for shape in self.backbone.output_shape().values())
+        return -(-(side - 1) // stride) * stride + 1
+
+
+def label_map_loss(logits: Tensor, labels: Tensor, ignore_value: int = 255) -> Tensor:
+    """Mean cross-entropy over the labelled pixels, the label map reduced to the logits' size by nearest.
+
+    Args:
+        logits: N x C x h x w.
+        labels: N x H x W int64.
+        ignore_value: label of pixels that do not count.
+
+    Returns:
+        Scalar; zero, and connected to the logits, where no pixel counts.
+    """
+    reduced = F.interpolate(labels[:, None].float(), size=logits.shape[-2:], mode="nearest")[:, 0].long()
+    total = F.cross_entropy(logits.float(), reduced, ignore_index=ignore_value, reduction="sum")
+    return total / (reduced != ignore_value).sum().clamp(min=1)
+
+
+class MultiScaleSegmentor(nn.Module):
+    """Any segmentor, asked at several scales and, if wanted, of the mirrored image; the answers are averaged.
+
+    For evaluation only.
+    """
+
+    def __init__(self, model: nn.Module, scales: Sequence[float] = (1.0,), flip: bool = False) -> None:
+        """
+        Args:
+            model: answers dicts of ``image``, ``height`` and ``width`` with ``sem_seg``, C x height x width
+                probabilities.
+            scales: factors on the image's sides.
+            flip: ask for the mirror image as well.
+
+        Raises:
+            ValueError: there is no scale, or one that is not positive.
+        """
+        super().__init__()
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"TEST.SEM_SEG_SCALES is {tuple(scales)}: give positive factors, (1.0,) for one scale")
+        self.model = model
+        self.scales = tuple(scales)
+        self.flip = flip
+        # An evaluation puts back the mode that it found.
+        self.training = model.training
+
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+        """One ``{"sem_seg": C x height x width}`` per input dict."""
+        return [{"sem_seg": self._average(sample)} for sample in batched_inputs]
+
+    def _average(self, sample: dict) -> Tensor:
+        image = sample["image"].float()
+        total: Tensor | None = None
+        for scale in self.scales:
+            size = [max(round(side * scale), 1) for side in image.shape[-2:]]
+            resized = image
+            if tuple(size) != tuple(image.shape[-2:]):
+                resized = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+            answer = {
+                "height": sample.get("height", image.shape[-2]),
+                "width": sample.get("width", image.shape[-1]),
+            }
+            views = [resized, resized.flip(-1)] if self.flip else [resized]
+            probs = [x["sem_seg"] for x in self.model([{**answer, "image": view} for view in views])]
+            mean = (probs[0] + probs[1].flip(-1)) / 2 if self.flip else probs[0]
+            total = mean if total is None else total + mean
+        assert total is not None
+        return total / len(self.scales)
