@@ -66,9 +66,7 @@ class Hourglass(nn.Module):
             if len(widths) > 2
             else nn.Sequential(*(ResidualBlock(lower, lower) for _ in range(modules[1])))
         )
-        self.low3 = nn.Sequential(
-            *(ResidualBlock(lower, lower) for _ in range(count - 1)), ResidualBlock(lower, width)
-        )
+        self.low3 = nn.Sequential(*(ResidualBlock(lower, lower) for _ in range(count - 1)), ResidualBlock(lower, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape; sides must be multiples of 2 to the number of levels."""
