@@ -111,12 +111,16 @@ class FrozenSegmenter:
         unknown = [name for name in names if name not in self.class_names[1:]]
         if unknown:
             raise ValueError(
-                f"{wanted_by} has {len(unknown)} classes that the segmenter of MODEL.LPG.SEGMENTER_CONFIG does not know "
-                f"({', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}); it knows "
+                f"{wanted_by} has {len(unknown)} classes that the segmenter of MODEL.LPG.SEGMENTER_CONFIG does not "
+                f"know ({', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}); it knows "
                 f"{', '.join(self.class_names[1:6])}{' ...' if len(self.class_names) > 6 else ''}. Use the segmenter "
                 "that was trained for these classes, or correct MODEL.SEM_SEG_HEAD.CLASSES_OF of its config"
             )
         return [self.class_names.index(name, 1) for name in names]
+
+    def _class_logits(self, images: Tensor) -> Tensor:
+        network: Any = self.network
+        return network.class_logits(images)
 
     @torch.no_grad()
     def class_probabilities(
@@ -146,7 +150,7 @@ class FrozenSegmenter:
         for start in range(0, len(images), batch):
             part = images[start : start + batch]
             with torch.autocast(device.type, enabled=device.type == "cuda"):
-                logits = self.network.class_logits(part if image_format == self.image_format else part.flip(1))
+                logits: Tensor = self._class_logits(part if image_format == self.image_format else part.flip(1))
             for index, own in enumerate(logits.split(1), start):
                 wanted = [channel for owner, channel in zip(owners, channels, strict=True) if owner == index]
                 if wanted:
@@ -164,7 +168,7 @@ def _class_names(cfg: CfgNode, config_file: str) -> list[str]:
     names = metadata and (metadata.get("stuff_classes") or ["background", *metadata.get("thing_classes", ())])
     if not names or len(names) < 2:
         raise ValueError(
-            f"{config_file}: MODEL.SEM_SEG_HEAD.CLASSES_OF is '{dataset}', which is no registered data set with classes: "
-            "name the one whose classes the segmenter was trained for"
+            f"{config_file}: MODEL.SEM_SEG_HEAD.CLASSES_OF is '{dataset}', which is no registered data set with "
+            "classes: name the one whose classes the segmenter was trained for"
         )
     return list(names)

@@ -4,8 +4,8 @@ The generator sees an image, the boxes of one class as one more channel, and fro
 previous round's segmenter gives to that class; it answers which pixels are the class's. It learns on classes that have
 masks and labels those that have only boxes.
 
-Shape legend: N samples (one per image and class), S the side of a training sample, B the boxes and K the classes present
-in one image, H x W an image, h x w the padded size.
+Shape legend: N samples (one per image and class), S the side of a training sample, B the boxes and K the classes
+present in one image, H×W an image, h×w the padded size.
 """
 
 from collections import defaultdict
@@ -390,7 +390,7 @@ def first_claim_scores(probs: Tensor, masks: Tensor, classes: Sequence[int], num
     background = scores[0].fill_(1)
     free = torch.ones_like(background, dtype=torch.bool)
     for prob, mask, label in zip(probs, masks, classes, strict=True):
-        won = torch.mul(prob, mask & free, out=scores[label + 1])
-        background -= won
+        scores[label + 1] = prob * (mask & free)
+        background -= scores[label + 1]
         free &= ~mask
     return scores
