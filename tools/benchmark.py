@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""What loading, merging and the mask head cost, beside the plain way of doing the same, in one run.
+"""What loading, merging, the mask head and LPG's labelling cost, beside the plain way of doing the same, in one run.
 
   loader     ms per training crop and per test crop: ours, and a plain scikit-image loader of the published kind
   merge      sharing the pixels of all images out among their instances: time, memory, and whether it is linear
   mask-head  what the confidence-governed mask head adds to a training step of Mask R-CNN
-  all        the three, one after the other
+  pseudo-labels  labelling by LPG's generator, images and classes batched or one by one
+  all        all of them, one after the other
 
 Variants take turns, repeat by repeat, and medians are printed, so that a busy machine slows all of them alike.
 Everything runs in one process on one thread. CPU time stands beside wall time, which other processes distort.
@@ -30,6 +31,7 @@ from typing import Any
 import cv2
 import torch
 from _benchmark_loader import benchmark_loader
+from _benchmark_lpg import benchmark_lpg
 from _benchmark_mask_head import benchmark_mask_head
 from _benchmark_merge import benchmark_merge
 from _benchmark_timing import Result
@@ -57,6 +59,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "merge": benchmark_merge,
     "loader": benchmark_loader,
     "mask-head": benchmark_mask_head,
+    "pseudo-labels": benchmark_lpg,
 }
 
 
@@ -74,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
             parent.add_argument(flag, type=positive, default=default, metavar="N", help=text)
         return parent
 
-    common = options(("--repeats", None, "rounds whose median is taken (default: 5 loader, 3 merge, 7 mask-head)"))
+    common = options(("--repeats", None, "rounds whose median is taken (default: 5 loader, 7 mask-head, 3 others)"))
     common.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...; merging is the CPU's anyway")
     common.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     own = {
@@ -83,9 +86,15 @@ def build_parser() -> argparse.ArgumentParser:
         "mask-head": options(
             ("--side", 160, "sides of the square images in pixels (default 160)"), ("--batch", 2, "images (default 2)")
         ),
+        "pseudo-labels": options(
+            ("--labelled", 8, "images to label (default 8)"),
+            ("--label-side", 500, "their longer side in pixels (default 500)"),
+        ),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{loader,merge,mask-head,all}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{loader,merge,mask-head,pseudo-labels,all}"
+    )
     for name, parent in own.items():
         text = BENCHMARKS[name].__doc__
         commands.add_parser(name, parents=[common, parent], help=text, description=text)
