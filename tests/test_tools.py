@@ -263,9 +263,9 @@ def test_all_benchmarks_print_tables_and_write_json(tmp_path, capsys):
     tiny += ["--labelled", "2", "--label-side", "64"]
     assert load_tool("benchmark").main(["all", *tiny, "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
-    assert set(figures) == {"environment", "loader", "merge", "mask-head", "pseudo-labels"}
+    assert set(figures) == {"environment", "loader", "merge", "mask-head", "labels"}
     assert figures["environment"]["threads"] == 1
-    for name in ("loader", "merge", "mask-head", "pseudo-labels"):
+    for name in ("loader", "merge", "mask-head", "labels"):
         assert figures[name]["rows"]
         assert figures[name]["remarks"]
         assert all(row.keys() == figures[name]["rows"][0].keys() for row in figures[name]["rows"])
@@ -279,7 +279,7 @@ def test_all_benchmarks_print_tables_and_write_json(tmp_path, capsys):
     assert full["images"] == 8
     assert full["instances"] == 20
     assert fifth["images"] == 1
-    for row in figures["pseudo-labels"]["rows"]:
+    for row in figures["labels"]["rows"]:
         assert row["equal pixels %"] > 99.9, "times of different answers cannot be compared"
 
 

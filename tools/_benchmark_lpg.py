@@ -1,4 +1,4 @@
-"""``benchmark.py pseudo-labels``: labelling by LPG's generator, batched and one image and class at a time."""
+"""``benchmark.py labels``: labelling by LPG's generator, batched and one image and class at a time."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ def benchmark_lpg(args: argparse.Namespace) -> Result:
             }
         )
     remarks.append(
-        f"Per image; {len(inputs)} images of {inputs[0]['width']}×{inputs[0]['height']} with 1.5 classes on average, all "
-        f"in one batch, on {args.device}. The segmenter is a thin stand-in with {1 + CLASSES} outputs: a real one costs "
-        "more, and the more is gained by running it once per image and not per class."
+        f"Per image; {len(inputs)} images of {inputs[0]['width']}×{inputs[0]['height']} with 1.5 classes on average, "
+        f"all in one batch, on {args.device}. The segmenter is a thin stand-in with {1 + CLASSES} outputs: a real one "
+        "costs more, and the more is gained by running it once per image and not per class."
     )
     return {"rows": rows, "remarks": remarks}

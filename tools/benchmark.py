@@ -4,7 +4,7 @@
   loader     ms per training crop and per test crop: ours, and a plain scikit-image loader of the published kind
   merge      sharing the pixels of all images out among their instances: time, memory, and whether it is linear
   mask-head  what the confidence-governed mask head adds to a training step of Mask R-CNN
-  pseudo-labels  labelling by LPG's generator, images and classes batched or one by one
+  labels     labelling by LPG's generator, images and classes batched or one by one
   all        all of them, one after the other
 
 Variants take turns, repeat by repeat, and medians are printed, so that a busy machine slows all of them alike.
@@ -59,7 +59,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "merge": benchmark_merge,
     "loader": benchmark_loader,
     "mask-head": benchmark_mask_head,
-    "pseudo-labels": benchmark_lpg,
+    "labels": benchmark_lpg,
 }
 
 
@@ -86,15 +86,13 @@ def build_parser() -> argparse.ArgumentParser:
         "mask-head": options(
             ("--side", 160, "sides of the square images in pixels (default 160)"), ("--batch", 2, "images (default 2)")
         ),
-        "pseudo-labels": options(
+        "labels": options(
             ("--labelled", 8, "images to label (default 8)"),
             ("--label-side", 500, "their longer side in pixels (default 500)"),
         ),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{loader,merge,mask-head,pseudo-labels,all}"
-    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{loader,merge,mask-head,labels,all}")
     for name, parent in own.items():
         text = BENCHMARKS[name].__doc__
         commands.add_parser(name, parents=[common, parent], help=text, description=text)
