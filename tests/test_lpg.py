@@ -21,8 +21,9 @@ from boxsup_d2.modeling.backbone import HourglassBackbone, TimmBackbone
 from boxsup_d2.modeling.frozen_segmenter import FrozenSegmenter
 from boxsup_d2.modeling.losses import pixel_cross_entropy
 from boxsup_d2.modeling.meta_arch import LPG
-from boxsup_d2.modeling.meta_arch.box_to_mask import covering_boxes, fill_boxes, rasterize_boxes
+from boxsup_d2.modeling.meta_arch.box_to_mask import fill_boxes
 from boxsup_d2.modeling.meta_arch.class_prompts import first_claim_scores
+from boxsup_d2.pseudo_masks.label_map import covering_boxes, rasterize_boxes
 
 MEAN = [104.008, 116.669, 122.675]
 NAMES = ["background", "cat", "dog", "cow"]
@@ -378,6 +379,9 @@ def test_class_probabilities_are_the_softmax_of_upsampled_logits(image_format):
         assert torch.allclose(ours, reference, atol=1e-6)
     assert found.requires_grad is False
     assert segmenter.class_probabilities(images, "BGR", [], [], batch=2).shape == (0, 32, 48)
+    segmenter.class_names.append("sheep")
+    with pytest.raises(ValueError, match=r"4 outputs.*5 classes.*CLASSES_OF"):
+        segmenter.class_probabilities(images, "BGR", [0], [1], batch=2)
 
 
 def test_training_shows_each_sample_the_probability_of_its_class(animals, monkeypatch):

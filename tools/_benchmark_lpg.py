@@ -18,7 +18,7 @@ import boxsup_d2
 from boxsup_d2.modeling.backbone import build_hourglass_backbone
 from boxsup_d2.modeling.frozen_segmenter import FrozenSegmenter
 from boxsup_d2.modeling.meta_arch import LPG
-from boxsup_d2.modeling.meta_arch.box_to_mask import rasterize_boxes
+from boxsup_d2.pseudo_masks.label_map import rasterize_boxes
 
 CLASSES = 60  # of COCO without VOC's
 TARGET = 1.5

@@ -140,6 +140,7 @@ class FrozenSegmenter:
 
         Raises:
             RuntimeError: there are no trained weights.
+            ValueError: the network has more or fewer outputs than classes.
         """
         if not self.pretrained:
             raise RuntimeError("MODEL.LPG.SEGMENTER_CONFIG is set without MODEL.LPG.SEGMENTER_WEIGHTS: name both")
@@ -151,6 +152,11 @@ class FrozenSegmenter:
             part = images[start : start + batch]
             with torch.autocast(device.type, enabled=device.type == "cuda"):
                 logits: Tensor = self._class_logits(part if image_format == self.image_format else part.flip(1))
+            if logits.shape[1] != len(self.class_names):
+                raise ValueError(
+                    f"the segmenter has {logits.shape[1]} outputs, but MODEL.SEM_SEG_HEAD.CLASSES_OF of its config names "
+                    f"a data set of {len(self.class_names)} classes with the background"
+                )
             for index, own in enumerate(logits.split(1), start):
                 wanted = [channel for owner, channel in zip(owners, channels, strict=True) if owner == index]
                 if wanted:

@@ -33,36 +33,6 @@ def fill_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor
     return rows[:, :, None] & columns[:, None, :]
 
 
-def covering_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """Whole-pixel boxes of every pixel inside the image that a box touches, as LPG rasterises them.
-
-    The published rule for ends that name a pixel, truncated corners with the last row and column included, gives the
-    same; here an end lies behind its last pixel, so that one at a whole number does not touch the pixel it names.
-
-    Args:
-        boxes: N×4 float, x0, y0, x1, y1 in pixels, exclusive ends.
-        image_size: height, width.
-
-    Returns:
-        N×4 int64 with 0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height. A box without extent touches the pixel that
-        it lies on; one outside the image nothing: x0 = x1 or y0 = y1.
-    """
-    height, width = image_size
-    limit = boxes.new_tensor([width, height])
-    low = boxes[:, :2].floor()
-    high = boxes[:, 2:].ceil().maximum(low + 1).clamp(min=0).minimum(limit)
-    # Clipped as floats: far numbers do not fit integers.
-    return torch.cat([low.clamp(min=0).minimum(high), high], dim=1).to(torch.int64)
-
-
-def rasterize_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """Union (H×W bool, on the CPU) of the boxes' pixels, see :func:`covering_boxes`."""
-    mask = torch.zeros(image_size, dtype=torch.bool)
-    for x0, y0, x1, y1 in covering_boxes(boxes, image_size).tolist():
-        mask[y0:y1, x0:x1] = True
-    return mask
-
-
 def box_to_mask_instances(
     masks: torch.Tensor,
     boxes: torch.Tensor,

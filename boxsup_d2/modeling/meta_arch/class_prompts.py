@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boxsup_d2.modeling.meta_arch.box_to_mask import covering_boxes
+from boxsup_d2.pseudo_masks.label_map import covering_boxes
 
 
 @dataclass(frozen=True)
