@@ -154,8 +154,8 @@ class FrozenSegmenter:
                 logits: Tensor = self._class_logits(part if image_format == self.image_format else part.flip(1))
             if logits.shape[1] != len(self.class_names):
                 raise ValueError(
-                    f"the segmenter has {logits.shape[1]} outputs, but MODEL.SEM_SEG_HEAD.CLASSES_OF of its config names "
-                    f"a data set of {len(self.class_names)} classes with the background"
+                    f"the segmenter has {logits.shape[1]} outputs, but MODEL.SEM_SEG_HEAD.CLASSES_OF of its config "
+                    f"names a data set of {len(self.class_names)} classes with the background"
                 )
             for index, own in enumerate(logits.split(1), start):
                 wanted = [channel for owner, channel in zip(owners, channels, strict=True) if owner == index]
