@@ -82,7 +82,7 @@ class FrozenSegmenter:
         add_boxsup_config(cfg)
         try:
             cfg.merge_from_file(config_file)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, AssertionError) as error:  # the latter for the file itself, the former for a base
             raise FileNotFoundError(
                 f"MODEL.LPG.SEGMENTER_CONFIG '{config_file}', or a _BASE_ of it, does not exist: {error}"
             ) from error

@@ -99,13 +99,21 @@ class HourglassBackbone(Backbone):
             out_channels: of the output.
 
         Raises:
-            ValueError: there is no level, ``widths`` and ``modules`` differ in length, or a branch has no block.
+            ValueError: there is no level, ``widths`` and ``modules`` differ in length, a branch has no block, or a map
+                has fewer than 8 channels.
         """
         super().__init__()
         if len(widths) < 2 or len(widths) != len(modules) or min(modules) < 1:
             raise ValueError(
                 f"MODEL.HOURGLASS.WIDTHS {list(widths)} and MODULES {list(modules)} must have as many entries each, at "
                 "least 2, and no level without a block"
+            )
+        if min(stem_channels, *widths) < 8:
+            # The gradient of a 1×1 convolution with a stride, in the channels-last layout, on 2 to 7 input channels
+            # writes outside its memory in torch's CPU library (seen with torch 2.15).
+            raise ValueError(
+                f"MODEL.HOURGLASS.STEM_CHANNELS {stem_channels} and WIDTHS {list(widths)} must be at least 8: torch's "
+                "convolutions on the CPU corrupt memory below"
             )
         self.stem = ConvNormRelu(in_channels, stem_channels, kernel=7, stride=2)
         self.down = ResidualBlock(stem_channels, widths[0], stride=2)
