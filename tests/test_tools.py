@@ -260,12 +260,13 @@ def test_all_benchmarks_print_tables_and_write_json(tmp_path, capsys):
     pytest.importorskip("skimage", reason="the plain loader is scikit-image's")
     file = tmp_path / "figures.json"
     tiny = ["--repeats", "1", "--images", "2", "--boxes", "2", "--instances", "20", "--side", "64", "--batch", "1"]
-    tiny += ["--crf-images", "2", "--classes", "2", "--workers", "2"]
+    tiny += ["--crf-images", "2", "--classes", "2", "--workers", "2", "--labelled", "2", "--label-side", "64"]
     assert load_tool("benchmark").main(["all", *tiny, "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
-    assert set(figures) == {"environment", "loader", "merge", "mask-head", "crf"}
+    names = {"loader", "merge", "mask-head", "crf", "labels"}
+    assert set(figures) == {"environment", *names}
     assert figures["environment"]["threads"] == 1
-    for name in ("loader", "merge", "mask-head", "crf"):
+    for name in names:
         assert figures[name]["rows"]
         assert figures[name]["remarks"]
         assert all(row.keys() == figures[name]["rows"][0].keys() for row in figures[name]["rows"])
@@ -279,6 +280,8 @@ def test_all_benchmarks_print_tables_and_write_json(tmp_path, capsys):
     assert full["images"] == 8
     assert full["instances"] == 20
     assert fifth["images"] == 1
+    for row in figures["labels"]["rows"]:
+        assert row["equal pixels %"] > 99.9, "times of different answers cannot be compared"
 
 
 def test_one_benchmark_alone(tmp_path, capsys):

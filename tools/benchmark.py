@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""What loading, merging, the mask head and the CRF cost, beside the plain way of doing the same, in one run.
+"""What the project's hot paths cost, beside the plain way of doing the same, in one run.
 
   loader     ms per training crop and per test crop: ours, and a plain scikit-image loader of the published kind
   merge      sharing the pixels of all images out among their instances: time, memory, and whether it is linear
   mask-head  what the confidence-governed mask head adds to a training step of Mask R-CNN
   crf        DenseCRF of class probabilities: one process, and a pool of them
-  all        the four, one after the other
+  labels     labelling by LPG's generator, images and classes batched or one by one
+  all        all of them, one after the other
 
 Variants take turns, repeat by repeat, and medians are printed, so that a busy machine slows all of them alike.
 Everything but the CRF's pool runs in one process on one thread. CPU time stands beside wall time, which other
@@ -33,6 +34,7 @@ import cv2
 import torch
 from _benchmark_crf import benchmark_crf
 from _benchmark_loader import benchmark_loader
+from _benchmark_lpg import benchmark_lpg
 from _benchmark_mask_head import benchmark_mask_head
 from _benchmark_merge import benchmark_merge
 from _benchmark_timing import Result
@@ -61,6 +63,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "loader": benchmark_loader,
     "mask-head": benchmark_mask_head,
     "crf": benchmark_crf,
+    "labels": benchmark_lpg,
 }
 
 
@@ -78,9 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
             parent.add_argument(flag, type=positive, default=default, metavar="N", help=text)
         return parent
 
-    common = options(
-        ("--repeats", None, "rounds whose median is taken (default: 5 loader, 3 merge, 7 mask-head, 3 crf)")
-    )
+    common = options(("--repeats", None, "rounds whose median is taken (default: 5 loader, 7 mask-head, 3 others)"))
     common.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...; merging is the CPU's anyway")
     common.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     own = {
@@ -94,9 +95,13 @@ def build_parser() -> argparse.ArgumentParser:
             ("--classes", 21, "classes (default 21)"),
             ("--workers", None, "processes of the pool (default: all cores)"),
         ),
+        "labels": options(
+            ("--labelled", 8, "images to label (default 8)"),
+            ("--label-side", 500, "their longer side in pixels (default 500)"),
+        ),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{loader,merge,mask-head,crf,all}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{','.join([*own, 'all'])}}}")
     for name, parent in own.items():
         text = BENCHMARKS[name].__doc__
         commands.add_parser(name, parents=[common, parent], help=text, description=text)

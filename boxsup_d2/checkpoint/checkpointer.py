@@ -15,8 +15,11 @@ from iopath.common.file_io import PathHandler
 from boxsup_d2.checkpoint.formats import (
     convert_efficientnet_lite,
     convert_published_boxcaseg,
+    convert_published_hourglass,
+    grow_input_channels,
     is_efficientnet_lite,
     is_published_boxcaseg,
+    is_published_hourglass,
 )
 from boxsup_d2.checkpoint.segmenter_formats import SEGMENTER_FORMATS
 
@@ -25,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 class BoxSupCheckpointer(DetectionCheckpointer):
     """Loads, beside Detectron2's formats, published checkpoints and ImageNet weights of other projects.
+
+    A model that takes more than an image names its first convolution's weight in an attribute ``input_convolution``:
+    weights for fewer input channels, an ImageNet network's for instance, are then grown to fit.
 
     ``.pth`` files are read with torch's safe loader, which runs no code. Checkpoints are written under a temporary
     name and moved into place, so that a kill or a full disk never leaves half a checkpoint as the last one.
@@ -85,6 +91,38 @@ class BoxSupCheckpointer(DetectionCheckpointer):
             ) from error
         return recognise(loaded)
 
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        name = getattr(self.model, "input_convolution", "")
+        if name:
+            self._grow_input(checkpoint, name)
+        return super()._load_model(checkpoint)
+
+    def _grow_input(self, checkpoint: dict[str, Any], name: str) -> None:
+        """Give the weight ``name`` of the checkpoint, where it has fewer input channels, as many as the model's."""
+        model_weight, state = self.model.get_parameter(name), checkpoint["model"]
+        # Backbone weights that are matched by their names' ends may lack the first parts of the name.
+        ends = checkpoint.get("matching_heuristics", False)
+        found = [key for key in state if key == name or (ends and name.endswith("." + key))]
+        if not found:
+            return
+        key = max(found, key=len)
+        weight = torch.as_tensor(state[key])
+        if weight.ndim != model_weight.ndim or weight.shape[1] == model_weight.shape[1]:
+            return
+        try:
+            checkpoint["model"] = {**state, key: grow_input_channels(weight, model_weight.shape[1])}
+        except ValueError as error:
+            raise RuntimeError(
+                f"checkpoint parameter '{key}': {error}. MODEL.WEIGHTS is of a network that sees more than this "
+                "config's: an LPG generator that was trained with a segmenter needs MODEL.LPG.SEGMENTER_CONFIG."
+            ) from error
+        logger.info(
+            "Checkpoint parameter '%s' grown from %d to %d input channels, the new ones zero and in front",
+            key,
+            weight.shape[1],
+            model_weight.shape[1],
+        )
+
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         # A wrong file matches nothing; Detectron2 only warns and then trains or labels with random weights.
         model_keys = {name for name, _ in self.model.named_parameters()}
@@ -113,6 +151,9 @@ def recognise(loaded: dict[str, Any]) -> dict[str, Any]:
     if is_published_boxcaseg(state):
         logger.info("Published BoxCaseg checkpoint: parameters renamed")
         return {"model": convert_published_boxcaseg(state)}
+    if is_published_hourglass(state):
+        logger.info("Published LPG generator: parameters renamed")
+        return {"model": convert_published_hourglass(state)}
     if is_efficientnet_lite(state):
         logger.info("EfficientNet-lite0 (ImageNet) weights: parameters renamed")
         return {"model": convert_efficientnet_lite(state), "matching_heuristics": True}

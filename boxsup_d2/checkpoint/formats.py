@@ -15,6 +15,15 @@ _BOXCASEG_PREFIXES = {
     "transfer2.": "salient_head.transfer2.",
     "transfer_bn.": "salient_head.transfer_bn.",
 }
+# The same for the published LPG generator.
+_HOURGLASS_PREFIXES = {
+    "pre.0.": "backbone.stem.",
+    "pre.1.": "backbone.down.",
+    "kps.0.": "backbone.hourglass.",
+    "cnvs.0.": "backbone.out.",
+    "fm.0.0.conv.": "head.0.",
+    "fm.0.1.": "head.2.",
+}
 
 
 def is_published_boxcaseg(state: dict[str, Tensor]) -> bool:
@@ -40,6 +49,51 @@ def convert_published_boxcaseg(state: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             converted["backbone.net." + bare] = value
     return converted
+
+
+def is_published_hourglass(state: dict[str, Tensor]) -> bool:
+    """Whether these are the parameters of the published LPG generator, of any round."""
+    return "pre.0.conv.weight" in state and "fm.0.1.weight" in state
+
+
+def convert_published_hourglass(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published LPG generator to the state dict of our ``LPG`` with ``build_hourglass_backbone``.
+
+    The published inputs were B, G, R in 0..255 minus (104.008, 116.669, 122.675): set ``INPUT.FORMAT: BGR``,
+    ``MODEL.PIXEL_MEAN`` to these three and ``MODEL.PIXEL_STD`` to 1. The channels in front of them stand in our order.
+
+    Raises:
+        ValueError: a parameter is none of the one-stack generator's; named.
+    """
+    converted = {}
+    for name, value in state.items():
+        theirs = next((prefix for prefix in _HOURGLASS_PREFIXES if name.startswith(prefix)), None)
+        if theirs is None:
+            raise ValueError(f"parameter '{name}' is none of the published LPG generator with one hourglass")
+        converted[_HOURGLASS_PREFIXES[theirs] + name.removeprefix(theirs)] = value
+    return converted
+
+
+def grow_input_channels(weight: Tensor, channels: int) -> Tensor:
+    """First convolution of a network whose input gains channels in front of those that it knows.
+
+    The new channels have zero weights, so that the network computes what it did, whatever they hold, and learns from
+    there: an image network gains the box mask, LPG's first generator the class probability.
+
+    Args:
+        weight: out × in × k × k.
+        channels: of the new input, at least as many as ``weight`` takes.
+
+    Returns:
+        out × channels × k × k.
+
+    Raises:
+        ValueError: ``weight`` takes more channels than that.
+    """
+    missing = channels - weight.shape[1]
+    if missing < 0:
+        raise ValueError(f"the first convolution takes {weight.shape[1]} input channels, more than the {channels} here")
+    return torch.cat([weight.new_zeros(weight.shape[0], missing, *weight.shape[2:]), weight], dim=1)
 
 
 def is_efficientnet_lite(state: dict[str, Tensor]) -> bool:

@@ -110,3 +110,21 @@ def salient_loss(logits: Tensor, masks: Tensor) -> Tensor:
     if logits.numel() == 0:
         return logits.sum()
     return F.binary_cross_entropy_with_logits(logits.float(), masks.float())
+
+
+def pixel_cross_entropy(logits: Tensor, labels: Tensor, *, ignore: int = 255) -> Tensor:
+    """Cross-entropy of the pixels that have a label.
+
+    Args:
+        logits: N x C x H x W, unbounded; N may be 0.
+        labels: N x H x W integers in 0..C-1, or ``ignore``.
+        ignore: label of the pixels that do not count.
+
+    Returns:
+        Scalar mean over the pixels that count; zero, not NaN, where none does.
+    """
+    if logits.numel() == 0:
+        return logits.sum()
+    labels = labels.long()
+    total = F.cross_entropy(logits.float(), labels, ignore_index=ignore, reduction="sum")
+    return total / (labels != ignore).sum().clamp(min=1)

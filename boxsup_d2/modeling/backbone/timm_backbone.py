@@ -15,6 +15,8 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from boxsup_d2.checkpoint.formats import grow_input_channels
+
 _LEVEL_OF_STRIDE = {2: "res1", 4: "res2", 8: "res3", 16: "res4", 32: "res5"}
 
 
@@ -43,7 +45,8 @@ class TimmBackbone(Backbone):
                 stride 4 and more.
             bn_momentum: of every batch norm; None keeps timm's.
             freeze_bn: replace batch norms by frozen ones.
-            in_channels: channels of the input image.
+            in_channels: channels of the input, the image's three last; what stands before them starts with zero weights
+                where ``pretrained``.
 
         Raises:
             ValueError: timm does not know the network, or it lacks a wanted level.
@@ -54,7 +57,10 @@ class TimmBackbone(Backbone):
             raise ValueError(f"MODEL.TIMM.NAME '{name}' is not a timm model; similar ones: {similar}")
         # timm's HRNet takes its features from the classification head's convolutions unless told otherwise.
         kwargs: dict[str, Any] = {"feature_location": ""} if name.startswith("hrnet") else {}
-        self.net = timm.create_model(name, pretrained=pretrained, features_only=True, in_chans=in_channels, **kwargs)
+        kwargs["features_only"] = True
+        self.net = timm.create_model(name, pretrained=pretrained and in_channels == 3, in_chans=in_channels, **kwargs)
+        if pretrained and in_channels > 3:
+            _load_grown(self.net, timm.create_model(name, pretrained=True, **kwargs))
         if name.startswith("hrnet"):
             _use_bilinear_fusion(self.net)
         net_info: Any = self.net.feature_info
@@ -97,6 +103,18 @@ class TimmBackbone(Backbone):
         """Feature maps by level of N x C x H x W images (normalised, sides multiples of ``size_divisibility``)."""
         maps = self.net(image)
         return {level: maps[i] for level, i in self._index.items()}
+
+
+def _load_grown(net: nn.Module, pretrained: nn.Module) -> None:
+    """Give ``net``, which takes more channels, the weights of an image network.
+
+    timm would repeat the image's weights for the other channels and scale them all: no ImageNet network any more.
+    """
+    ours, state = net.state_dict(), pretrained.state_dict()
+    for name, value in state.items():
+        if value.shape != ours[name].shape:
+            state[name] = grow_input_channels(value, ours[name].shape[1])
+    net.load_state_dict(state)
 
 
 def _use_bilinear_fusion(net: nn.Module) -> None:

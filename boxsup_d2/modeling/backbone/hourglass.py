@@ -1,0 +1,161 @@
+"""The hourglass network of LPG (Xie et al., arXiv 2103.05463) as a Detectron2 backbone.
+
+A stack of one hourglass: the map is halved and doubled again level by level, and every level keeps a branch at its own
+size, so that a whole image is seen at once and answered at stride 4. Any number of input channels.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+
+
+class ConvNormRelu(nn.Module):
+    """Convolution without bias, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N×C×H×W to N×out×ceil(H / stride)×ceil(W / stride)."""
+        return F.relu(self.bn(self.conv(x)), inplace=True)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions beside a skip, which is an identity unless the stride or the width changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.skip = nn.Sequential()
+        if stride != 1 or in_channels != out_channels:
+            self.skip.append(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
+            self.skip.append(nn.BatchNorm2d(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N×C×H×W to N×out×ceil(H / stride)×ceil(W / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(y)) + self.skip(x), inplace=True)
+
+
+class Hourglass(nn.Module):
+    """One level of the hourglass and, inside it, all lower ones.
+
+    Args:
+        widths: channels of this level and of each below; the last is the innermost's.
+        modules: residual blocks per branch at this level and at each below, as many entries as ``widths``.
+    """
+
+    def __init__(self, widths: Sequence[int], modules: Sequence[int]) -> None:
+        super().__init__()
+        width, lower, count = widths[0], widths[1], modules[0]
+        self.up1 = nn.Sequential(*(ResidualBlock(width, width) for _ in range(count)))
+        self.low1 = nn.Sequential(
+            ResidualBlock(width, lower, stride=2), *(ResidualBlock(lower, lower) for _ in range(count - 1))
+        )
+        self.low2 = (
+            Hourglass(widths[1:], modules[1:])
+            if len(widths) > 2
+            else nn.Sequential(*(ResidualBlock(lower, lower) for _ in range(modules[1])))
+        )
+        self.low3 = nn.Sequential(*(ResidualBlock(lower, lower) for _ in range(count - 1)), ResidualBlock(lower, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape; sides must be multiples of 2 to the number of levels."""
+        low = self.low3(self.low2(self.low1(x)))
+        return self.up1(x) + F.interpolate(low, scale_factor=2.0, mode="nearest")
+
+
+class HourglassBackbone(Backbone):
+    """Stem of stride 4, one hourglass, and a last convolution.
+
+    Output: ``{"res2": N × out_channels × H/4 × W/4}``. With the published widths 12.1 M parameters.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        stem_channels: int = 48,
+        widths: Sequence[int] = (96, 96, 128, 128, 128, 192),
+        modules: Sequence[int] = (2, 2, 2, 2, 2, 4),
+        out_channels: int = 256,
+    ) -> None:
+        """
+        Args:
+            in_channels: of the input.
+            stem_channels: of the first convolution, whose output has stride 2.
+            widths: channels per level, the stride-4 map first, and of the innermost blocks.
+            modules: residual blocks per branch of each level, and the number of innermost blocks.
+            out_channels: of the output.
+
+        Raises:
+            ValueError: there is no level, ``widths`` and ``modules`` differ in length, a branch has no block, or a map
+                has fewer than 8 channels.
+        """
+        super().__init__()
+        if len(widths) < 2 or len(widths) != len(modules) or min(modules) < 1:
+            raise ValueError(
+                f"MODEL.HOURGLASS.WIDTHS {list(widths)} and MODULES {list(modules)} must have as many entries each, at "
+                "least 2, and no level without a block"
+            )
+        if min(stem_channels, *widths) < 8:
+            # The gradient of a 1×1 convolution with a stride, in the channels-last layout, on 2 to 7 input channels
+            # writes outside its memory in torch's CPU library (seen with torch 2.15).
+            raise ValueError(
+                f"MODEL.HOURGLASS.STEM_CHANNELS {stem_channels} and WIDTHS {list(widths)} must be at least 8: torch's "
+                "convolutions on the CPU corrupt memory below"
+            )
+        self.stem = ConvNormRelu(in_channels, stem_channels, kernel=7, stride=2)
+        self.down = ResidualBlock(stem_channels, widths[0], stride=2)
+        self.hourglass = Hourglass(widths, modules)
+        self.out = ConvNormRelu(widths[0], out_channels, kernel=3)
+        self._size_divisibility = 4 * 2 ** (len(widths) - 1)
+        self._out_features = ["res2"]
+        self._out_feature_channels = {"res2": out_channels}
+        self._out_feature_strides = {"res2": 4}
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        node = cfg.MODEL.HOURGLASS
+        return {
+            "in_channels": input_shape.channels,
+            "stem_channels": node.STEM_CHANNELS,
+            "widths": list(node.WIDTHS),
+            "modules": list(node.MODULES),
+            "out_channels": node.OUT_CHANNELS,
+        }
+
+    @property
+    def size_divisibility(self) -> int:
+        """Sides of the input must be multiples of this (published: 128)."""
+        return self._size_divisibility
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """``{"res2": ...}`` of an N×C×H×W input.
+
+        Raises:
+            ValueError: a side is no multiple of ``size_divisibility``: the branches would not meet again.
+        """
+        height, width = image.shape[-2:]
+        if height % self._size_divisibility or width % self._size_divisibility:
+            raise ValueError(
+                f"the hourglass takes inputs whose sides are multiples of {self._size_divisibility}, not "
+                f"{height}×{width}: pad them"
+            )
+        return {"res2": self.out(self.hourglass(self.down(self.stem(image))))}
+
+
+@BACKBONE_REGISTRY.register()
+def build_hourglass_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> HourglassBackbone:
+    """``MODEL.BACKBONE.NAME: build_hourglass_backbone``: the network of ``MODEL.HOURGLASS``, ``res2``."""
+    return HourglassBackbone(cfg, input_shape)

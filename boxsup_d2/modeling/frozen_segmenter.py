@@ -1,0 +1,180 @@
+"""A trained semantic segmenter as a fixed function inside another network: images in, class probabilities out.
+
+LPG's generator of round 2 and later sees what the previous round's segmenter makes of the image. The segmenter is no
+part of the generator: neither trained nor saved with it, but named by its config and its weights.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from torch import Tensor, nn
+
+from boxsup_d2.checkpoint import BoxSupCheckpointer
+from boxsup_d2.config import add_boxsup_config
+
+_FORMATS = ("BGR", "RGB")
+
+
+class _WholeCheckpointer(BoxSupCheckpointer):
+    """Takes nothing but checkpoints that hold every parameter: nobody would train the ones that stayed random."""
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        lacking = [key for key in incompatible.missing_keys if not key.endswith("num_batches_tracked")]
+        lacking += [
+            f"{key} (of shape {tuple(wanted)}, not {tuple(found)})"
+            for key, found, wanted in incompatible.incorrect_shapes
+        ]
+        if lacking:
+            raise RuntimeError(
+                f"the checkpoint lacks {len(lacking)} parameters of the segmenter, first {', '.join(lacking[:3])}: "
+                "MODEL.LPG.SEGMENTER_WEIGHTS must be trained weights of MODEL.LPG.SEGMENTER_CONFIG"
+            )
+        super()._log_incompatible_keys(incompatible)
+
+
+class FrozenSegmenter:
+    """A segmenter in evaluation mode, without gradients, under autocast on a GPU.
+
+    On purpose no ``nn.Module``: a module that owns one keeps its own ``state_dict``, ``parameters`` and ``train`` to
+    itself. The network follows the device of the images.
+    """
+
+    def __init__(self, network: nn.Module, class_names: Sequence[str], image_format: str, pretrained: bool = True):
+        """
+        Args:
+            network: has ``class_logits(images)``: N×3×H×W in 0..255 to N×(1 + C)×h×w logits, background first.
+            class_names: of its 1 + C channels.
+            image_format: channel order that it takes, "BGR" or "RGB".
+            pretrained: whether it holds trained weights; without, it only refuses to answer.
+        """
+        if not callable(getattr(network, "class_logits", None)):
+            raise ValueError(
+                f"{type(network).__name__} is no segmenter with class_logits(): MODEL.LPG.SEGMENTER_CONFIG must be the "
+                "config of a semantic segmenter of this package"
+            )
+        if image_format not in _FORMATS:
+            raise ValueError(f"the segmenter's INPUT.FORMAT is '{image_format}': only BGR and RGB can be converted")
+        self.network = network.eval().requires_grad_(False)
+        self.class_names = list(class_names)
+        self.image_format = image_format
+        self.pretrained = pretrained
+        self._device = next((p.device for p in network.parameters()), torch.device("cpu"))
+
+    @classmethod
+    def load(cls, config_file: str, weights: str) -> "FrozenSegmenter":
+        """Build the network of a config with trained weights.
+
+        Args:
+            config_file: ``MODEL.LPG.SEGMENTER_CONFIG``.
+            weights: ``MODEL.LPG.SEGMENTER_WEIGHTS``; empty: the network can be built, but not used.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            RuntimeError: the weights do not belong to the network.
+            ValueError: the config is of something else, or does not say which classes it knows.
+        """
+        cfg = get_cfg()
+        add_boxsup_config(cfg)
+        try:
+            cfg.merge_from_file(config_file)
+        except (FileNotFoundError, AssertionError) as error:  # the latter for the file itself, the former for a base
+            raise FileNotFoundError(
+                f"MODEL.LPG.SEGMENTER_CONFIG '{config_file}', or a _BASE_ of it, does not exist: {error}"
+            ) from error
+        names = _class_names(cfg, config_file)
+        # Not those weights that its training started from, and no download of them.
+        cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED = weights, False
+        cfg.MODEL.DEVICE = "cpu"
+        network = build_model(cfg)
+        if weights:
+            try:
+                _WholeCheckpointer(network).load(weights)
+            except AssertionError as error:  # Detectron2's way of saying that there is no such file
+                raise FileNotFoundError(f"MODEL.LPG.SEGMENTER_WEIGHTS '{weights}' does not exist") from error
+        return cls(network, names, cfg.INPUT.FORMAT, pretrained=bool(weights))
+
+    def channels_of(self, names: Sequence[str], wanted_by: str) -> list[int]:
+        """Output channel of every class of a data set, by name.
+
+        Args:
+            names: the data set's classes.
+            wanted_by: says in an error whose classes they are.
+
+        Raises:
+            ValueError: the segmenter does not know all of them.
+        """
+        unknown = [name for name in names if name not in self.class_names[1:]]
+        if unknown:
+            raise ValueError(
+                f"{wanted_by} has {len(unknown)} classes that the segmenter of MODEL.LPG.SEGMENTER_CONFIG does not "
+                f"know ({', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}); it knows "
+                f"{', '.join(self.class_names[1:6])}{' ...' if len(self.class_names) > 6 else ''}. Use the segmenter "
+                "that was trained for these classes, or correct MODEL.SEM_SEG_HEAD.CLASSES_OF of its config"
+            )
+        return [self.class_names.index(name, 1) for name in names]
+
+    def _class_logits(self, images: Tensor) -> Tensor:
+        network: Any = self.network
+        return network.class_logits(images)
+
+    @torch.no_grad()
+    def class_probabilities(
+        self, images: Tensor, image_format: str, owners: Sequence[int], channels: Sequence[int], batch: int
+    ) -> Tensor:
+        """Probabilities of some classes in some images; every image goes through the network once.
+
+        Args:
+            images: N×3×H×W float in 0..255.
+            image_format: their channel order, "BGR" or "RGB".
+            owners: which of the images each of the S maps is of, ascending.
+            channels: which output channel it is of.
+            batch: images per forward pass.
+
+        Returns:
+            S×H×W float32 in 0..1: the softmax over all classes of the logits, upsampled (align_corners=True).
+
+        Raises:
+            RuntimeError: there are no trained weights.
+            ValueError: the network has more or fewer outputs than classes.
+        """
+        if not self.pretrained:
+            raise RuntimeError("MODEL.LPG.SEGMENTER_CONFIG is set without MODEL.LPG.SEGMENTER_WEIGHTS: name both")
+        device = images.device
+        if device != self._device:
+            self.network, self._device = self.network.to(device), device
+        maps = []
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch]
+            with torch.autocast(device.type, enabled=device.type == "cuda"):
+                logits: Tensor = self._class_logits(part if image_format == self.image_format else part.flip(1))
+            if logits.shape[1] != len(self.class_names):
+                raise ValueError(
+                    f"the segmenter has {logits.shape[1]} outputs, but MODEL.SEM_SEG_HEAD.CLASSES_OF of its config "
+                    f"names a data set of {len(self.class_names)} classes with the background"
+                )
+            for index, own in enumerate(logits.split(1), start):
+                wanted = [channel for owner, channel in zip(owners, channels, strict=True) if owner == index]
+                if wanted:
+                    # One image at a time: all classes at full size are the largest tensor of a generator's step.
+                    full = F.interpolate(own.float(), size=images.shape[-2:], mode="bilinear", align_corners=True)
+                    probabilities = full.softmax(dim=1)[0]
+                    maps.append(torch.stack([probabilities[channel] for channel in wanted]))
+        return torch.cat(maps) if maps else images.new_zeros((0, *images.shape[-2:]))
+
+
+def _class_names(cfg: CfgNode, config_file: str) -> list[str]:
+    """Names of a segmenter's output channels, background first."""
+    dataset = cfg.MODEL.SEM_SEG_HEAD.CLASSES_OF
+    metadata = MetadataCatalog.get(dataset) if dataset in MetadataCatalog else None
+    names = metadata and (metadata.get("stuff_classes") or ["background", *metadata.get("thing_classes", ())])
+    if not names or len(names) < 2:
+        raise ValueError(
+            f"{config_file}: MODEL.SEM_SEG_HEAD.CLASSES_OF is '{dataset}', which is no registered data set with "
+            "classes: name the one whose classes the segmenter was trained for"
+        )
+    return list(names)

@@ -1,0 +1,93 @@
+"""Box prompts by class, and how the masks of classes become a label map: what a semantic box-to-mask method needs.
+
+Shape legend: B the boxes and K the classes present in one image of H×W.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boxsup_d2.pseudo_masks.label_map import covering_boxes
+
+
+@dataclass(frozen=True)
+class ClassPrompts:
+    """The boxes of one image by class.
+
+    Attributes:
+        item: the evaluation input.
+        corners: B whole-pixel boxes (x0, y0, x1, y1; exclusive ends) inside the image; some may be empty.
+        classes: the K classes present, in order of first appearance.
+        slots: of every box, the index of its class in ``classes``.
+        num_classes: of the data set.
+    """
+
+    item: dict[str, Any]
+    corners: list[list[int]]
+    classes: list[int]
+    slots: list[int]
+    num_classes: int
+
+    @classmethod
+    def of(cls, item: dict[str, Any]) -> "ClassPrompts":
+        """Prompts of an evaluation input, see :meth:`LPG.forward`.
+
+        Raises:
+            ValueError: a box has a class that the data set does not have.
+        """
+        prompt = item["instances"]
+        labels: list[int] = prompt.gt_classes.tolist()
+        classes = list(dict.fromkeys(labels))
+        known = item.get("num_classes") or len(item.get("class_names") or ())
+        if known and classes and not 0 <= min(classes) <= max(classes) < known:
+            raise ValueError(
+                f"'{item.get('file_name', 'image')}' has boxes of the classes {sorted(classes)}, but its data set has "
+                f"{known} classes: correct its annotations or its metadata thing_classes"
+            )
+        height, width = item["image"].shape[-2:]
+        return cls(
+            item=item,
+            corners=covering_boxes(prompt.gt_boxes.tensor, (height, width)).tolist(),
+            classes=classes,
+            slots=[classes.index(label) for label in labels],
+            num_classes=known or max(classes, default=-1) + 1,
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        height, width = self.item["image"].shape[-2:]
+        return int(height), int(width)
+
+    def unions(self, size: tuple[int, int], device: torch.device) -> Tensor:
+        """K×h×w bool: the union of every class's boxes, in a frame of ``size`` whose first corner is the image's."""
+        masks = torch.zeros((len(self.classes), *size), dtype=torch.bool, device=device)
+        for slot, (x0, y0, x1, y1) in zip(self.slots, self.corners, strict=True):
+            masks[slot, y0:y1, x0:x1] = True
+        return masks
+
+
+def first_claim_scores(probs: Tensor, masks: Tensor, classes: Sequence[int], num_classes: int) -> Tensor:
+    """Scores whose argmax is the label map in which the first class to claim a pixel keeps it.
+
+    Args:
+        probs: K×H×W in 0..1.
+        masks: K×H×W bool, what each class claims; only where its probability is above 1/2.
+        classes: K different ones in 0..num_classes-1, the first to claim first.
+        num_classes: of the data set.
+
+    Returns:
+        (num_classes + 1)×H×W, 0 the background: the probability of the class that has the pixel and the rest for the
+        background, which has unclaimed pixels wholly.
+    """
+    scores = probs.new_zeros((num_classes + 1, *probs.shape[-2:]))
+    background = scores[0].fill_(1)
+    free = torch.ones_like(background, dtype=torch.bool)
+    for prob, mask, label in zip(probs, masks, classes, strict=True):
+        scores[label + 1] = prob * (mask & free)
+        background -= scores[label + 1]
+        free &= ~mask
+    return scores
