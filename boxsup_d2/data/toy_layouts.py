@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from boxsup_d2.data.datasets.pascal_voc import VOC_CLASSES
 from boxsup_d2.data.images import encode_label_map, voc_palette

@@ -230,7 +230,8 @@ def _check_datasets(step: Step, cfg: CfgNode) -> None:
         if name not in known:
             raise ValueError(
                 f"{step.config}, step {step.name}: there is no data set {name}. Pseudo masks are called "
-                "<labelled data set>_pseudo (PSEUDO_MASKS.FORMAT sem_seg: _pseudo_sem_seg), and their step is named in PSEUDO_MASKS of this one."
+                "<labelled data set>_pseudo, or _pseudo_sem_seg by PSEUDO_MASKS.FORMAT, and their step is named in "
+                "PSEUDO_MASKS of this one."
             )
 
 

@@ -23,7 +23,7 @@ from boxsup_d2.compat import reset_data_loader
 from boxsup_d2.data import build_test_loader, build_train_loader
 from boxsup_d2.engine.hooks import PseudoMaskHook
 from boxsup_d2.engine.labelling import broadcast_buffers
-from boxsup_d2.evaluation import PROMPTED_TASKS, build_evaluator
+from boxsup_d2.evaluation import build_evaluator
 from boxsup_d2.pseudo_masks.refine import CRFRefinedModel
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class Trainer(DefaultTrainer):
         for name in cfg.DATASETS.TEST:
             results = by_dataset.setdefault(name, OrderedDict())
             for task in cfg.TEST.TASKS:
-                prompted = task in PROMPTED_TASKS
+                prompted = task == "box_to_mask"
                 loader = build_test_loader(cfg, name, box_prompts=prompted)
                 # Refined like the labels would be, so that the metric speaks of what gets written.
                 method = CRFRefinedModel(model) if prompted and cfg.PSEUDO_MASKS.CRF else model

@@ -1,7 +1,7 @@
 """Evaluators: masks from given boxes, instance AP, and which one serves which data set."""
 
 from boxsup_d2.evaluation.box_to_mask import BoxToMaskEvaluator, InstanceScore, evaluate_mask_json, score_image
-from boxsup_d2.evaluation.build import PROMPTED_TASKS, build_evaluator, register_evaluator
+from boxsup_d2.evaluation.build import build_evaluator, register_evaluator
 from boxsup_d2.evaluation.ground_truth import ImageTruth, decode_segmentation, load_ground_truth
 from boxsup_d2.evaluation.instance_ap import VOC_IOUS, InstanceAPEvaluator
 from boxsup_d2.evaluation.metrics import (
@@ -15,7 +15,6 @@ from boxsup_d2.evaluation.tables import format_table
 
 __all__ = [
     "IOU_THRESHOLDS",
-    "PROMPTED_TASKS",
     "VOC_IOUS",
     "BoxToMaskEvaluator",
     "BoxToMaskSummary",

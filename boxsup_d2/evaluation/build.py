@@ -10,9 +10,6 @@ from detectron2.evaluation import DatasetEvaluator
 from boxsup_d2.evaluation.box_to_mask import BoxToMaskEvaluator
 from boxsup_d2.evaluation.instance_ap import VOC_IOUS, InstanceAPEvaluator
 
-#: Tasks whose models are given images in their original frame, with boxes as prompts.
-PROMPTED_TASKS = frozenset({"box_to_mask", "box_to_sem_seg"})
-
 #: Builder of one (task, evaluator_type): (cfg, dataset_name, output_folder) -> evaluator.
 EvaluatorBuilder = Callable[[CfgNode, str, str], DatasetEvaluator]
 

@@ -129,7 +129,7 @@ def write_pseudo_masks(
 
     Args:
         path: of the file, replaced atomically.
-        source: COCO json or manifest; it is not changed. All its keys, their values and the order of its lists are kept.
+        source: COCO json or manifest; it is not changed. Its keys, their values and the order of its lists are kept.
         provenance: goes to ``info``.
         annotate: maps each annotation of the source to the one that is written; None writes them as they are.
         hint: appended to the message where the disk is full.

@@ -100,8 +100,8 @@ def answered_rows(item: dict[str, Any], output: dict[str, Any], prompts: Collect
     if asked is None or len(asked) != number:
         count = "no" if asked is None else len(asked)
         raise ValueError(
-            f"{number} masks for {count} annotation ids of '{name}'. The mapper must be BoxPromptDatasetMapper, and the "
-            "method must answer every prompt in order."
+            f"{number} masks for {count} annotation ids of '{name}'. The mapper must be BoxPromptDatasetMapper, and "
+            "the method must answer every prompt in order."
         )
     rows = [row for row, annotation_id in enumerate(asked) if annotation_id in prompts]
     if len(rows) != len(prompts):

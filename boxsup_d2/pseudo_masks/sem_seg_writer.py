@@ -12,7 +12,7 @@ import numpy as np
 
 from boxsup_d2.data.images import encode_label_map
 from boxsup_d2.pseudo_masks.format import disk_full_message, label_map_folder, labels_path, write_pseudo_masks
-from boxsup_d2.pseudo_masks.label_map import MAX_CLASSES, paint_known, pixel_boxes, prompted_label_map
+from boxsup_d2.pseudo_masks.label_map import MAX_CLASSES, paint_known, covering_boxes, prompted_label_map
 from boxsup_d2.pseudo_masks.label_writer import LabelTask, LabelWriter, answered_rows, label_task
 from boxsup_d2.pseudo_masks.shards import ShardIndex
 
@@ -115,7 +115,7 @@ class SemSegLabelWriter(LabelWriter):
         self._paint_known(labels, task, item.get("file_name", item["image_id"]))
         self._save(item["image_id"], labels)
         instances = item["instances"]
-        corners = pixel_boxes(instances.gt_boxes.tensor, instances.image_size).tolist()
+        corners = covering_boxes(instances.gt_boxes.tensor, instances.image_size).tolist()
         found = [
             bool((labels[corners[row][1] : corners[row][3], corners[row][0] : corners[row][2]] == int(c) + 1).any())
             for row, c in zip(rows, instances.gt_classes[rows], strict=True)

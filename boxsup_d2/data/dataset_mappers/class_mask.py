@@ -122,7 +122,7 @@ def class_target(annotations: Sequence[dict[str, Any]], height: int, width: int)
 
 def _union(annotations: Sequence[dict[str, Any]], height: int, width: int) -> np.ndarray:
     # Run lengths are merged, which costs little, and decoded once.
-    rles = []
+    rles: list[Any] = []
     for obj in annotations:
         segmentation = obj["segmentation"]
         rles += mask_util.frPyObjects(segmentation, height, width) if isinstance(segmentation, list) else [segmentation]

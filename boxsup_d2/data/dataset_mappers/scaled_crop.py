@@ -123,11 +123,12 @@ def crop_labels(labels: np.ndarray, window: Window, size: int, fill: int, stride
     """
     positions = np.arange(0, size, stride)
     columns = size - 1 - positions if window.flip else positions
-    rows_inside, columns_inside = positions < window.out_height, columns < window.out_width
+    rows, columns = positions[positions < window.out_height], columns[columns < window.out_width]
     crop = np.full((len(positions), len(positions)), fill, labels.dtype)
-    rows = window.top + positions[rows_inside] * window.height // window.out_height
-    columns = window.left + columns[columns_inside] * window.width // window.out_width
-    crop[np.ix_(rows_inside, columns_inside)] = labels[rows[:, None], columns]
+    part = np.take(labels, window.top + rows * window.height // window.out_height, axis=0)
+    part = np.take(part, window.left + columns * window.width // window.out_width, axis=1)
+    # The mirrored padding is on the left.
+    crop[: len(rows), len(positions) - len(columns) if window.flip else 0 :][:, : len(columns)] = part
     return crop
 
 

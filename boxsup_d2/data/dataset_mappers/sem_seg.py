@@ -77,7 +77,7 @@ class SemSegDatasetMapper:
                 f"label map '{dataset_dict['sem_seg_file_name']}' is {labels.shape[1]}x{labels.shape[0]} pixels, but "
                 f"its image '{dataset_dict['file_name']}' {image.shape[1]}x{image.shape[0]}"
             )
-        window = random_window(*labels.shape, self.size, self.scales, self.flip)
+        window = random_window(labels.shape[0], labels.shape[1], self.size, self.scales, self.flip)
         sem_seg = crop_labels(labels, window, self.size, IGNORE_LABEL).astype(np.int64)
         return {
             "image": torch.from_numpy(crop_image(image, window, self.size, self.pixel_mean)),

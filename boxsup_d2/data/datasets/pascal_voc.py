@@ -189,11 +189,8 @@ def load_voc_sem_seg(dirname: str, split: str, name: str, classes: Sequence[str]
         else:
             record["sem_seg_file_name"] = os.path.join(path, base)
     if missing:
-        fix = (
-            "datasets/prepare_voc_train_aug.py --masks makes them."
-            if len(folders) > 1
-            else "Unpack the whole VOC 2012."
-        )
+        made = "datasets/prepare_voc_train_aug.py --masks makes them."
+        fix = made if split == "train_aug" else "Unpack the whole VOC 2012."
         raise FileNotFoundError(
             f"Data set '{name}' lacks the class masks of {len(missing)} of its {len(records)} images in "
             f"{' and '.join(map(repr, paths))}, first {', '.join(missing[:3])}. {fix}"
