@@ -208,10 +208,9 @@ def test_manifest_label_maps_and_data_set(tmp_path):
             foreground.append((labels > 0).mean())
     metrics = results[NAME]["pseudo_masks"]
     assert metrics.pop("seconds") > 0
-    assert metrics == {
-        "images": 6, "boxes": 12, "kept": 0, "mean_foreground": pytest.approx(np.mean(foreground)), "share_empty": empty / 12,
-    }  # fmt: skip
     assert metrics == provenance["summary"]
+    assert metrics.pop("mean_foreground") == pytest.approx(np.mean(foreground))
+    assert metrics == {"images": 6, "boxes": 12, "kept": 0, "share_empty": empty / 12}
 
 
 def test_scores_of_a_semantic_method_are_written(tmp_path, monkeypatch):

@@ -262,9 +262,9 @@ def test_all_benchmarks_print_tables_and_write_json(tmp_path, capsys):
     tiny = ["--repeats", "1", "--images", "2", "--boxes", "2", "--instances", "20", "--side", "64", "--batch", "1"]
     assert load_tool("benchmark").main(["all", *tiny, "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
-    assert set(figures) == {"environment", "loader", "merge", "mask-head"}
+    assert set(figures) == {"environment", "loader", "semantic-loader", "merge", "mask-head"}
     assert figures["environment"]["threads"] == 1
-    for name in ("loader", "merge", "mask-head"):
+    for name in ("loader", "semantic-loader", "merge", "mask-head"):
         assert figures[name]["rows"]
         assert figures[name]["remarks"]
         assert all(row.keys() == figures[name]["rows"][0].keys() for row in figures[name]["rows"])

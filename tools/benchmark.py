@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """What loading, merging and the mask head cost, beside the plain way of doing the same, in one run.
 
-  loader     ms per training crop and per test crop: ours, and a plain scikit-image loader of the published kind
-  merge      sharing the pixels of all images out among their instances: time, memory, and whether it is linear
-  mask-head  what the confidence-governed mask head adds to a training step of Mask R-CNN
-  all        the three, one after the other
+  loader           ms per training crop and per test crop: ours, and a plain scikit-image loader of the published kind
+  semantic-loader  ms per sample of class masks and of label maps: ours, and a plain Pillow loader
+  merge            sharing the pixels of all images out among their instances: time, memory, and whether it is linear
+  mask-head        what the confidence-governed mask head adds to a training step of Mask R-CNN
+  all              all of them, one after the other
 
 Variants take turns, repeat by repeat, and medians are printed, so that a busy machine slows all of them alike.
 Everything runs in one process on one thread. CPU time stands beside wall time, which other processes distort.
@@ -32,6 +33,7 @@ import torch
 from _benchmark_loader import benchmark_loader
 from _benchmark_mask_head import benchmark_mask_head
 from _benchmark_merge import benchmark_merge
+from _benchmark_semantic_loader import benchmark_semantic_loader
 from _benchmark_timing import Result
 
 import boxsup_d2
@@ -56,6 +58,7 @@ def environment(device: str) -> dict[str, Any]:
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "merge": benchmark_merge,
     "loader": benchmark_loader,
+    "semantic-loader": benchmark_semantic_loader,
     "mask-head": benchmark_mask_head,
 }
 
@@ -74,22 +77,26 @@ def build_parser() -> argparse.ArgumentParser:
             parent.add_argument(flag, type=positive, default=default, metavar="N", help=text)
         return parent
 
-    common = options(("--repeats", None, "rounds whose median is taken (default: 5 loader, 3 merge, 7 mask-head)"))
+    common = options(("--repeats", None, "rounds whose median is taken (default: 5 loaders, 3 merge, 7 mask-head)"))
     common.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...; merging is the CPU's anyway")
     common.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    jpegs = options(("--images", 40, "JPEGs (default 40)"), ("--boxes", 3, "boxes per image (default 3)"))
     own = {
-        "loader": options(("--images", 40, "JPEGs (default 40)"), ("--boxes", 3, "boxes per image (default 3)")),
+        "loader": jpegs,
+        "semantic-loader": jpegs,
         "merge": options(("--instances", 25000, "instances, 2.5 per image (default 25000)")),
         "mask-head": options(
             ("--side", 160, "sides of the square images in pixels (default 160)"), ("--batch", 2, "images (default 2)")
         ),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{loader,merge,mask-head,all}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join([*own, "all"]) + "}")
     for name, parent in own.items():
         text = BENCHMARKS[name].__doc__
         commands.add_parser(name, parents=[common, parent], help=text, description=text)
-    commands.add_parser("all", parents=[common, *own.values()], help="all of them", description="All benchmarks.")
+    commands.add_parser(
+        "all", parents=[common, *dict.fromkeys(own.values())], help="all of them", description="All benchmarks."
+    )
     return parser
 
 

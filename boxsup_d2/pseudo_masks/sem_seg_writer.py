@@ -12,7 +12,7 @@ import numpy as np
 
 from boxsup_d2.data.images import encode_label_map
 from boxsup_d2.pseudo_masks.format import disk_full_message, label_map_folder, labels_path, write_pseudo_masks
-from boxsup_d2.pseudo_masks.label_map import MAX_CLASSES, paint_known, covering_boxes, prompted_label_map
+from boxsup_d2.pseudo_masks.label_map import MAX_CLASSES, covering_boxes, paint_known, prompted_label_map
 from boxsup_d2.pseudo_masks.label_writer import LabelTask, LabelWriter, answered_rows, label_task
 from boxsup_d2.pseudo_masks.shards import ShardIndex
 
