@@ -32,14 +32,20 @@ def coco_subset(data: dict[str, Any], category_ids: Collection[int]) -> dict[str
         The json with these categories, their annotations (crowd regions too) and the images that hold an object of
         one of them; a crowd region alone is none. Order and unknown fields stay.
     """
-    annotations = [annotation for annotation in data["annotations"] if annotation.get("category_id") in category_ids]
-    with_objects = {annotation.get("image_id") for annotation in annotations if not annotation.get("iscrowd")}
+    annotations = [obj for obj in data["annotations"] if _id(obj, "category_id") in category_ids]
+    with_objects = {_id(obj, "image_id") for obj in annotations if not obj.get("iscrowd")}
     return {
         **data,
-        "images": [image for image in data["images"] if image.get("id") in with_objects],
-        "annotations": [annotation for annotation in annotations if annotation.get("image_id") in with_objects],
-        "categories": [category for category in data["categories"] if category.get("id") in category_ids],
+        "images": [image for image in data["images"] if _id(image, "id") in with_objects],
+        "annotations": [obj for obj in annotations if _id(obj, "image_id") in with_objects],
+        "categories": [category for category in data["categories"] if _id(category, "id") in category_ids],
     }
+
+
+def _id(entry: dict[str, Any], key: str) -> int | None:
+    # Damaged ones are for the reader of the subset to complain about.
+    value = entry.get(key)
+    return value if isinstance(value, int) else None
 
 
 def load_coco_subset(
