@@ -13,16 +13,14 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
-from detectron2.utils import comm
 from PIL import Image
 from pycocotools import mask as mask_util
 from test_labelling import NAME, FakeBoxToMask, make_cfg, make_source, with_some_masks
 from torch import nn
 
-from boxsup_d2.data.datasets import register_coco_boxes, register_dataset, register_pseudo_masks
+from boxsup_d2.data.datasets import register_dataset, register_pseudo_masks
 from boxsup_d2.data.images import read_label_map
 from boxsup_d2.engine.labelling import build_provenance, label_datasets, pseudo_mask_path
-from boxsup_d2.engine.launch import launch
 from boxsup_d2.engine.round_plan import pseudo_mask_files
 from boxsup_d2.engine.round_state import _drop_equal_labels, _keep_labels
 from boxsup_d2.modeling.meta_arch.box_to_mask import fill_boxes
@@ -419,25 +417,3 @@ def test_a_round_keeps_label_maps_that_it_makes_anew(tmp_path):
     assert not _drop_equal_labels(planned, entry)
     assert read_all(kept) == former
     assert read_all(path)["99.png"] != former["99.png"]
-
-
-# ------------------------------------------------------------------------------------------------ processes
-
-
-def label_in_every_process(root: str) -> None:
-    register_coco_boxes(NAME, f"{root}/boxes.json", f"{root}/images")
-    cfg = sem_seg_cfg(Path(root) / "two")
-    model = build_model(cfg)
-    model.log = f"{root}/log.{comm.get_rank()}"
-    label_datasets(cfg, model)
-
-
-def test_two_processes_write_what_one_does(tmp_path):
-    make_source(tmp_path)
-    launch(label_in_every_process, 2, args=(str(tmp_path),))
-    shares = [{int(line) for line in (tmp_path / f"log.{rank}").read_text().split()} for rank in range(2)]
-    assert [len(share) for share in shares] == [3, 3]
-    assert shares[0] | shares[1] == PROMPTED
-    cfg = sem_seg_cfg(tmp_path / "one")
-    label(cfg)
-    assert read_all(manifest_path(cfg)) == read_all(manifest_path(sem_seg_cfg(tmp_path / "two")))

@@ -213,9 +213,9 @@ def slow_crop(labels: np.ndarray, window: Window, size: int, fill: int, stride: 
     crop = np.full((size, size), fill, labels.dtype)
     for y in range(window.out_height):
         for x in range(window.out_width):
-            source_y = window.top + y * window.height // window.out_height
-            source_x = window.left + x * window.width // window.out_width
-            crop[y, x] = labels[source_y, source_x]
+            source_y = window.top + np.floor((y + 0.5) * window.height / window.out_height)
+            source_x = window.left + np.floor((x + 0.5) * window.width / window.out_width)
+            crop[y, x] = labels[int(source_y), int(source_x)]
     return (crop[:, ::-1] if window.flip else crop)[::stride, ::stride]
 
 
@@ -271,13 +271,13 @@ def test_window_holds_the_box_where_it_can():
 
 def test_image_and_labels_stay_together():
     """A label map drawn into the image is found in both crops at the same place, whatever the scale."""
-    labels = cv2.resize(np.random.randint(0, 2, (12, 16)).astype(np.uint8), (480, 360), interpolation=cv2.INTER_NEAREST)
+    labels = cv2.resize(np.random.randint(0, 2, (6, 8)).astype(np.uint8), (480, 360), interpolation=cv2.INTER_NEAREST)
     image = np.repeat(labels[:, :, None] * 200, 3, axis=2)
-    for scale in (0.5, 0.75, 1.0, 1.25, 1.5):
+    for scale in (0.5, 0.75, 1.0, 1.25, 1.5):  # at a half, the image's edges may lie between two pixels
         for _ in range(4):
             window = random_window(360, 480, 128, [scale], True)
             drawn = crop_image(image, window, 128, (0, 0, 0))[0] > 100
-            assert (drawn == (crop_labels(labels, window, 128, 0) == 1)).mean() > 0.97
+            assert (drawn == (crop_labels(labels, window, 128, 0) == 1)).mean() > (0.97 if scale == 0.5 else 0.999)
 
 
 # ------------------------------------------------------------------------------------------------ mappers

@@ -125,8 +125,10 @@ def crop_labels(labels: np.ndarray, window: Window, size: int, fill: int, stride
     columns = size - 1 - positions if window.flip else positions
     rows, columns = positions[positions < window.out_height], columns[columns < window.out_width]
     crop = np.full((len(positions), len(positions)), fill, labels.dtype)
-    part = np.take(labels, window.top + rows * window.height // window.out_height, axis=0)
-    part = np.take(part, window.left + columns * window.width // window.out_width, axis=1)
+    # The pixel under the middle of each one, as the image's resize has it: the upper left corner would shift labels.
+    rows = window.top + (2 * rows + 1) * window.height // (2 * window.out_height)
+    columns = window.left + (2 * columns + 1) * window.width // (2 * window.out_width)
+    part = np.take(np.take(labels, rows, axis=0), columns, axis=1)
     # The mirrored padding is on the left.
     crop[: len(rows), len(positions) - len(columns) if window.flip else 0 :][:, : len(columns)] = part
     return crop
