@@ -35,9 +35,28 @@ def add_boxsup_config(cfg: CN) -> None:
     # resize does. Matters for small TRAIN_SIZE, where most crops shrink.
     cfg.INPUT.BOX_CROP.ANTIALIAS = False
 
+    # Samples of one image and one of its classes (ClassMaskDatasetMapper), which generators of class masks learn from.
+    cfg.INPUT.CLASS_CROP = CN()
+    # Side in pixels of the square crop, a multiple of 4 (published: 512); what the image does not fill is padding.
+    cfg.INPUT.CLASS_CROP.SIZE = 512
+    # The image is resized by one of these, drawn at random, before it is cropped.
+    cfg.INPUT.CLASS_CROP.SCALES = [0.5, 0.75, 1.0, 1.25, 1.5]
+    # Mirror every second sample horizontally.
+    cfg.INPUT.CLASS_CROP.FLIP = True
+
+    # The same three for samples of semantic segmentation (SemSegDatasetMapper; published: 321).
+    cfg.INPUT.SEM_SEG_CROP = CN()
+    # As CLASS_CROP.SIZE, of any value.
+    cfg.INPUT.SEM_SEG_CROP.SIZE = 321
+    # As CLASS_CROP.SCALES.
+    cfg.INPUT.SEM_SEG_CROP.SCALES = [0.5, 0.75, 1.0, 1.25, 1.5]
+    # As CLASS_CROP.FLIP.
+    cfg.INPUT.SEM_SEG_CROP.FLIP = True
+
     # ---------------------------------------------------------------- data sets
     # Pseudo-mask files (COCO json) to register, each under its file's stem, e.g. ".../voc_2012_train_pseudo.json"
-    # as "voc_2012_train_pseudo". Rounds fill this in by step name.
+    # as "voc_2012_train_pseudo"; a file called "..._pseudo_sem_seg.json" is the manifest of semantic labels. Rounds
+    # fill this in by step name.
     cfg.DATASETS.PSEUDO_MASKS = ()
     # Objects marked difficult in VOC's XML: used for training and labelling (as published) or left out.
     cfg.DATASETS.VOC_USE_DIFFICULT = True
@@ -173,6 +192,9 @@ def add_boxsup_config(cfg: CN) -> None:
     cfg.PSEUDO_MASKS = CN()
     # Data sets (with boxes) to label after training and by --eval-only.
     cfg.PSEUDO_MASKS.DATASETS = ()
+    # What is written: "instances", a COCO json with a mask per box, or "sem_seg", a palette PNG per image and their
+    # manifest, for semantic segmentation.
+    cfg.PSEUDO_MASKS.FORMAT = "instances"
     # Name of this labelling in the files' provenance.
     cfg.PSEUDO_MASKS.STEP = "label"
     # Relabel annotations that already have a mask (False: they are kept, with confidence 1).
@@ -181,8 +203,9 @@ def add_boxsup_config(cfg: CN) -> None:
     cfg.PSEUDO_MASKS.CRF = False
 
     # ---------------------------------------------------------------- evaluation
-    # What DATASETS.TEST is evaluated on: "instances" (detection and mask AP), "box_to_mask" (mIoU* and IoU@k of the
-    # masks that the model answers to ground-truth boxes), "sem_seg" (mIoU of a semantic segmentation network).
+    # What DATASETS.TEST is evaluated on, one or more of "instances" (detection and mask AP), "box_to_mask" (mIoU* and
+    # IoU@k of the masks that the model answers to ground-truth boxes), "box_to_sem_seg" (mIoU of the label maps that
+    # these answers make) and "sem_seg" (mIoU of a semantic segmentation network).
     cfg.TEST.TASKS = ("instances",)
     # Box prompts of VOC evaluation: the annotated box ("xml") or the "tight" box of the true mask.
     cfg.TEST.BOX_PROMPT = "xml"

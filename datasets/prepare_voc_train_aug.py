@@ -3,8 +3,8 @@
 
 train_aug = (SBD train + SBD val + VOC train) without VOC val; all of them are VOC images. Writes
 <datasets>/VOC2012/ImageSets/Segmentation/train_aug.txt and, with --masks, the class masks of these images
-as palette PNGs in <datasets>/VOC2012/SegmentationClassAug (VOC's own where it has one, SBD's otherwise; they are for
-semantic segmentation with full masks, box-supervised training does not read them).
+as palette PNGs in <datasets>/VOC2012/SegmentationClassAug (VOC's own where it has one, SBD's otherwise): what
+voc_2012_train_aug_sem_seg reads. Training with boxes alone does not read them.
 
 Running it again redoes nothing that is done.
 """
@@ -17,8 +17,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
+
+from boxsup_d2.data.images import encode_label_map
 
 OFFICIAL_COUNT = 10582
 _README = "See datasets/README.md for the downloads."
@@ -126,7 +127,6 @@ def convert_masks(voc: Path, sbd: Path, names: list[str]) -> None:
     """
     target = voc / "SegmentationClassAug"
     target.mkdir(exist_ok=True)
-    palette = voc_palette()
     for name in tqdm(names, desc="class masks", unit="mask"):
         path = target / f"{name}.png"
         if path.exists():
@@ -135,11 +135,7 @@ def convert_masks(voc: Path, sbd: Path, names: list[str]) -> None:
         if own.is_file():
             write_atomically(path, own.read_bytes())
             continue
-        image = Image.fromarray(read_sbd_mask(sbd / "cls" / f"{name}.mat"))
-        image.putpalette(palette)
-        with tempfile.TemporaryDirectory(dir=target, prefix=".partial_") as folder:
-            image.save(Path(folder) / path.name)
-            os.replace(Path(folder) / path.name, path)
+        write_atomically(path, encode_label_map(read_sbd_mask(sbd / "cls" / f"{name}.mat")))
     print(f"{target}: {len(names)} masks")
 
 
@@ -160,16 +156,6 @@ def read_sbd_mask(path: Path) -> np.ndarray:
     except Exception as error:  # scipy raises a dozen kinds for a damaged file
         raise ValueError(f"'{path}' is damaged or no SBD class mask ({error}). Unpack SBD again.") from error
     return np.asarray(mask, dtype=np.uint8)
-
-
-def voc_palette() -> list[int]:
-    """VOC's 256 colours, R, G, B: the bits of the index dealt out to the channels, three at a time."""
-    index = np.arange(256)
-    channels = [
-        sum(((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8) if 3 * bit + channel < 8)
-        for channel in range(3)
-    ]
-    return np.stack(channels, axis=1).ravel().tolist()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

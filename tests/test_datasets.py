@@ -24,6 +24,8 @@ BOX_KEYS = {"id", "bbox", "bbox_mode", "category_id", "iscrowd"}
 BUILTIN = (
     [f"voc_2012_{split}_box" for split in ("train", "val", "trainval", "train_aug")]
     + [f"voc_2012_{split}_instance" for split in ("train", "val")]
+    + [f"voc_2012_{split}_sem_seg" for split in ("train", "val", "train_aug")]
+    + [f"coco60_2017_{split}{suffix}" for split in ("train", "val") for suffix in ("", "_box")]
     + [f"coco_2017_{split}{suffix}" for split in ("train", "val") for suffix in ("", "_box")]
     + [f"voc_2012_{split}_cocostyle_box" for split in ("train_aug", "val")]
     + ["dut_tr_single", "dut_tr_single_new"]
@@ -386,7 +388,7 @@ def poison(value: Any, rng: random.Random) -> dict[str, Any]:
 def test_box_only_sets_do_not_depend_on_masks(datasets_root, seed):
     path = write_coco(datasets_root, coco_json())
     datasets.register_coco_boxes("test_leak", str(path), str(datasets_root / "coco" / "train2017"))
-    names = ("coco_2017_train_box", "test_leak")
+    names = ("coco_2017_train_box", "coco60_2017_train_box", "test_leak")
     clean = [DatasetCatalog.get(name) for name in names]
     exported = [datasets.dataset_to_coco(name) for name in names]
     path.write_text(json.dumps(poison(coco_json(), random.Random(seed))))

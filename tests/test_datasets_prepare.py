@@ -112,13 +112,6 @@ def test_train_aug_masks(train_aug, downloads, datasets_root):
     assert {name: after[name] for name in before} == before
 
 
-def test_train_aug_palette_is_vocs(train_aug):
-    palette = np.array(train_aug.voc_palette()).reshape(256, 3)
-    assert palette[15].tolist() == [192, 128, 128]
-    assert palette[20].tolist() == [0, 64, 128]
-    assert palette[255].tolist() == [224, 224, 192]
-
-
 def test_train_aug_missing_files(train_aug, downloads, datasets_root, capsys):
     voc, sbd = downloads
     arguments = ["--datasets", str(datasets_root), "--sbd", str(sbd)]

@@ -31,7 +31,7 @@ from boxsup_d2.pseudo_masks.refine import (
     refine_instance_masks,
 )
 from boxsup_d2.pseudo_masks.rle import decode, empty_rle, encode_window, has_mask
-from boxsup_d2.pseudo_masks.shards import ShardIndex, ShardWriter
+from boxsup_d2.pseudo_masks.shards import MaskShardIndex, ShardWriter, mask_record
 
 
 def iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -334,7 +334,7 @@ def test_full_disk_while_appending_results(tmp_path):
     writer._file.close()
     writer._file = open(tmp_path / "full", "wb", buffering=0)  # noqa: SIM115
     with pytest.raises(OSError, match="disk is full"):
-        writer.append(1, [], [])
+        writer.append(1, {})
 
 
 def test_shards_survive_torn_lines_and_hold_few_results(tmp_path):
@@ -343,14 +343,14 @@ def test_shards_survive_torn_lines_and_hold_few_results(tmp_path):
     for run in range(2):
         writer = ShardWriter(str(tmp_path), f"{run}")
         for image_id in range(run * 10, run * 10 + 10):
-            writer.append(image_id, ["own id", image_id][run : run + 1], merged)
+            writer.append(image_id, mask_record(["own id", image_id][run : run + 1], merged))
         writer.close()
         writer.close()
     with pytest.raises(FileExistsError):
         ShardWriter(str(tmp_path), "0")
     data = (tmp_path / "0.jsonl").read_bytes()
     (tmp_path / "0.jsonl").write_bytes(data[:-5])
-    index = ShardIndex(str(tmp_path), cache_size=3)
+    index = MaskShardIndex(str(tmp_path), cache_size=3)
     assert index.image_ids == set(range(19)) - {9} | {19}
     assert index.get(0) == {"own id": merged[0]}
     assert index.get(12) == {12: merged[0]}
@@ -360,4 +360,4 @@ def test_shards_survive_torn_lines_and_hold_few_results(tmp_path):
     assert len(index._cache) <= 3
     assert index.empty == 0
     assert list(index.confidences) == [merged[0].confidence] * 19
-    assert ShardIndex(str(tmp_path / "absent")).image_ids == set()
+    assert MaskShardIndex(str(tmp_path / "absent")).image_ids == set()

@@ -20,11 +20,15 @@ from boxsup_d2.pseudo_masks.format import read_pseudo_masks
 
 
 def worker(jobs: list[tuple[str, str, float]]) -> None:
-    """Runs in every process: label the source in each folder into another one, at so many seconds per image."""
+    """Runs in every process: label the source in each folder into another one, at so many seconds per image.
+
+    Folders whose name ends in "sem_seg" get label maps.
+    """
     for folder, output, delay in jobs:
         register_coco_boxes(NAME, f"{folder}/boxes.json", f"{folder}/images")
         os.makedirs(output, exist_ok=True)
         cfg = make_cfg(Path(output))
+        cfg.PSEUDO_MASKS.FORMAT = "sem_seg" if output.endswith("sem_seg") else "instances"
         model = build_model(cfg)
         model.log, model.delay = f"{output}/log.{comm.get_rank()}", delay
         results = label_datasets(cfg, model)
@@ -70,7 +74,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with open(shard, "a") as file:  # as a kill in the middle of a write leaves it
         file.write('{"image_id": 93, "masks": [[')
     (root / "killed" / "log.0").unlink()
-    folders = (("source", "two"), ("source", "killed"), ("one_image", "idle"))
+    folders = (("source", "two"), ("source", "killed"), ("one_image", "idle"), ("source", "two_sem_seg"))
+    worker([(str(root / "source"), str(root / "one_sem_seg"), 0.0)])
     launch(worker, 2, args=([(str(root / source), str(root / output), 0.0) for source, output in folders],))
 
     def read_log(path: Path) -> list[int]:
@@ -106,3 +111,16 @@ def test_killed_and_resumed_with_other_ranks_gives_the_same_file(runs):
 def test_rank_without_images_takes_part(runs):
     assert runs["idle"] == [[99], []]
     assert len(read_pseudo_masks(file_of(runs, "idle"))["annotations"]) == 1
+
+
+def test_two_processes_write_the_label_maps_of_one(runs):
+    folders = [runs["root"] / name / "step" / "pseudo_masks" for name in ("one_sem_seg", "two_sem_seg")]
+    one, two = ({path.name: path.read_bytes() for path in folder.glob("*/*")} for folder in folders)
+    assert len(one) == 8
+    assert one == two
+    manifests = [json.loads((folder / f"{NAME}_pseudo_sem_seg.json").read_text()) for folder in folders]
+    for manifest in manifests:
+        del manifest["info"]["boxsup_d2"]["date"]
+        del manifest["info"]["boxsup_d2"]["config_name"]
+    assert manifests[0] == manifests[1]
+    assert [len(share) for share in runs["two_sem_seg"]] == [3, 3]

@@ -263,7 +263,7 @@ def test_all_benchmarks_print_tables_and_write_json(tmp_path, capsys):
     tiny += ["--crf-images", "2", "--classes", "2", "--workers", "2", "--labelled", "2", "--label-side", "64"]
     assert load_tool("benchmark").main(["all", *tiny, "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
-    names = {"loader", "merge", "mask-head", "crf", "labels"}
+    names = {"loader", "semantic-loader", "merge", "mask-head", "crf", "labels"}
     assert set(figures) == {"environment", *names}
     assert figures["environment"]["threads"] == 1
     for name in names:

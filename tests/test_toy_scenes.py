@@ -16,8 +16,8 @@ pytest.importorskip("skimage", reason="the toy scenes are cut from photographs i
 from pycocotools import mask as mask_util
 
 from boxsup_d2.data import toy_scenes
+from boxsup_d2.data.images import voc_palette
 from boxsup_d2.data.toy_composer import Composer
-from boxsup_d2.data.toy_layouts import voc_palette
 from boxsup_d2.data.toy_scenes import (
     FAMILIES,
     TRAIN_PHOTOS,
@@ -190,6 +190,7 @@ def test_layouts_are_complete(toy_root: Path) -> None:
 def test_palette_is_vocs() -> None:
     palette = np.array(voc_palette()).reshape(256, 3)
     assert palette[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    assert palette[15].tolist() == [192, 128, 128]
     assert palette[20].tolist() == [0, 64, 128]
     assert palette[255].tolist() == [224, 224, 192]
 

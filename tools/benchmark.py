@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """What the project's hot paths cost, beside the plain way of doing the same, in one run.
 
-  loader     ms per training crop and per test crop: ours, and a plain scikit-image loader of the published kind
-  merge      sharing the pixels of all images out among their instances: time, memory, and whether it is linear
-  mask-head  what the confidence-governed mask head adds to a training step of Mask R-CNN
-  crf        DenseCRF of class probabilities: one process, and a pool of them
-  labels     labelling by LPG's generator, images and classes batched or one by one
-  all        all of them, one after the other
+  loader           ms per training crop and per test crop: ours, and a plain scikit-image loader of the published kind
+  semantic-loader  ms per sample of class masks and of label maps: ours, and a plain Pillow loader
+  merge            sharing the pixels of all images out among their instances: time, memory, and whether it is linear
+  mask-head        what the confidence-governed mask head adds to a training step of Mask R-CNN
+  crf              DenseCRF of class probabilities: one process, and a pool of them
+  labels           labelling by LPG's generator, images and classes batched or one by one
+  all              all of them, one after the other
 
 Variants take turns, repeat by repeat, and medians are printed, so that a busy machine slows all of them alike.
 Everything but the CRF's pool runs in one process on one thread. CPU time stands beside wall time, which other
@@ -37,6 +38,7 @@ from _benchmark_loader import benchmark_loader
 from _benchmark_lpg import benchmark_lpg
 from _benchmark_mask_head import benchmark_mask_head
 from _benchmark_merge import benchmark_merge
+from _benchmark_semantic_loader import benchmark_semantic_loader
 from _benchmark_timing import Result
 
 import boxsup_d2
@@ -61,6 +63,7 @@ def environment(device: str) -> dict[str, Any]:
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "merge": benchmark_merge,
     "loader": benchmark_loader,
+    "semantic-loader": benchmark_semantic_loader,
     "mask-head": benchmark_mask_head,
     "crf": benchmark_crf,
     "labels": benchmark_lpg,
@@ -81,11 +84,13 @@ def build_parser() -> argparse.ArgumentParser:
             parent.add_argument(flag, type=positive, default=default, metavar="N", help=text)
         return parent
 
-    common = options(("--repeats", None, "rounds whose median is taken (default: 5 loader, 7 mask-head, 3 others)"))
+    common = options(("--repeats", None, "rounds whose median is taken (default: 5 loaders, 7 mask-head, 3 others)"))
     common.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...; merging is the CPU's anyway")
     common.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    jpegs = options(("--images", 40, "JPEGs (default 40)"), ("--boxes", 3, "boxes per image (default 3)"))
     own = {
-        "loader": options(("--images", 40, "JPEGs (default 40)"), ("--boxes", 3, "boxes per image (default 3)")),
+        "loader": jpegs,
+        "semantic-loader": jpegs,
         "merge": options(("--instances", 25000, "instances, 2.5 per image (default 25000)")),
         "mask-head": options(
             ("--side", 160, "sides of the square images in pixels (default 160)"), ("--batch", 2, "images (default 2)")
@@ -101,11 +106,13 @@ def build_parser() -> argparse.ArgumentParser:
         ),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{','.join([*own, 'all'])}}}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join([*own, "all"]) + "}")
     for name, parent in own.items():
         text = BENCHMARKS[name].__doc__
         commands.add_parser(name, parents=[common, parent], help=text, description=text)
-    commands.add_parser("all", parents=[common, *own.values()], help="all of them", description="All benchmarks.")
+    commands.add_parser(
+        "all", parents=[common, *dict.fromkeys(own.values())], help="all of them", description="All benchmarks."
+    )
     return parser
 
 

@@ -1,7 +1,7 @@
-"""Training loaders: Detectron2's own for detectors, and one of box crops and salient images."""
+"""Training loaders: Detectron2's own for detectors, and those of box crops, of class masks and of label maps."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch.utils.data
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
+    MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
@@ -18,7 +19,12 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
-from boxsup_d2.data.dataset_mappers import BoxCropDatasetMapper, build_dataset_mapper
+from boxsup_d2.data.dataset_mappers import (
+    BoxCropDatasetMapper,
+    ClassMaskDatasetMapper,
+    SemSegDatasetMapper,
+    build_dataset_mapper,
+)
 from boxsup_d2.data.samplers import ImageWindowSampler, mix_at_ratio, overlapping
 
 logger = logging.getLogger(__name__)
@@ -36,13 +42,20 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> Any:
     seed = comm.shared_random_seed() if cfg.SEED < 0 else cfg.SEED + start_iter
     if isinstance(mapper, BoxCropDatasetMapper):
         return build_joint_train_loader(cfg, mapper, seed)
-    dataset = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    crops_are_square = True
+    if isinstance(mapper, ClassMaskDatasetMapper):
+        dataset = class_samples(get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False))
+    elif isinstance(mapper, SemSegDatasetMapper):
+        dataset = sem_seg_dicts(cfg.DATASETS.TRAIN)
+    else:
+        dataset = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        crops_are_square = False
     return build_detection_train_loader(
         dataset,
         mapper=mapper,
         sampler=TrainingSampler(len(dataset), seed=seed),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING and not crops_are_square,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
@@ -59,8 +72,71 @@ def build_test_loader(cfg: CfgNode, dataset_name: str, *, box_prompts: bool) -> 
     if not box_prompts:
         return build_detection_test_loader(cfg, dataset_name)
     dataset = get_detection_dataset_dicts(dataset_name, filter_empty=False)
-    mapper = build_dataset_mapper(cfg, "BoxPromptDatasetMapper", is_train=False)
+    mapper = build_prompt_mapper(cfg, dataset_name)
     return build_detection_test_loader(dataset=dataset, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+
+def build_prompt_mapper(cfg: CfgNode, dataset_name: str) -> Callable[[dict[str, Any]], Any]:
+    """``BoxPromptDatasetMapper`` for one data set, whose classes it tells the model."""
+    class_names = MetadataCatalog.get(dataset_name).get("thing_classes")
+    return build_dataset_mapper(cfg, "BoxPromptDatasetMapper", is_train=False, class_names=class_names)
+
+
+def class_samples(dataset_dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One sample per image and class that it holds, out of Detectron2 dataset dicts with masks.
+
+    Returns:
+        Dicts of ``file_name``, ``height``, ``width``, ``image_id``, ``class_id`` and the ``annotations`` of that class,
+        crowd regions included; a crowd region alone makes no sample. Classes of an image are in order of appearance.
+
+    Raises:
+        ValueError: an object has no mask, or there is no object at all.
+    """
+    samples = []
+    for record in dataset_dicts:
+        by_class: dict[int, list[dict[str, Any]]] = {}
+        for annotation in record.get("annotations", ()):
+            by_class.setdefault(annotation["category_id"], []).append(annotation)
+        for class_id, annotations in by_class.items():
+            objects = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
+            if not all(annotation.get("segmentation") for annotation in objects):
+                raise ValueError(
+                    f"An object of '{record['file_name']}' has no mask, but ClassMaskDatasetMapper learns from masks. "
+                    "Name data sets with masks in DATASETS.TRAIN, e.g. coco60_2017_train and not coco60_2017_train_box."
+                )
+            if objects:
+                keys = ("file_name", "height", "width", "image_id")
+                samples.append({**{key: record[key] for key in keys}, "class_id": class_id, "annotations": annotations})
+    if not samples:
+        raise ValueError("The training data sets hold no object with a mask: check DATASETS.TRAIN.")
+    logger.info("Training on %d pairs of an image and a class of %d images", len(samples), len(dataset_dicts))
+    return samples
+
+
+def sem_seg_dicts(names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Dicts of data sets with label maps: those of the data sets, without annotations.
+
+    Raises:
+        ValueError: one of them has no label maps, or they do not have the same classes.
+    """
+    if not names:
+        raise ValueError("DATASETS.TRAIN is empty: name at least one data set.")
+    classes = {name: MetadataCatalog.get(name).get("stuff_classes") for name in names}
+    records = []
+    for name in names:
+        dicts = get_detection_dataset_dicts(name, filter_empty=False, check_consistency=False)
+        if classes[name] is None or not all("sem_seg_file_name" in record for record in dicts):
+            raise ValueError(
+                f"Data set '{name}' of DATASETS.TRAIN has no label maps, which SemSegDatasetMapper learns from: use a "
+                "..._sem_seg set, such as voc_2012_train_aug_sem_seg."
+            )
+        if list(classes[name]) != list(classes[names[0]]):
+            raise ValueError(
+                f"DATASETS.TRAIN: '{name}' and '{names[0]}' have different classes ({len(classes[name])} and "
+                f"{len(classes[names[0]])}, background included): their label maps do not fit together."
+            )
+        records += [{key: value for key, value in record.items() if key != "annotations"} for record in dicts]
+    return records
 
 
 def build_joint_train_loader(cfg: CfgNode, mapper: BoxCropDatasetMapper, seed: int) -> torch.utils.data.DataLoader:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from boxsup_d2.data.datasets.pascal_voc import VOC_CLASSES
+from boxsup_d2.data.images import encode_label_map, voc_palette
 
 if TYPE_CHECKING:
     from boxsup_d2.data.toy_scenes import ToyScene
@@ -18,16 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["voc_palette", "write_duts_pair", "write_image_sets", "write_voc_image"]
 
 _JPEG_QUALITY = 92
-
-
-def voc_palette() -> list[int]:
-    """VOC's 256 colours as 768 numbers: the bits of the index, dealt to red, green and blue in turn."""
-    palette = np.zeros((256, 3), np.uint8)
-    index = np.arange(256)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    return palette.flatten().tolist()
 
 
 def _write_jpeg(path: Path, image: np.ndarray) -> None:
@@ -38,9 +29,7 @@ def _write_jpeg(path: Path, image: np.ndarray) -> None:
 
 def _write_palette_png(path: Path, labels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(labels)
-    image.putpalette(voc_palette())
-    image.save(path)
+    path.write_bytes(encode_label_map(labels))
 
 
 def _annotation(scene: ToyScene, with_masks: bool) -> ElementTree.Element:

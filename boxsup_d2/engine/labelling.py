@@ -22,11 +22,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import boxsup_d2
-from boxsup_d2.data.dataset_mappers import build_dataset_mapper
+from boxsup_d2.data import build_prompt_mapper
 from boxsup_d2.data.datasets import dataset_to_coco
-from boxsup_d2.pseudo_masks.format import file_sha256
+from boxsup_d2.pseudo_masks.format import file_sha256, labels_path
+from boxsup_d2.pseudo_masks.label_writer import LabelWriter, run_on_main
 from boxsup_d2.pseudo_masks.refine import CRFRefinedModel
-from boxsup_d2.pseudo_masks.writer import PseudoMaskWriter, run_on_main
+from boxsup_d2.pseudo_masks.sem_seg_writer import SemSegLabelWriter
+from boxsup_d2.pseudo_masks.writer import PseudoMaskWriter
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +44,18 @@ def broadcast_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
-def pseudo_mask_path(output_dir: str, dataset_name: str) -> str:
-    """Path of the file that a run with this ``OUTPUT_DIR`` writes for a source data set."""
-    return os.path.join(output_dir, "pseudo_masks", f"{dataset_name}_pseudo.json")
+def pseudo_mask_path(output_dir: str, dataset_name: str, label_format: str = "instances") -> str:
+    """Path of the file that a run with this ``OUTPUT_DIR`` writes for a source data set.
+
+    Args:
+        output_dir: ``OUTPUT_DIR``.
+        dataset_name: of the source.
+        label_format: ``PSEUDO_MASKS.FORMAT``.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+    return labels_path(os.path.join(output_dir, "pseudo_masks"), dataset_name, label_format)
 
 
 def label_datasets(cfg: CfgNode, model: nn.Module, checkpoint: str | None = None) -> "OrderedDict[str, dict]":
@@ -57,7 +68,7 @@ def label_datasets(cfg: CfgNode, model: nn.Module, checkpoint: str | None = None
             empty, the weights themselves are hashed.
 
     Returns:
-        Data set name → ``{"pseudo_masks": {metric: value}}``, see :meth:`PseudoMaskWriter.evaluate`.
+        Data set name → ``{"pseudo_masks": {metric: value}}``, see the writers' ``evaluate``.
 
     Raises:
         FileNotFoundError, ValueError: an image or the data set is missing or damaged; named. What was labelled before
@@ -82,29 +93,38 @@ def label_datasets(cfg: CfgNode, model: nn.Module, checkpoint: str | None = None
 def _label_dataset(cfg: CfgNode, model: nn.Module, name: str, checkpoint: str) -> dict[str, dict[str, float]]:
     dataset_dicts = DatasetCatalog.get(name)
     provenance = run_on_main(lambda: build_provenance(cfg, model, name, dataset_dicts, checkpoint))
-    writer = PseudoMaskWriter(
-        name,
-        dataset_dicts,
-        os.path.dirname(pseudo_mask_path(cfg.OUTPUT_DIR, name)),
-        provenance,
-        lambda: dataset_to_coco(name),
-        overwrite=cfg.PSEUDO_MASKS.OVERWRITE,
-    )
+    writer = _build_writer(cfg, name, dataset_dicts, provenance)
     pending = writer.pending(dataset_dicts)
     logger.info("Labelling %s: %d of %d images to do -> %s", name, len(pending), len(dataset_dicts), writer.path)
     if not pending:  # a sampler needs at least one image
         writer.reset()
         return writer.evaluate()
     refined = CRFRefinedModel(model) if cfg.PSEUDO_MASKS.CRF else model
-    loader = build_detection_test_loader(pending, mapper=_prompt_mapper(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS)
+    loader = build_detection_test_loader(
+        pending, mapper=_prompt_mapper(cfg, name), num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
     return inference_on_dataset(refined, loader, writer)
 
 
-def _prompt_mapper(cfg: CfgNode) -> Any:
+def _build_writer(
+    cfg: CfgNode, name: str, dataset_dicts: list[dict[str, Any]], provenance: dict[str, Any]
+) -> LabelWriter:
+    """The writer of ``PSEUDO_MASKS.FORMAT``."""
+    folder = os.path.dirname(pseudo_mask_path(cfg.OUTPUT_DIR, name, cfg.PSEUDO_MASKS.FORMAT))
+    overwrite = cfg.PSEUDO_MASKS.OVERWRITE
+    if cfg.PSEUDO_MASKS.FORMAT == "sem_seg":
+        class_names = MetadataCatalog.get(name).get("thing_classes")
+        if class_names is None:
+            raise ValueError(f"PSEUDO_MASKS.DATASETS: '{name}' has no classes, so it cannot be labelled with them.")
+        return SemSegLabelWriter(name, dataset_dicts, folder, provenance, class_names, overwrite=overwrite)
+    return PseudoMaskWriter(name, dataset_dicts, folder, provenance, lambda: dataset_to_coco(name), overwrite=overwrite)
+
+
+def _prompt_mapper(cfg: CfgNode, name: str) -> Any:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.TEST.BOX_PROMPT = "xml"  # labels come from the given boxes, whatever the evaluation is prompted with
-    return build_dataset_mapper(cfg, "BoxPromptDatasetMapper", is_train=False)
+    return build_prompt_mapper(cfg, name)
 
 
 def build_provenance(
@@ -123,6 +143,7 @@ def build_provenance(
         FileNotFoundError: the checkpoint is missing.
     """
     metadata = MetadataCatalog.get(name)
+    segmenter = _segmenter_weights(cfg)
     return {
         "source_dataset": name,
         "source_sha256": _source_sha256(metadata, dataset_dicts),
@@ -132,12 +153,19 @@ def build_provenance(
         "config_sha256": _config_sha256(cfg),
         "checkpoint": checkpoint,
         "checkpoint_sha256": _checkpoint_sha256(model, checkpoint),
+        # Another network that the method asks; its weights are not among its own.
+        **({"segmenter_sha256": _checkpoint_sha256(model, segmenter)} if segmenter else {}),
         "step": cfg.PSEUDO_MASKS.STEP,
         "code_version": boxsup_d2.__version__,
         "image_root": _image_root(metadata, dataset_dicts),
         "overwrite": cfg.PSEUDO_MASKS.OVERWRITE,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _segmenter_weights(cfg: CfgNode) -> str:
+    lpg = cfg.MODEL.get("LPG")
+    return lpg.get("SEGMENTER_WEIGHTS", "") if lpg is not None else ""
 
 
 def _checkpoint_sha256(model: nn.Module, checkpoint: str) -> str:
@@ -161,13 +189,15 @@ def _config_sha256(cfg: CfgNode) -> str:
     relevant.defrost()
     for key in ("WEIGHTS", "DEVICE"):
         relevant.MODEL.pop(key)
+    relevant.MODEL.get("LPG", {}).pop("SEGMENTER_WEIGHTS", None)
     return hashlib.sha256(relevant.dump(sort_keys=True).encode()).hexdigest()
 
 
 def _source_sha256(metadata: Any, dataset_dicts: list[dict[str, Any]]) -> str:
     """Hash of the source's json, where it has one, and of its prompts, which switches may change."""
     digest = hashlib.sha256()
-    json_file = metadata.get("json_file") or metadata.get("box_json_file")
+    keys = ("json_file", "box_json_file", "subset_json_file")
+    json_file = next(filter(None, (metadata.get(key) for key in keys)), None)
     if json_file:
         digest.update(file_sha256(PathManager.get_local_path(json_file)).encode())
     for record in dataset_dicts:

@@ -173,7 +173,7 @@ def _dataset_files(name: str) -> Iterator[str]:
     if name not in DatasetCatalog:
         return
     metadata = MetadataCatalog.get(name)
-    for key in ("json_file", "box_json_file", "panoptic_json", "mask_root"):
+    for key in ("json_file", "box_json_file", "subset_json_file", "panoptic_json", "mask_root"):
         path = metadata.get(key)
         if path:
             yield path

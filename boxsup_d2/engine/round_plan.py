@@ -85,7 +85,8 @@ def weights_file(cfg: CfgNode) -> str:
 
 def pseudo_mask_files(cfg: CfgNode) -> tuple[str, ...]:
     """The pseudo-mask files that a step with this config leaves, in the order of ``PSEUDO_MASKS.DATASETS``."""
-    return tuple(pseudo_mask_path(cfg.OUTPUT_DIR, name) for name in cfg.PSEUDO_MASKS.DATASETS)
+    label_format = cfg.PSEUDO_MASKS.FORMAT
+    return tuple(pseudo_mask_path(cfg.OUTPUT_DIR, name, label_format) for name in cfg.PSEUDO_MASKS.DATASETS)
 
 
 def parse_rounds(rounds: Sequence[Any], rounds_file: str) -> list[Step]:
@@ -245,7 +246,8 @@ def _check_datasets(step: Step, cfg: CfgNode) -> None:
         if name not in known:
             raise ValueError(
                 f"{step.config}, step {step.name}: there is no data set {name}. Pseudo masks are called "
-                "<labelled data set>_pseudo, and their step is named in PSEUDO_MASKS of this one."
+                "<labelled data set>_pseudo, or _pseudo_sem_seg by PSEUDO_MASKS.FORMAT, and their step is named in "
+                "PSEUDO_MASKS of this one."
             )
 
 

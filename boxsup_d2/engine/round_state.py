@@ -19,6 +19,7 @@ from typing import Any
 import boxsup_d2
 from boxsup_d2.engine.round_inputs import InputsCheck, Settings, check_inputs, split_settings
 from boxsup_d2.engine.round_plan import PlannedStep, pseudo_mask_files, weights_file
+from boxsup_d2.pseudo_masks.format import label_map_folder
 
 __all__ = ["Decision", "RoundsState", "explain_write_errors", "missing_outputs"]
 
@@ -295,11 +296,20 @@ def _keep_labels(planned: PlannedStep, entry: Mapping[str, Any]) -> None:
         if os.path.exists(path) and not os.path.exists(kept):
             with explain_write_errors(planned.cfg.OUTPUT_DIR):
                 os.makedirs(os.path.dirname(kept), exist_ok=True)
-                try:
-                    os.link(path, kept)
-                except OSError:  # some file systems know no second names
-                    shutil.copy2(path, f"{kept}.tmp")
-                    os.replace(f"{kept}.tmp", kept)
+                maps, kept_maps = label_map_folder(path), label_map_folder(kept)
+                if os.path.isdir(maps):  # what the manifest lists, which comes last
+                    shutil.copytree(maps, kept_maps, copy_function=_second_name, dirs_exist_ok=True)
+                _second_name(path, kept)
+
+
+def _second_name(path: str, kept: str) -> None:
+    if os.path.exists(kept):
+        return
+    try:
+        os.link(path, kept)
+    except OSError:  # some file systems know no second names
+        shutil.copy2(path, f"{kept}.tmp")
+        os.replace(f"{kept}.tmp", kept)
 
 
 def _drop_equal_labels(planned: PlannedStep, entry: Mapping[str, Any]) -> bool:
@@ -308,6 +318,7 @@ def _drop_equal_labels(planned: PlannedStep, entry: Mapping[str, Any]) -> bool:
     for path, kept in _former_labels(planned, entry):
         if os.path.exists(path) and os.path.exists(kept) and filecmp.cmp(path, kept, shallow=False):
             os.remove(kept)
+            shutil.rmtree(label_map_folder(kept), ignore_errors=True)
             with contextlib.suppress(OSError):  # not empty
                 os.rmdir(os.path.dirname(kept))
         else:

@@ -20,6 +20,30 @@ PROVENANCE_KEY = "boxsup_d2"
 # for a folder may move or be spelled in another way; the hashes beside them say what is in it.
 _NOT_IDENTITY = ("date", "summary", "checkpoint", "config_name", "image_root")
 _HEAD_CHARACTERS = 1 << 16
+# What follows the source data set's name in the name of a file, by PSEUDO_MASKS.FORMAT.
+_SUFFIXES = {"instances": "_pseudo", "sem_seg": "_pseudo_sem_seg"}
+
+
+def labels_path(folder: str, dataset_name: str, label_format: str = "instances") -> str:
+    """Path of the file that a labelling of a data set writes.
+
+    Args:
+        folder: it is in.
+        dataset_name: of the source.
+        label_format: ``"instances"``: a COCO json; ``"sem_seg"``: a manifest, whose label maps lie in the folder of
+            its stem.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+    if label_format not in _SUFFIXES:
+        raise ValueError(f"PSEUDO_MASKS.FORMAT is '{label_format}': use {' or '.join(map(repr, _SUFFIXES))}.")
+    return os.path.join(folder, f"{dataset_name}{_SUFFIXES[label_format]}.json")
+
+
+def label_map_folder(path: str) -> str:
+    """The folder of the label maps that a manifest lists."""
+    return os.path.splitext(path)[0]
 
 
 def provenance_digest(provenance: dict[str, Any]) -> str:
@@ -98,16 +122,16 @@ def write_pseudo_masks(
     path: str,
     source: dict[str, Any],
     provenance: dict[str, Any],
-    annotate: Callable[[dict[str, Any]], dict[str, Any]],
+    annotate: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     hint: str = "",
 ) -> None:
-    """Write a source json with masks, annotation by annotation.
+    """Write a source json with masks, annotation by annotation; or a manifest of semantic labels.
 
     Args:
         path: of the file, replaced atomically.
-        source: COCO json; it is not changed. All its keys, their values and the order of its lists are kept.
+        source: COCO json or manifest; it is not changed. Its keys, their values and the order of its lists are kept.
         provenance: goes to ``info``.
-        annotate: maps each annotation of the source to the one that is written.
+        annotate: maps each annotation of the source to the one that is written; None writes them as they are.
         hint: appended to the message where the disk is full.
 
     Raises:
@@ -121,7 +145,7 @@ def write_pseudo_masks(
             if key == "info":
                 continue
             file.write(f",\n{json.dumps(key)}: ")
-            if key == "annotations":
+            if key == "annotations" and annotate is not None:
                 _write_list(file, (annotate(annotation) for annotation in value))
             elif isinstance(value, list):
                 _write_list(file, value)

@@ -1,7 +1,20 @@
-"""Label maps of semantic segmentation out of box-to-mask answers, and the pixels of boxes: pure functions."""
+"""Label maps of semantic segmentation out of box-to-mask answers, and the pixels of boxes: pure functions.
 
+Label maps are H×W uint8: 0 is background, 1 + class the pixels of a class, 255 what is unknown.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 import torch
 
+from boxsup_d2.pseudo_masks.merge import paint_order
+from boxsup_d2.pseudo_masks.rle import decode
+
+IGNORE_LABEL = 255
+#: Classes beside the background that a label map can tell apart.
+MAX_CLASSES = IGNORE_LABEL - 1
 # A box that reaches into a pixel by less has not reached it: x + w rarely is a whole number in floating point.
 _TOLERANCE = 1e-3
 
@@ -45,3 +58,92 @@ def rasterize_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.T
     for x0, y0, x1, y1 in covering_boxes(boxes, image_size).tolist():
         union[y0:y1, x0:x1] = True
     return union
+
+
+def label_map(
+    output: Mapping[str, Any], boxes: torch.Tensor, classes: torch.Tensor, rows: Sequence[int] | None = None
+) -> np.ndarray:
+    """Label map of one image's box-to-mask answer.
+
+    Args:
+        output: the answer. With ``sem_seg`` ((1 + classes)×H×W scores), their argmax. Without, the masks of its
+            ``instances`` (``pred_masks``: N×H×W bool), painted by class, the smaller box on top and on a tie the
+            earlier one, as masks are merged.
+        boxes: N×4, the prompts, x0, y0, x1, y1.
+        classes: N, their classes, 0-based.
+        rows: positions of the instances that are painted; None paints all.
+
+    Returns:
+        H×W uint8.
+
+    Raises:
+        ValueError: there are not as many masks as prompts, or more classes than a label map can tell apart.
+    """
+    scores = output.get("sem_seg")
+    if scores is not None:
+        if len(scores) > MAX_CLASSES + 1:
+            raise ValueError(f"Scores of {len(scores)} classes: a label map has room for {MAX_CLASSES + 1}.")
+        return scores.argmax(dim=0).to(torch.uint8).cpu().numpy()
+    masks = output["instances"].pred_masks.cpu()
+    if not len(masks) == len(boxes) == len(classes):
+        raise ValueError(f"{len(masks)} masks answer {len(boxes)} boxes: one mask per box is needed.")
+    if len(classes) and int(classes.max()) >= MAX_CLASSES:
+        raise ValueError(f"Class {int(classes.max())}: a label map has room for {MAX_CLASSES} classes.")
+    x0, y0, x1, y1 = boxes.double().cpu().unbind(dim=1)
+    order = paint_order(torch.stack([x0, y0, x1 - x0, y1 - y0], dim=1).tolist())
+    chosen = set(range(len(masks)) if rows is None else rows)
+    labels = np.zeros(tuple(masks.shape[1:]), np.uint8)
+    for row in order:
+        if row in chosen:
+            labels[masks[row].numpy()] = int(classes[row]) + 1
+    return labels
+
+
+def prompted_label_map(
+    sample: Mapping[str, Any], output: Mapping[str, Any], rows: Sequence[int] | None = None
+) -> np.ndarray:
+    """Label map of the answer to an input of ``BoxPromptDatasetMapper``: what is written, and what is evaluated.
+
+    Args:
+        sample: the input, whose ``instances`` are the prompts.
+        output: see :func:`label_map`.
+        rows: see there.
+
+    Returns:
+        H×W uint8, of the input image's size.
+
+    Raises:
+        ValueError: the answer does not fit the input; names the image.
+    """
+    instances = sample["instances"]
+    try:
+        num_classes, scores = sample.get("num_classes"), output.get("sem_seg")
+        if scores is not None and num_classes is not None and len(scores) != num_classes + 1:
+            raise ValueError(f"sem_seg has {len(scores)} channels, background and {num_classes} classes were expected.")
+        labels = label_map(output, instances.gt_boxes.tensor, instances.gt_classes, rows)
+        if labels.shape != tuple(instances.image_size):
+            raise ValueError(f"its label map is {labels.shape}, the image {tuple(instances.image_size)}.")
+    except ValueError as error:
+        raise ValueError(f"'{sample.get('file_name', sample.get('image_id'))}': {error}") from error
+    return labels
+
+
+def paint_known(labels: np.ndarray, kept: Sequence[Mapping[str, Any]], crowds: Sequence[Mapping[str, Any]]) -> None:
+    """Put what annotations know already into a label map, in place.
+
+    Args:
+        labels: H×W uint8.
+        kept: annotations with a mask of their own, which predictions yield to: ``segmentation``, ``category_id`` and
+            ``bbox`` (x, y, w, h), by which the smaller one is on top.
+        crowds: crowd regions; where no class was found, their pixels are unknown.
+
+    Raises:
+        ValueError: a segmentation does not fit the image.
+    """
+    height, width = labels.shape
+    for crowd in crowds:
+        if crowd.get("segmentation"):
+            labels[decode(crowd["segmentation"], height, width).T & (labels == 0)] = IGNORE_LABEL
+    for index in paint_order([annotation["bbox"] for annotation in kept]):
+        annotation = kept[index]
+        labels[decode(annotation["segmentation"], height, width).T] = annotation["category_id"] + 1

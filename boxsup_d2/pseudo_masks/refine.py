@@ -133,7 +133,10 @@ class CRFRefinedModel(nn.Module):
         self.params = params
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """The method's answer; in evaluation with refined ``pred_masks`` on the CPU."""
+        """The method's answer; in evaluation with refined ``pred_masks`` on the CPU.
+
+        Scores of classes (``sem_seg``) are left out: label maps are then made of the refined masks.
+        """
         outputs = self.model(batched_inputs)
         if self.training:
             return outputs
@@ -145,7 +148,7 @@ class CRFRefinedModel(nn.Module):
         instances.pred_masks = refine_instance_masks(
             image, instances.pred_masks, item["instances"].gt_boxes.tensor, self.params
         )
-        return {**output, "instances": instances}
+        return {**{key: value for key, value in output.items() if key != "sem_seg"}, "instances": instances}
 
 
 def _to_numpy(array: torch.Tensor | np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Mapper of every box-to-mask method in evaluation and labelling: the image as it is, the boxes as prompts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,21 +24,24 @@ class BoxPromptDatasetMapper:
     * ``height``, ``width``: of that image;
     * ``instances``: :class:`Instances` with ``gt_boxes`` (N×4, x0, y0, x1, y1 in pixels, x1 and y1 exclusive) and
       ``gt_classes`` (N, int64) of the annotations that are no crowd regions, in their order; N may be 0;
-    * ``annotation_ids``: the ids of these annotations, where all of them have one.
+    * ``annotation_ids``: the ids of these annotations, where all of them have one;
+    * ``class_names`` (list of str) and ``num_classes``: what ``gt_classes`` count, where the data set is known.
     """
 
     @configurable
-    def __init__(self, *, image_format: str, box_prompt: str = "xml"):
+    def __init__(self, *, image_format: str, box_prompt: str = "xml", class_names: Sequence[str] | None = None):
         """
         Args:
             image_format: channel order, see :func:`boxsup_d2.data.images.read_image`.
             box_prompt: ``"xml"``: the annotated box; ``"tight"``: the tight box of the annotated mask, for
                 evaluation on data sets that have masks.
+            class_names: of the data set; None where it is not known.
         """
         if box_prompt not in ("xml", "tight"):
             raise ValueError(f'TEST.BOX_PROMPT is "{box_prompt}": use "xml" (annotated box) or "tight" (of the mask).')
         self.image_format = image_format
         self.box_prompt = box_prompt
+        self.class_names = None if class_names is None else list(class_names)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = False) -> dict[str, Any]:
@@ -65,6 +69,8 @@ class BoxPromptDatasetMapper:
         sample["instances"] = instances
         if all("id" in obj for obj in annotations):
             sample["annotation_ids"] = [obj["id"] for obj in annotations]
+        if self.class_names is not None:
+            sample["class_names"], sample["num_classes"] = self.class_names, len(self.class_names)
         return sample
 
     def _box(self, annotation: dict[str, Any], height: int, width: int, file_name: str) -> list[float]:

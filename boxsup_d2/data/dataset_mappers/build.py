@@ -15,10 +15,16 @@ model.
 """
 
 
-def build_dataset_mapper(cfg: CfgNode, name: str, is_train: bool) -> Callable[[dict[str, Any]], Any]:
+def build_dataset_mapper(cfg: CfgNode, name: str, is_train: bool, **arguments: Any) -> Callable[[dict[str, Any]], Any]:
     """Build the mapper called ``name``.
+
+    Args:
+        cfg: the config.
+        name: of the mapper.
+        is_train: whether it is for training.
+        arguments: of its constructor, beside those that come from the config.
 
     Raises:
         KeyError: no mapper of this name is registered.
     """
-    return DATASET_MAPPER_REGISTRY.get(name)(cfg, is_train)
+    return DATASET_MAPPER_REGISTRY.get(name)(cfg, is_train, **arguments)

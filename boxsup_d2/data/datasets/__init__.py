@@ -4,12 +4,14 @@ from boxsup_d2.data.datasets.builtin import register_builtin_datasets
 from boxsup_d2.data.datasets.catalog import datasets_root, register_dataset
 from boxsup_d2.data.datasets.coco_export import dataset_to_coco
 from boxsup_d2.data.datasets.coco_format import load_coco_boxes, register_coco_boxes
+from boxsup_d2.data.datasets.coco_subset import VOC_CLASSES_IN_COCO, register_coco_subset
 from boxsup_d2.data.datasets.pascal_voc import (
     VOC_CLASSES,
     apply_dataset_switches,
     encode_masks,
     filter_difficult,
     register_voc_boxes,
+    register_voc_sem_seg,
 )
 from boxsup_d2.data.datasets.pseudo_masks import register_pseudo_masks, register_pseudo_masks_from_cfg
 from boxsup_d2.data.datasets.salient import register_salient
@@ -18,6 +20,7 @@ register_builtin_datasets()
 
 __all__ = [
     "VOC_CLASSES",
+    "VOC_CLASSES_IN_COCO",
     "apply_dataset_switches",
     "dataset_to_coco",
     "datasets_root",
@@ -26,9 +29,11 @@ __all__ = [
     "load_coco_boxes",
     "register_builtin_datasets",
     "register_coco_boxes",
+    "register_coco_subset",
     "register_dataset",
     "register_pseudo_masks",
     "register_pseudo_masks_from_cfg",
     "register_salient",
     "register_voc_boxes",
+    "register_voc_sem_seg",
 ]

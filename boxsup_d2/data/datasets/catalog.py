@@ -103,8 +103,14 @@ def require_path(path: str, dataset: str, fix: str = "") -> str:
     raise FileNotFoundError(f"Data set '{dataset}' expects '{path}', which does not exist. {fix}")
 
 
-def require_images(file_names: Iterable[str], dataset: str) -> None:
+def require_images(file_names: Iterable[str], dataset: str, what: str = "images", fix: str = "") -> None:
     """Check that images exist, by one listing per folder: 100,000 single look-ups are slow on network drives.
+
+    Args:
+        file_names: their paths.
+        dataset: name, for messages.
+        what: they are, for messages.
+        fix: what to do where some are missing.
 
     Raises:
         FileNotFoundError: some are missing; gives their number and the first ones.
@@ -119,10 +125,10 @@ def require_images(file_names: Iterable[str], dataset: str) -> None:
         missing += [os.path.join(folder, base) for base in bases if base not in present]
     if missing:
         total = sum(map(len, by_folder.values()))
+        fix = fix or f"Finish the download or the copy, or set {ROOT_VARIABLE} (now '{datasets_root()}')."
         raise FileNotFoundError(
-            f"Data set '{dataset}' lacks {len(missing)} of its {total} images, first "
-            f"{', '.join(repr(path) for path in missing[:_MAX_EXAMPLES])}. Finish the download or the copy, or set "
-            f"{ROOT_VARIABLE} (now '{datasets_root()}')."
+            f"Data set '{dataset}' lacks {len(missing)} of its {total} {what}, first "
+            f"{', '.join(repr(path) for path in missing[:_MAX_EXAMPLES])}. {fix}"
         )
 
 

@@ -8,6 +8,7 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
 from boxsup_d2.data.datasets.coco_format import read_coco_json
+from boxsup_d2.data.datasets.coco_subset import coco_subset
 
 # Keys that are COCO's own or are converted; every other one that json can hold is passed on.
 _CONVERTED = ("id", "bbox", "bbox_mode", "category_id", "iscrowd", "segmentation", "area")
@@ -18,7 +19,9 @@ def dataset_to_coco(name: str) -> dict[str, Any]:
 
     A set that was loaded from a json gives that json, unknown fields and crowd regions included; of a box-only set
     all but the crowd regions come without ``segmentation`` and with w·h as ``area``, as if the file had never held a
-    mask. Any other set is converted: the ids of images and annotations stay (unlike in Detectron2's
+    mask. A set of some of a json's classes gives what the json has of these.
+
+    Any other set is converted: the ids of images and annotations stay (unlike in Detectron2's
     ``convert_to_coco_dict``), file names are relative to the metadata's ``image_root``, boxes become x, y, w, h, and
     ``area`` is that of the mask, or of the box where there is none.
 
@@ -47,6 +50,10 @@ def dataset_to_coco(name: str) -> dict[str, Any]:
             {"id": key, "name": metadata.thing_classes[index]} for key, index in ids.items() if key not in present
         ]
         return data
+    json_file = metadata.get("subset_json_file")
+    if json_file is not None:
+        data = coco_subset(read_coco_json(json_file, name), metadata.thing_dataset_id_to_contiguous_id)
+        return data if metadata.has_masks else _without_masks(data)
     if metadata.get("thing_classes") is None:
         raise ValueError(f"Data set '{name}' has no boxes: it cannot be written as a COCO json.")
     contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from detectron2.structures import BoxMode
+from pycocotools import mask as mask_util
 
 from boxsup_d2.data.datasets.catalog import (
     Problems,
@@ -24,8 +25,9 @@ from boxsup_d2.data.datasets.catalog import (
 
 logger = logging.getLogger(__name__)
 
-# Takes an annotation of the json and its image's entry, returns the keys to add to the box-only annotation.
-ExtraKeys = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+# Takes an annotation of the json and its image's entry, returns the keys to add to the box-only annotation, or None to
+# leave it out.
+ExtraKeys = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any] | None]
 
 
 def read_coco_json(path: str, dataset: str, fix: str = "") -> dict[str, Any]:
@@ -157,13 +159,44 @@ def build_dicts(
             "iscrowd": iscrowd,
         }
         if extra_keys is not None:
-            target.update(extra_keys(source, entries[source["image_id"]]))
+            extra = extra_keys(source, entries[source["image_id"]])
+            if extra is None:
+                continue
+            target.update(extra)
         records[source["image_id"]]["annotations"].append(target)
     problems.raise_if_any(path, "Correct or remove these entries.")
     if empty_boxes:
         logger.warning("%s: %d boxes of zero width or height are left out", dataset, empty_boxes)
     require_images((record["file_name"] for record in records.values()), dataset)
     return list(records.values())
+
+
+def coco_segmentation(value: Any, image: dict[str, Any], where: str) -> list[Any] | dict[str, Any] | None:
+    """What COCO allows as ``segmentation``, in one of the two forms that Detectron2 reads.
+
+    Args:
+        value: polygons, RLE with a list of counts, or compressed RLE with str counts.
+        image: entry of its image, with ``height`` and ``width``.
+        where: file and annotation, for messages.
+
+    Returns:
+        Polygons or a compressed RLE with str counts; None where there is no mask.
+
+    Raises:
+        ValueError: it is an RLE of another image size, or none.
+    """
+    if not value:
+        return None
+    if isinstance(value, list):
+        # As Detectron2: fewer than three points are no polygon.
+        return [points for points in value if len(points) >= 6 and len(points) % 2 == 0] or None
+    size = [image["height"], image["width"]]
+    if not isinstance(value, dict) or value.get("size") != size or not isinstance(value.get("counts"), str | list):
+        raise ValueError(f"{where}: its segmentation is no RLE of size {size}. Write the file again.")
+    if isinstance(value["counts"], list):
+        rle = mask_util.frPyObjects(value, *size)
+        return {"size": size, "counts": rle["counts"].decode("ascii")}
+    return {"size": size, "counts": value["counts"]}
 
 
 def register_coco_boxes(name: str, json_file: str, image_root: str) -> None:

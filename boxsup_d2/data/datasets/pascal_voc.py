@@ -1,4 +1,5 @@
-"""Pascal VOC 2012 in its own layout: boxes from the XML files, instance masks from ``SegmentationObject``.
+"""Pascal VOC 2012 in its own layout: boxes from the XML files, instance masks from ``SegmentationObject``, class masks
+from ``SegmentationClass``.
 
 Every set follows ``ImageSets/Segmentation/<split>.txt``. Box sets never open a mask file.
 
@@ -17,10 +18,10 @@ import numpy as np
 from defusedxml.common import DefusedXmlException
 from detectron2.config import CfgNode
 from detectron2.structures import BoxMode
-from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as mask_util
 
 from boxsup_d2.data.datasets.catalog import register_dataset, require_images, require_path, under_root
+from boxsup_d2.data.images import read_label_map
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def load_voc_instances(
     without_pixels, beyond_xml, resized = [], [], []
     for record in records:
         stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
-        ids = _read_mask_png(os.path.join(mask_root, f"{stem}.png"), name)
+        ids = read_label_map(require_path(os.path.join(mask_root, f"{stem}.png"), name))
         if ids.shape != (record["height"], record["width"]):
             # A few official XML files have wrong sizes; the mask was drawn on the image itself.
             record["height"], record["width"] = ids.shape
@@ -161,6 +162,62 @@ def register_voc_boxes(
         thing_dataset_id_to_contiguous_id={index + 1: index for index in range(len(classes))},
         split=split,
         evaluator_type="voc_instance" if masks else "box",
+    )
+
+
+def load_voc_sem_seg(dirname: str, split: str, name: str, classes: Sequence[str] = VOC_CLASSES) -> list[dict[str, Any]]:
+    """Load a split with its class masks; none of them is opened.
+
+    Returns:
+        As :func:`load_voc_boxes`; each image also has ``sem_seg_file_name``, a PNG of the image's size: 0 background,
+        1 + ``category_id``, 255 void. Of ``train_aug`` it is the file of ``SegmentationClassAug`` where there is one,
+        of any other split that of ``SegmentationClass``.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_voc_boxes`; class masks are missing.
+    """
+    records = load_voc_boxes(dirname, split, name, classes)
+    folders = ["SegmentationClassAug", "SegmentationClass"] if split == "train_aug" else ["SegmentationClass"]
+    paths = [os.path.join(dirname, folder) for folder in folders]
+    present = {path: set(os.listdir(path)) for path in paths if os.path.isdir(path)}
+    missing = []
+    for record in records:
+        base = os.path.splitext(os.path.basename(record["file_name"]))[0] + ".png"
+        path = next((path for path in paths if base in present.get(path, ())), None)
+        if path is None:
+            missing.append(base)
+        else:
+            record["sem_seg_file_name"] = os.path.join(path, base)
+    if missing:
+        made = "datasets/prepare_voc_train_aug.py --masks makes them."
+        fix = made if split == "train_aug" else "Unpack the whole VOC 2012."
+        raise FileNotFoundError(
+            f"Data set '{name}' lacks the class masks of {len(missing)} of its {len(records)} images in "
+            f"{' and '.join(map(repr, paths))}, first {', '.join(missing[:3])}. {fix}"
+        )
+    return records
+
+
+def register_voc_sem_seg(name: str, dirname: str, split: str, classes: Sequence[str] = VOC_CLASSES) -> None:
+    """Register a split of a folder in VOC's layout for semantic segmentation; nothing is opened before it is used.
+
+    Args:
+        name: to register it under; a former data set of that name is replaced.
+        dirname: see :func:`load_voc_boxes`; a relative path is looked up in ``DETECTRON2_DATASETS`` when used.
+        split: see there.
+        classes: see there.
+    """
+    register_dataset(
+        name,
+        lambda: load_voc_sem_seg(under_root(dirname), split, name, classes),
+        lazy={"dirname": partial(under_root, dirname), "image_root": partial(under_root, f"{dirname}/JPEGImages")},
+        stuff_classes=["background", *classes],
+        ignore_label=VOID,
+        # Of the boxes, which prompt box-to-mask methods.
+        thing_classes=list(classes),
+        thing_dataset_id_to_contiguous_id={index + 1: index for index in range(len(classes))},
+        split=split,
+        evaluator_type="sem_seg",
     )
 
 
@@ -244,14 +301,3 @@ def _number(element: Element, path_in_xml: str, path: str) -> float:
     if not np.isfinite(value):
         raise ValueError(f"'{path}': <{path_in_xml}> is {text!r}, not a number. Correct or remove the object.")
     return value
-
-
-def _read_mask_png(path: str, name: str) -> np.ndarray:
-    require_path(path, name)
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise ValueError(f"its mode is {image.mode}, expected a palette or grey image")
-            return np.asarray(image)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise ValueError(f"Mask '{path}' is damaged or no VOC mask ({error}). Unpack or copy it again.") from error

@@ -9,17 +9,20 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as mask_util
 
 from boxsup_d2.data.datasets.catalog import register_dataset
-from boxsup_d2.data.datasets.coco_format import build_dicts, coco_header, read_coco_json
+from boxsup_d2.data.datasets.coco_format import build_dicts, coco_header, coco_segmentation, read_coco_json
+from boxsup_d2.data.datasets.provenance import find_image_root
+from boxsup_d2.data.datasets.pseudo_sem_seg import SEM_SEG_SUFFIX, register_pseudo_sem_seg
 
 logger = logging.getLogger(__name__)
 
-# Key of `info` that says where the masks come from.
-PROVENANCE_KEY = "boxsup_d2"
 _FIX = "Run the labelling step that writes it, or correct DATASETS.PSEUDO_MASKS."
 
 
 def register_pseudo_masks(json_path: str) -> str:
     """Register a pseudo-mask file under its stem; nothing is opened before it is used.
+
+    A file whose stem ends in ``_pseudo_sem_seg`` is the manifest of semantic labels, see
+    :func:`boxsup_d2.data.datasets.pseudo_sem_seg.register_pseudo_sem_seg`.
 
     Registering another file of the same stem replaces the former one: the steps of a round may run in one process.
 
@@ -39,6 +42,10 @@ def register_pseudo_masks(json_path: str) -> str:
     name = os.path.splitext(os.path.basename(path))[0]
     if name in DatasetCatalog and not MetadataCatalog.get(name).get("pseudo_masks", False):
         raise ValueError(f"Pseudo-mask file '{path}' has the name of the data set '{name}'. Rename the file.")
+
+    if name.endswith(SEM_SEG_SUFFIX):
+        register_pseudo_sem_seg(path, name)
+        return name
 
     def header(key: str) -> Any:
         return coco_header(path, name, _FIX)[key]
@@ -95,7 +102,7 @@ def load_pseudo_masks(path: str, name: str) -> list[dict[str, Any]]:
     image_root = find_image_root(info if isinstance(info, dict) else {}, path)
 
     def mask_keys(source: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
-        segmentation = _segmentation(source.get("segmentation"), image, f"'{path}', annotation {source['id']}")
+        segmentation = coco_segmentation(source.get("segmentation"), image, f"'{path}', annotation {source['id']}")
         if segmentation is None:
             return {"segmentation": _empty_mask(image), "confidence": 0.0, "confidence_exact": 0.0}
         # A mask without a confidence is one that was drawn, not predicted.
@@ -104,61 +111,6 @@ def load_pseudo_masks(path: str, name: str) -> list[dict[str, Any]]:
         return {"segmentation": segmentation, "confidence": confidence, "confidence_exact": exact}
 
     return build_dicts(data, path, image_root, name, keep_crowds=True, extra_keys=mask_keys)
-
-
-def find_image_root(info: dict[str, Any], path: str) -> str:
-    """Folder of a pseudo-mask file's images.
-
-    Args:
-        info: the json's ``info``.
-        path: of the json, for messages.
-
-    Raises:
-        FileNotFoundError: neither the labelled data set's folder on this machine nor the recorded one exists.
-        ValueError: the file does not say where it comes from.
-    """
-    provenance = info.get(PROVENANCE_KEY)
-    if not isinstance(provenance, dict):
-        raise ValueError(
-            f"'{path}' is no pseudo-mask file: its info has no '{PROVENANCE_KEY}'. A box json is registered by "
-            "register_coco_boxes, one with masks by Detectron2's register_coco_instances."
-        )
-    source, recorded = provenance.get("source_dataset"), provenance.get("image_root")
-    candidates = [_catalog_image_root(source) if isinstance(source, str) else None, recorded]
-    folders = [folder for folder in candidates if isinstance(folder, str)]
-    for folder in folders:
-        if os.path.isdir(folder):
-            return folder
-    raise FileNotFoundError(
-        f"The images of '{path}' are neither where data set '{source}' has them nor where the file says: tried "
-        f"{', '.join(map(repr, folders)) or 'nothing'}. Set DETECTRON2_DATASETS, register '{source}' before, or "
-        f"correct info.{PROVENANCE_KEY}.image_root in the file."
-    )
-
-
-def _catalog_image_root(source: str) -> str | None:
-    if source not in DatasetCatalog:
-        return None
-    try:
-        return MetadataCatalog.get(source).get("image_root")
-    except (FileNotFoundError, ValueError):  # itself a pseudo-mask file whose source is not here
-        return None
-
-
-def _segmentation(value: Any, image: dict[str, Any], where: str) -> list[Any] | dict[str, Any] | None:
-    """Polygons or a compressed RLE with str counts; None where there is no mask."""
-    if not value:
-        return None
-    if isinstance(value, list):
-        # As Detectron2: fewer than three points are no polygon.
-        return [points for points in value if len(points) >= 6 and len(points) % 2 == 0] or None
-    size = [image["height"], image["width"]]
-    if not isinstance(value, dict) or value.get("size") != size or not isinstance(value.get("counts"), str | list):
-        raise ValueError(f"{where}: its segmentation is no RLE of size {size}. Write the file again.")
-    if isinstance(value["counts"], list):
-        rle = mask_util.frPyObjects(value, *size)
-        return {"size": size, "counts": rle["counts"].decode("ascii")}
-    return {"size": size, "counts": value["counts"]}
 
 
 def _confidence(source: dict[str, Any], key: str, default: float, path: str) -> float:

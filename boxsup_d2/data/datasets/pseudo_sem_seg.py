@@ -1,0 +1,113 @@
+"""Data sets of semantic pseudo labels: a manifest that says where they come from, and a palette PNG per image.
+
+``boxsup_d2/pseudo_masks/sem_seg_writer.py`` writes both; ``docs/architecture.md`` shows the manifest.
+"""
+
+import json
+import os
+from functools import lru_cache
+from typing import Any
+
+from boxsup_d2.data.datasets.catalog import Problems, register_dataset, require_images, require_path
+from boxsup_d2.data.datasets.provenance import find_image_root
+
+# How the stem of every manifest ends: by its name it is told from a json of instance masks, which need not exist yet.
+SEM_SEG_SUFFIX = "_pseudo_sem_seg"
+IGNORE_LABEL = 255
+_FIX = "Run the labelling step that writes it, or correct DATASETS.PSEUDO_MASKS."
+
+
+def register_pseudo_sem_seg(path: str, name: str) -> None:
+    """Register semantic pseudo labels; nothing is opened before they are used.
+
+    Images are looked for as those of any pseudo-mask file are.
+
+    Args:
+        path: of the manifest.
+        name: to register it under; a former data set of that name is replaced.
+    """
+    register_dataset(
+        name,
+        lambda: load_pseudo_sem_seg(path, name),
+        lazy={
+            "image_root": lambda: find_image_root(_header(path, name)[0], path),
+            "stuff_classes": lambda: list(_header(path, name)[1]),
+        },
+        ignore_label=IGNORE_LABEL,
+        pseudo_masks=True,
+        evaluator_type="sem_seg",
+    )
+
+
+def load_pseudo_sem_seg(path: str, name: str) -> list[dict[str, Any]]:
+    """Load a manifest; no image is opened.
+
+    Returns:
+        Per image ``file_name``, ``height``, ``width``, ``image_id`` and ``sem_seg_file_name``: a PNG of the image's
+        size, whose pixels are positions in the metadata's ``stuff_classes``, 0 being background, or 255 (ignored).
+
+    Raises:
+        FileNotFoundError: the manifest, images or label maps are missing.
+        ValueError: the manifest is damaged.
+    """
+    data = _read_manifest(path, name)
+    image_root = find_image_root(data["info"], path)
+    folder = os.path.dirname(path)
+    problems = Problems()
+    records = []
+    for image in data["images"]:
+        names, sides = (image.get("file_name"), image.get("png")), (image.get("height"), image.get("width"))
+        if "id" not in image or not all(isinstance(value, str) and value for value in names):
+            problems.add("images without an id, file_name or png", image)
+        elif not all(isinstance(value, int) and value > 0 for value in sides):
+            problems.add("images without a height and width in pixels", image["file_name"])
+        else:
+            records.append(
+                {
+                    "file_name": os.path.join(image_root, image["file_name"]),
+                    "height": image["height"],
+                    "width": image["width"],
+                    "image_id": image["id"],
+                    "sem_seg_file_name": os.path.join(folder, image["png"]),
+                }
+            )
+    problems.raise_if_any(path, "Delete the file and label again.")
+    require_images((record["file_name"] for record in records), name)
+    require_images(
+        (record["sem_seg_file_name"] for record in records),
+        name,
+        "label maps",
+        f"Copy the folder beside '{path}' as well, or delete that file and label again.",
+    )
+    return records
+
+
+def _read_manifest(path: str, name: str) -> dict[str, Any]:
+    try:
+        with open(require_path(path, name, _FIX), encoding="utf-8") as file:
+            data = json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"'{path}' is no whole json ({error}). Labelling never leaves such a file: copy it again, or delete it and "
+            "label again."
+        ) from error
+    classes, images = (data.get(key) if isinstance(data, dict) else None for key in ("stuff_classes", "images"))
+    if not isinstance(classes, list) or not isinstance(images, list) or not isinstance(data.get("info"), dict):
+        raise ValueError(
+            f"'{path}' is no manifest of semantic labels: it needs info, stuff_classes and images. A json of instance "
+            f"masks must not have a name that ends in {SEM_SEG_SUFFIX}.json: rename it."
+        )
+    return data
+
+
+def _header(path: str, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """``info`` and ``stuff_classes`` of a manifest; read once per file version."""
+    stat = os.stat(require_path(path, name, _FIX))
+    return _cached_header(path, name, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=64)
+def _cached_header(path: str, name: str, mtime_ns: int, size: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    del mtime_ns, size  # part of the cache's key
+    data = _read_manifest(path, name)
+    return data["info"], tuple(data["stuff_classes"])
