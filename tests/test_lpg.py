@@ -22,7 +22,8 @@ from boxsup_d2.modeling.frozen_segmenter import FrozenSegmenter
 from boxsup_d2.modeling.losses import pixel_cross_entropy
 from boxsup_d2.modeling.meta_arch import LPG
 from boxsup_d2.modeling.meta_arch.box_to_mask import fill_boxes
-from boxsup_d2.modeling.meta_arch.class_prompts import first_claim_scores
+from boxsup_d2.modeling.meta_arch.class_prompts import ClassPrompts, first_claim_scores
+from boxsup_d2.modeling.windows import Window
 from boxsup_d2.pseudo_masks.label_map import covering_boxes, rasterize_boxes
 
 MEAN = [104.008, 116.669, 122.675]
@@ -276,6 +277,40 @@ def test_features_of_another_stride_and_no_samples_are_refused():
     cfg.MODEL.LPG.TEST_SAMPLES_PER_FORWARD = 0
     with pytest.raises(ValueError, match="TEST_SAMPLES_PER_FORWARD"):
         build_model(cfg)
+
+
+def test_windows_of_the_hourglass_are_parts_of_the_whole():
+    net = small_generator().backbone
+    image = torch.randn(5, 4, 96, 64)
+    windows = [
+        Window(0, 0, 1, 1),
+        Window(3, 5, 4, 8),
+        Window(7, 0, 24, 9),
+        Window(0, 0, 24, 16),
+        Window(21, 13, 24, 16),
+    ]
+    whole = net(image)["res2"]
+    scale = whole.abs().max()
+    for n, (part, window) in enumerate(zip(net.in_windows(image, windows), windows, strict=True)):
+        assert part.shape == (1, 8, window.bottom - window.top, window.right - window.left)
+        assert (part[0] - window.of(whole[n])).abs().max() <= 1e-5 * scale
+
+
+@pytest.mark.parametrize("size", [(128, 384), (64, 16)])
+def test_windows_hold_all_that_decides_inside_the_boxes(size):
+    """Changing the map outside its window changes no pixel inside the boxes."""
+    for _ in range(30):
+        corner = torch.rand(2) * torch.tensor([size[1], size[0]])
+        box = torch.cat([corner, corner + torch.rand(2) * torch.tensor([size[1], size[0]]) / 2]).tolist()
+        prompt = ClassPrompts.of(prompts([box], [0], *size))
+        (window,) = prompt.windows(size)
+        full, part = torch.rand(1, 1, size[0] // 4, size[1] // 4), torch.full((1, 1, size[0] // 4, size[1] // 4), 99.0)
+        window.of(part).copy_(window.of(full))
+        inside = prompt.unions(size, full.device)[0]
+        a, b = (F.interpolate(m, size=size, mode="bilinear", align_corners=True)[0, 0, inside] for m in (full, part))
+        assert len(a)
+        assert torch.allclose(a, b, atol=1e-4)
+        assert window.bottom - window.top <= (prompt.corners[0][3] - prompt.corners[0][1]) / 4 + 3
 
 
 def test_input_channels_stand_in_the_published_order():

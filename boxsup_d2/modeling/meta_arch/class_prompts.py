@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from boxsup_d2.modeling.windows import Window
 from boxsup_d2.pseudo_masks.label_map import covering_boxes
 
 
@@ -68,6 +69,35 @@ class ClassPrompts:
         for slot, (x0, y0, x1, y1) in zip(self.slots, self.corners, strict=True):
             masks[slot, y0:y1, x0:x1] = True
         return masks
+
+    def windows(self, size: tuple[int, int], stride: int = 4) -> list[Window]:
+        """Per class, the part of a map of this stride that decides on the pixels inside its boxes.
+
+        Args:
+            size: of the padded image, whose corner pixels are those of the map (align_corners=True).
+            stride: of the map.
+
+        Returns:
+            K windows, each of a pixel at least.
+        """
+        windows = []
+        for slot in range(len(self.classes)):
+            boxes = [
+                c for s, c in zip(self.slots, self.corners, strict=True) if s == slot and c[0] < c[2] and c[1] < c[3]
+            ]
+            if not boxes:
+                windows.append(Window(0, 0, 1, 1))
+                continue
+            lows = [min(box[axis] for box in boxes) for axis in (1, 0)]
+            highs = [max(box[axis] for box in boxes) - 1 for axis in (3, 2)]
+            # Pixel p lies between the map's pixels floor(q) and floor(q) + 1, q = p * (short - 1) / (long - 1).
+            ends = [(long // stride, (long // stride - 1) / (long - 1)) for long in size]
+            top, left = (max(int(low * ratio - 0.01), 0) for low, (_, ratio) in zip(lows, ends, strict=True))
+            bottom, right = (
+                min(int(high * ratio + 0.01) + 2, short) for high, (short, ratio) in zip(highs, ends, strict=True)
+            )
+            windows.append(Window(top, left, bottom, right))
+        return windows
 
 
 def first_claim_scores(probs: Tensor, masks: Tensor, classes: Sequence[int], num_classes: int) -> Tensor:
