@@ -93,8 +93,8 @@ def parse_rounds(rounds: Sequence[Any], rounds_file: str) -> list[Step]:
     """Check the ``ROUNDS`` list of a config and return its steps in the order given.
 
     Args:
-        rounds: ``cfg.ROUNDS``: ``{NAME, STEPS: [{NAME, CONFIG, OPTS, EVAL_ONLY, WEIGHTS, SEGMENTER, PSEUDO_MASKS}, ...]}``
-            each.
+        rounds: ``cfg.ROUNDS``: ``{NAME, STEPS: [...]}`` each, a step with ``NAME, CONFIG, OPTS, EVAL_ONLY, WEIGHTS,
+            SEGMENTER, PSEUDO_MASKS``.
         rounds_file: the file it came from; ``CONFIG`` paths are relative to its folder.
 
     Raises:

@@ -13,7 +13,7 @@ A rounds config lists named rounds of named steps; :mod:`boxsup_d2.engine.round_
             CONFIG: retrain.yaml
             PSEUDO_MASKS: [joint]     # optional: train on what these steps labelled
           # WEIGHTS: <step>           optional: start from this step's model_final.pth
-          # SEGMENTER: <step>         optional: a generator's second network (MODEL.LPG.SEGMENTER_*), its config and weights
+          # SEGMENTER: <step>         optional: LPG's generator also sees what this step's network makes of the image
           # EVAL_ONLY: True           optional: label and evaluate, do not train
 
 Running the same command again, with or without ``--resume``, goes on where the last run stopped. ``rounds.json`` in

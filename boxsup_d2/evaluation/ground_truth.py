@@ -67,8 +67,8 @@ class ImageTruth:
             return decode(segmentation, self.height, self.width).T
         except ValueError as error:
             raise ValueError(
-                f"A mask of image {self.image_id} ('{self.file_name}') does not belong to it: {error} The annotation is "
-                "damaged, or made for another version of the image."
+                f"A mask of image {self.image_id} ('{self.file_name}') does not belong to it: {error} The "
+                "annotation is damaged, or made for another version of the image."
             ) from error
 
 

@@ -58,8 +58,6 @@ class DeepLabSegmentor(SemanticSegmentor):
         self.msc_scales = tuple(msc_scales)
         self.test_pad = test_pad
         self.classes_of = classes_of
-        # Convolutions run faster in this layout, on CPU and GPU alike.
-        self.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:

@@ -90,8 +90,6 @@ class LPG(nn.Module):
         self.test_flip = test_flip
         # Segmenter channels by class names, looked up once per data set.
         self._channels: dict[tuple[str, ...], list[int]] = {}
-        # Convolutions of small-width networks run faster in this layout, on CPU and GPU alike.
-        self.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
