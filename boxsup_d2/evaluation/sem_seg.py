@@ -1,4 +1,4 @@
-"""Evaluation of label maps: mIoU over the classes that occur, of semantic segmenters (if wanted after a DenseCRF) and of
+"""Evaluation of label maps: mIoU over the classes that occur, of segmenters (if wanted after a DenseCRF) and of
 box-to-mask methods."""
 
 import json
