@@ -429,6 +429,7 @@ def test_class_mask_loader(class_sample):
 
 def test_sem_seg_loader(voc):
     cfg = make_cfg(INPUT__TRAIN_MAPPER="SemSegDatasetMapper", INPUT__SEM_SEG_CROP__SIZE=33, SOLVER__IMS_PER_BATCH=2)
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 21
     cfg.DATASETS.TRAIN = ("voc_2012_train_aug_sem_seg",)
     batch = next(iter(build_train_loader(cfg)))
     assert {sample["image_id"] for sample in batch} == {2007000001, 2007000002}
@@ -437,11 +438,13 @@ def test_sem_seg_loader(voc):
     labelled = [{"file_name": "x", "sem_seg_file_name": "y", "image_id": 1}]
     register_dataset("three_classes", lambda: labelled, stuff_classes=["background", "a", "b"])
     with pytest.raises(ValueError, match=r"'three_classes' and 'voc_2012_train_aug_sem_seg' have different classes"):
-        sem_seg_dicts(("voc_2012_train_aug_sem_seg", "three_classes"))
+        sem_seg_dicts(("voc_2012_train_aug_sem_seg", "three_classes"), 21)
     with pytest.raises(ValueError, match=r"'voc_2012_train_box' of DATASETS\.TRAIN has no label maps"):
-        sem_seg_dicts(("voc_2012_train_box",))
+        sem_seg_dicts(("voc_2012_train_box",), 21)
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN is empty"):
-        sem_seg_dicts(())
+        sem_seg_dicts((), 21)
+    with pytest.raises(ValueError, match=r"NUM_CLASSES is 20.*voc_2012_train_aug_sem_seg.*21 classes"):
+        sem_seg_dicts(("voc_2012_train_aug_sem_seg",), 20)
 
 
 def test_prompts_say_which_classes_there_are(voc):

@@ -31,6 +31,7 @@ _NEUTRAL_KEYS = frozenset(
         "MODEL.DEVICE",
         "MODEL.LPG.TEST_SAMPLES_PER_FORWARD",
         "OUTPUT_DIR",
+        "PSEUDO_MASKS.IMS_PER_BATCH",
         "PSEUDO_MASKS.STEP",
         "ROUNDS",
         "SOLVER.CHECKPOINT_PERIOD",
@@ -122,7 +123,7 @@ def input_files(
         cfg: the step's config.
         trains: whether it trains.
         given_weights: whether it starts from ``MODEL.WEIGHTS``, and not from another step's weights.
-        given_segmenter: the same of ``MODEL.LPG.SEGMENTER_WEIGHTS``.
+        given_segmenter: the same of ``MODEL.LPG.SEGMENTER_WEIGHTS`` and ``SEGMENTER_CONFIG``.
         made: data sets that other steps make.
 
     Returns:
@@ -138,6 +139,7 @@ def input_files(
                 files[key] = InputFile(path, anew=name in training)
     given = {
         "MODEL.WEIGHTS": cfg.MODEL.WEIGHTS if given_weights else "",
+        "MODEL.LPG.SEGMENTER_CONFIG": cfg.MODEL.LPG.SEGMENTER_CONFIG if given_segmenter else "",
         "MODEL.LPG.SEGMENTER_WEIGHTS": cfg.MODEL.LPG.SEGMENTER_WEIGHTS if given_segmenter else "",
     }
     files.update({f"{key}/{os.path.basename(path)}": InputFile(path, anew=True) for key, path in given.items() if path})

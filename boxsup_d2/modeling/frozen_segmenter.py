@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import Tensor, nn
+from yaml import YAMLError
 
 from boxsup_d2.checkpoint import BoxSupCheckpointer
 from boxsup_d2.config import add_boxsup_config
@@ -78,19 +79,9 @@ class FrozenSegmenter:
             RuntimeError: the weights do not belong to the network.
             ValueError: the config is of something else, or does not say which classes it knows.
         """
-        cfg = get_cfg()
-        add_boxsup_config(cfg)
-        try:
-            cfg.merge_from_file(config_file)
-        except (FileNotFoundError, AssertionError) as error:  # the latter for the file itself, the former for a base
-            raise FileNotFoundError(
-                f"MODEL.LPG.SEGMENTER_CONFIG '{config_file}', or a _BASE_ of it, does not exist: {error}"
-            ) from error
+        cfg = load_segmenter_config(config_file)
         names = _class_names(cfg, config_file)
-        # Not those weights that its training started from, and no download of them.
-        cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED = weights, False
-        cfg.MODEL.DEVICE = "cpu"
-        network = build_model(cfg)
+        network = build_model(cfg).to(memory_format=torch.channels_last)
         if weights:
             try:
                 _WholeCheckpointer(network).load(weights)
@@ -161,10 +152,34 @@ class FrozenSegmenter:
                 wanted = [channel for owner, channel in zip(owners, channels, strict=True) if owner == index]
                 if wanted:
                     # One image at a time: all classes at full size are the largest tensor of a generator's step.
-                    full = F.interpolate(own.float(), size=images.shape[-2:], mode="bilinear", align_corners=True)
-                    probabilities = full.softmax(dim=1)[0]
-                    maps.append(torch.stack([probabilities[channel] for channel in wanted]))
+                    full = F.interpolate(own.float(), size=images.shape[-2:], mode="bilinear", align_corners=True)[0]
+                    full.sub_(full.amax(dim=0)).exp_()  # softmax, but without a second tensor of that size
+                    maps.append(full[wanted] / full.sum(dim=0))
         return torch.cat(maps) if maps else images.new_zeros((0, *images.shape[-2:]))
+
+
+def load_segmenter_config(config_file: str) -> CfgNode:
+    """``MODEL.LPG.SEGMENTER_CONFIG`` without what says nothing about the network: its device, and the weights that its
+    training started from.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no config of this package.
+    """
+    cfg = get_cfg()
+    add_boxsup_config(cfg)
+    try:
+        cfg.merge_from_file(config_file)
+    except FileNotFoundError as error:  # of a base
+        raise FileNotFoundError(
+            f"MODEL.LPG.SEGMENTER_CONFIG '{config_file}' has a _BASE_ that is missing: {error}"
+        ) from error
+    except (KeyError, ValueError, AttributeError, TypeError, YAMLError) as error:
+        raise ValueError(f"MODEL.LPG.SEGMENTER_CONFIG '{config_file}' is no config of a segmenter: {error}") from error
+    except AssertionError as error:  # Detectron2's way of saying that there is no such file, or of another type
+        raise FileNotFoundError(f"MODEL.LPG.SEGMENTER_CONFIG '{config_file}' cannot be read: {error}") from error
+    cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.DEVICE = "", False, "cpu"
+    return cfg
 
 
 def _class_names(cfg: CfgNode, config_file: str) -> list[str]:
