@@ -22,7 +22,7 @@ from boxsup_d2.data import build_test_loader, build_train_loader
 from boxsup_d2.data.build import class_samples, sem_seg_dicts
 from boxsup_d2.data.dataset_mappers import ClassMaskDatasetMapper, SemSegDatasetMapper
 from boxsup_d2.data.dataset_mappers.class_mask import class_target
-from boxsup_d2.data.dataset_mappers.scaled_crop import Window, crop_image, crop_labels, random_window
+from boxsup_d2.data.dataset_mappers.scaled_crop import CropWindow, crop_image, crop_labels, random_window
 from boxsup_d2.data.datasets import VOC_CLASSES_IN_COCO, dataset_to_coco, register_dataset
 from boxsup_d2.data.images import encode_label_map, read_label_map
 
@@ -208,7 +208,7 @@ def test_label_maps_are_written_and_read_as_they_are(tmp_path):
 # ------------------------------------------------------------------------------------------------ crops
 
 
-def slow_crop(labels: np.ndarray, window: Window, size: int, fill: int, stride: int) -> np.ndarray:
+def slow_crop(labels: np.ndarray, window: CropWindow, size: int, fill: int, stride: int) -> np.ndarray:
     """Pixel by pixel."""
     crop = np.full((size, size), fill, labels.dtype)
     for y in range(window.out_height):
