@@ -20,6 +20,7 @@ from boxsup_d2.data.images import read_label_map
 from boxsup_d2.data.toy_layouts import write_image_sets, write_voc_image
 from boxsup_d2.data.toy_scenes import ToyScene, generate_scenes
 from boxsup_d2.engine.defaults import default_argument_parser, load_config
+from boxsup_d2.engine.round_plan import PlannedStep, plan_rounds
 from boxsup_d2.engine.rounds import run_rounds
 from boxsup_d2.engine.step import run_step
 from boxsup_d2.evaluation.semantic_metrics import confusion_matrix, summarize_semantic
@@ -111,6 +112,49 @@ def run(project_root: Path, tmp_path: Path) -> Iterator[Any]:
     yield rounds
     for name in set(DatasetCatalog.list()) - registered:
         DatasetCatalog.remove(name)
+
+
+@pytest.fixture
+def plan(project_root: Path, tmp_path: Path) -> Any:
+    """Plans the rounds of configs/quick with changed steps; returns them by name."""
+    source = project_root / "configs" / "quick" / "lpg-rounds.yaml"
+
+    def planned(changes: dict[str, dict[str, Any]]) -> dict[str, PlannedStep]:
+        content = shortened(source)
+        for step in (step for entry in content["ROUNDS"] for step in entry["STEPS"]):
+            step.update(changes.get(step["NAME"], {}))
+        config = tmp_path / "changed.yaml"
+        config.write_text(yaml.safe_dump(content))
+        args = default_argument_parser().parse_args(["--config-file", str(config)])
+        return {step.name: step for step in plan_rounds(load_config(str(config)), args)}
+
+    return planned
+
+
+def test_a_segmenter_counts_for_the_steps_that_see_it(plan):
+    before, after = plan({}), plan({"coco60-segmenter-1": {"OPTS": ["SOLVER.MAX_ITER", 77]}})
+    changed = {name for name in before if before[name].hash != after[name].hash}
+    assert changed == {
+        "coco60-segmenter-1", "generator-2", "voc-label-2", "voc-segmenter-2", "coco60-segmenter-2",
+        "generator-3", "voc-label-3", "voc-segmenter-3",
+    }  # fmt: skip
+    lpg = before["voc-label-2"].cfg.MODEL.LPG
+    assert Path(lpg.SEGMENTER_WEIGHTS).parent.name == Path(lpg.SEGMENTER_CONFIG).parent.name == "voc-segmenter-1"
+    other = plan({"voc-label-2": {"SEGMENTER": "voc-segmenter-1", "OPTS": ["MODEL.LPG.TEST_SAMPLES_PER_FORWARD", 2]}})
+    assert other["voc-label-2"].hash == plan({"voc-label-2": {"OPTS": []}})["voc-label-2"].hash
+
+
+@pytest.mark.parametrize(
+    ("step", "segmenter", "message"),
+    [
+        ("voc-label-2", "coco60-segmenter-1", r"step voc-label-2: SEGMENTER.*'voc_2012_train_aug_box' has 20 classes"),
+        ("generator-2", "voc-segmenter-1", r"step generator-2: SEGMENTER.*'coco60_2017_train' has 60 classes"),
+        ("generator-2", "generator-1", r"generator-1 trains a LPG, which is no semantic segmenter"),
+    ],
+)
+def test_a_wrong_segmenter_is_found_before_the_first_step(plan, step, segmenter, message):
+    with pytest.raises(ValueError, match=message):
+        plan({step: {"SEGMENTER": segmenter}})
 
 
 def label_maps(out: Path, step: str, dataset: str) -> dict[str, np.ndarray]:

@@ -63,7 +63,7 @@ class FrozenSegmenter:
             ValueError: the config is of something else, or does not say which classes it knows.
         """
         cfg = load_segmenter_config(config_file)
-        names = _class_names(cfg, config_file)
+        names = segmenter_class_names(cfg, config_file)
         network = build_model(cfg).to(memory_format=torch.channels_last)
         if weights:
             fix = "Name trained weights of MODEL.LPG.SEGMENTER_CONFIG."
@@ -71,24 +71,8 @@ class FrozenSegmenter:
         return cls(network, names, cfg.INPUT.FORMAT, pretrained=bool(weights))
 
     def channels_of(self, names: Sequence[str], wanted_by: str) -> list[int]:
-        """Output channel of every class of a data set, by name.
-
-        Args:
-            names: the data set's classes.
-            wanted_by: says in an error whose classes they are.
-
-        Raises:
-            ValueError: the segmenter does not know all of them.
-        """
-        unknown = [name for name in names if name not in self.class_names[1:]]
-        if unknown:
-            raise ValueError(
-                f"{wanted_by} has {len(unknown)} classes that the segmenter of MODEL.LPG.SEGMENTER_CONFIG does not "
-                f"know ({', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}); it knows "
-                f"{', '.join(self.class_names[1:6])}{' ...' if len(self.class_names) > 6 else ''}. Use the segmenter "
-                "that was trained for these classes, or correct MODEL.SEM_SEG_HEAD.CLASSES_OF of its config"
-            )
-        return [self.class_names.index(name, 1) for name in names]
+        """Output channel of every class of a data set, see :func:`channels_by_name`."""
+        return channels_by_name(self.class_names, names, wanted_by)
 
     def _class_logits(self, images: Tensor) -> Tensor:
         network: Any = self.network
@@ -163,8 +147,12 @@ def load_segmenter_config(config_file: str) -> CfgNode:
     return cfg
 
 
-def _class_names(cfg: CfgNode, config_file: str) -> list[str]:
-    """Names of a segmenter's output channels, background first."""
+def segmenter_class_names(cfg: CfgNode, config_file: str) -> list[str]:
+    """Names of a segmenter's output channels, background first.
+
+    Raises:
+        ValueError: the config does not say for which registered classes it is.
+    """
     dataset = cfg.MODEL.SEM_SEG_HEAD.CLASSES_OF
     metadata = MetadataCatalog.get(dataset) if dataset in MetadataCatalog else None
     names = metadata and (metadata.get("stuff_classes") or ["background", *metadata.get("thing_classes", ())])
@@ -174,3 +162,25 @@ def _class_names(cfg: CfgNode, config_file: str) -> list[str]:
             "classes: name the one whose classes the segmenter was trained for"
         )
     return list(names)
+
+
+def channels_by_name(known: Sequence[str], names: Sequence[str], wanted_by: str) -> list[int]:
+    """Output channel of every class of a data set.
+
+    Args:
+        known: names of a segmenter's channels, background first.
+        names: the data set's classes.
+        wanted_by: says in an error whose classes they are.
+
+    Raises:
+        ValueError: the segmenter does not know all of them.
+    """
+    unknown = [name for name in names if name not in known[1:]]
+    if unknown:
+        raise ValueError(
+            f"{wanted_by} has {len(unknown)} classes that the segmenter of MODEL.LPG.SEGMENTER_CONFIG does not "
+            f"know ({', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}); it knows "
+            f"{', '.join(known[1:6])}{' ...' if len(known) > 6 else ''}. Use the segmenter that was trained for these "
+            "classes, or correct MODEL.SEM_SEG_HEAD.CLASSES_OF of its config"
+        )
+    return [known.index(name, 1) for name in names]
