@@ -301,13 +301,14 @@ def test_base_config_is_built_through_a_leaf(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path not in BASES and path not in ROUNDS], ids=relative)
-def test_config_builds_its_model(path: Path) -> None:
+def test_config_builds_its_model_and_can_be_evaluated(path: Path) -> None:
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
 
     import boxsup_d2  # noqa: F401 - registers the networks
     from boxsup_d2.config import add_boxsup_config
     from boxsup_d2.data.dataset_mappers import DATASET_MAPPER_REGISTRY
+    from boxsup_d2.evaluation import find_builder
 
     cfg = get_cfg()
     add_boxsup_config(cfg)
@@ -320,6 +321,9 @@ def test_config_builds_its_model(path: Path) -> None:
     learned = cfg.MODEL.META_ARCHITECTURE not in ("BoxFill", "GrabCut")
     assert any(parameter.requires_grad for parameter in model.parameters()) == learned
     DATASET_MAPPER_REGISTRY.get(cfg.INPUT.TRAIN_MAPPER)
+    for name in cfg.DATASETS.TEST:
+        for task in cfg.TEST.TASKS:
+            find_builder(name, task)
 
 
 @pytest.mark.parametrize("path", ROUNDS, ids=relative)

@@ -672,6 +672,11 @@ def _with(change):
             "pseudo masks of retrain, which labels",
         ),
         (_with(lambda s: s[2].pop("PSEUDO_MASKS")), ValueError, "retrain: there is no data set voc_2012_train_box_ps"),
+        (
+            _with(lambda s: s[2].update(OPTS=["DATASETS.TEST", ("voc_2012_val_box",), "TEST.TASKS", ("sem_seg",)])),
+            ValueError,
+            "step retrain: Task 'sem_seg' cannot be evaluated on 'voc_2012_val_box'",
+        ),
         (_with(lambda s: s[3].update(PSEUDO_MASKS=["joint", "fill"])), ValueError, "would come from several steps"),
         (_with(lambda s: s.insert(2, "retrain")), ValueError, r"step 3: expected fields \(NAME"),
         (

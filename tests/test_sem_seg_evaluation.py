@@ -11,6 +11,7 @@ import torch
 import torch.multiprocessing as mp
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import nn
 
@@ -18,10 +19,10 @@ from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.engine.trainer import _tested_model
 from boxsup_d2.evaluation import (
     BoxToMaskEvaluator,
+    BoxToSemSegEvaluator,
     SemanticEvaluator,
     build_evaluator,
     confusion_matrix,
-    read_label_map,
     summarize_semantic,
 )
 from boxsup_d2.evaluation.crf_pool import CRFPool, default_workers, refine_label_map
@@ -162,18 +163,28 @@ def test_a_part_of_the_data_set_is_said_to_be_one(tmp_path, caplog):
     assert "Only 4 of the 6 images of sem_seg_toy" in caplog.text
 
 
-def test_another_answer_needs_another_label_map_and_nothing_else(tmp_path):
-    class Wrapped(SemanticEvaluator):
-        def label_map(self, sample, output):
-            assert sample["file_name"].endswith(".jpg")
-            return output["labels"]
-
+@pytest.mark.parametrize("with_scores", [True, False])
+def test_label_maps_of_box_to_mask_answers_are_scored(tmp_path, with_scores):
+    """Of scores their argmax, of masks alone the painted ones: what the writer of pseudo labels would write."""
     records = register(tmp_path)
-    plain = feed(SemanticEvaluator("sem_seg_toy"), records).evaluate()["sem_seg"]
-    evaluator = Wrapped("sem_seg_toy", task="box_to_sem_seg")
+    evaluator = build_evaluator(make_cfg(), "sem_seg_toy", "box_to_sem_seg", str(tmp_path / "out"))
+    assert isinstance(evaluator, BoxToSemSegEvaluator)
+    gts, preds = [], []
     for record in records:
-        evaluator.process([record], [{"labels": answer(record)["sem_seg"].argmax(0).numpy()}])
-    assert repr(evaluator.evaluate()["box_to_sem_seg"]) == repr(plain)
+        scores = answer(record)["sem_seg"]
+        prompts = Instances((H, W), gt_classes=torch.tensor([2, 0]))
+        prompts.gt_boxes = Boxes(torch.tensor([[0.0, 0, W, H], [0, 0, 5, H]]))
+        masks = torch.zeros(2, H, W, dtype=torch.bool)
+        masks[0], masks[1, :, :5] = True, True
+        output = {"instances": Instances((H, W), pred_masks=masks), **({"sem_seg": scores} if with_scores else {})}
+        evaluator.process([{**record, "instances": prompts, "num_classes": 3}], [output])
+        painted = np.full((H, W), 3)
+        painted[:, :5] = 1
+        gts.append(np.asarray(Image.open(record["sem_seg_file_name"])))
+        preds.append(scores.argmax(dim=0).numpy() if with_scores else painted)
+    results = evaluator.evaluate()["box_to_sem_seg"]
+    assert results["mIoU"] == pytest.approx(100 * summed(gts, preds, 4).miou)
+    assert (tmp_path / "out" / "box_to_sem_seg_evaluation.json").is_file()
 
 
 def test_what_does_not_fit_is_named(tmp_path):
@@ -184,14 +195,14 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"0\.png' of image '0.jpg'.*different sizes"):
         evaluator.process([records[0]], [{"sem_seg": torch.rand(4, 5, 5)}])
     Path(records[1]["sem_seg_file_name"]).write_bytes(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"1\.png'.*damaged"):
+    with pytest.raises(ValueError, match=r"1\.png' is damaged"):
         evaluator.process([records[1]], [answer(records[0])])
     Path(records[1]["sem_seg_file_name"]).unlink()
     with pytest.raises(FileNotFoundError, match=r"1\.png.*DETECTRON2_DATASETS"):
         evaluator.process([records[1]], [answer(records[0])])
     Image.new("RGB", (W, H)).save(tmp_path / "2.png")
-    with pytest.raises(ValueError, match="one channel"):
-        read_label_map(str(tmp_path / "2.png"))
+    with pytest.raises(ValueError, match=r"2\.png'.*mode is RGB"):
+        evaluator.process([records[2]], [answer(records[0])])
     del records[3]["sem_seg_file_name"]
     with pytest.raises(ValueError, match=r"'3.jpg' has no sem_seg_file_name"):
         SemanticEvaluator("sem_seg_toy")
@@ -233,7 +244,8 @@ def test_the_config_decides_what_goes_around_the_model():
     cfg.PSEUDO_MASKS.CRF = True
     assert _tested_model(cfg, model, "instances") is model
     pytest.importorskip("pydensecrf", reason="pydensecrf2 is optional")
-    assert isinstance(_tested_model(cfg, model, "box_to_mask"), CRFRefinedModel)
+    for task in ("box_to_mask", "box_to_sem_seg"):
+        assert isinstance(_tested_model(cfg, model, task), CRFRefinedModel)
 
 
 # Uneven shards, and one that is padded with an image of the other.

@@ -19,6 +19,7 @@ from detectron2.data import DatasetCatalog
 from boxsup_d2.engine.defaults import load_config, use_available_device
 from boxsup_d2.engine.labelling import pseudo_mask_path
 from boxsup_d2.engine.round_inputs import InputFile, Settings, input_files, split_settings
+from boxsup_d2.evaluation import find_builder
 
 __all__ = ["PlannedStep", "Step", "parse_rounds", "plan_rounds", "pseudo_mask_files", "weights_file"]
 
@@ -233,7 +234,7 @@ def _check_needs(step: Step, earlier: Mapping[str, Step], where: str) -> None:
 
 
 def _check_datasets(step: Step, cfg: CfgNode) -> None:
-    """A misspelt data set should not show after the night's training that the first step took."""
+    """A misspelt data set or task should not show after the night's training that the first step took."""
     labelled = [os.path.splitext(os.path.basename(path))[0] for path in cfg.DATASETS.PSEUDO_MASKS]
     for name in labelled:
         if labelled.count(name) > 1:
@@ -249,6 +250,17 @@ def _check_datasets(step: Step, cfg: CfgNode) -> None:
                 "<labelled data set>_pseudo, or _pseudo_sem_seg by PSEUDO_MASKS.FORMAT, and their step is named in "
                 "PSEUDO_MASKS of this one."
             )
+    for name in cfg.DATASETS.TEST:
+        if name not in labelled:  # which are registered once they are there
+            for task in cfg.TEST.TASKS:
+                _find_builder(step, name, task)
+
+
+def _find_builder(step: Step, name: str, task: str) -> None:
+    try:
+        find_builder(name, task)
+    except ValueError as error:
+        raise ValueError(f"{step.config}, step {step.name}: {error}") from error
 
 
 def _refuse_other_keys(rounds_file: str) -> None:

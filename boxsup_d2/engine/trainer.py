@@ -149,7 +149,7 @@ class Trainer(DefaultTrainer):
 
 def _tested_model(cfg: CfgNode, model: nn.Module, task: str) -> nn.Module:
     """The model with what the config puts around it when it is tested on a task."""
-    if task == "box_to_mask" and cfg.PSEUDO_MASKS.CRF:
+    if task in ("box_to_mask", "box_to_sem_seg") and cfg.PSEUDO_MASKS.CRF:
         # Refined like the labels would be, so that the metric speaks of what gets written.
         return CRFRefinedModel(model)
     if task == "sem_seg" and (tuple(cfg.TEST.SEM_SEG_SCALES) != (1.0,) or cfg.TEST.SEM_SEG_FLIP):

@@ -1,7 +1,7 @@
 """Evaluators: masks from given boxes, instance AP, semantic mIoU, and which one serves which data set."""
 
 from boxsup_d2.evaluation.box_to_mask import BoxToMaskEvaluator, InstanceScore, evaluate_mask_json, score_image
-from boxsup_d2.evaluation.build import build_evaluator, register_evaluator
+from boxsup_d2.evaluation.build import build_evaluator, find_builder, register_evaluator
 from boxsup_d2.evaluation.ground_truth import ImageTruth, load_ground_truth
 from boxsup_d2.evaluation.instance_ap import VOC_IOUS, InstanceAPEvaluator
 from boxsup_d2.evaluation.metrics import (
@@ -11,7 +11,7 @@ from boxsup_d2.evaluation.metrics import (
     mask_iou,
     summarize_box_to_mask,
 )
-from boxsup_d2.evaluation.sem_seg import SemanticEvaluator, read_label_map
+from boxsup_d2.evaluation.sem_seg import BoxToSemSegEvaluator, SemanticEvaluator
 from boxsup_d2.evaluation.semantic_metrics import SemanticSummary, confusion_matrix, summarize_semantic
 from boxsup_d2.evaluation.tables import format_table
 
@@ -20,6 +20,7 @@ __all__ = [
     "VOC_IOUS",
     "BoxToMaskEvaluator",
     "BoxToMaskSummary",
+    "BoxToSemSegEvaluator",
     "ImageTruth",
     "InstanceAPEvaluator",
     "InstanceScore",
@@ -29,10 +30,10 @@ __all__ = [
     "build_evaluator",
     "confusion_matrix",
     "evaluate_mask_json",
+    "find_builder",
     "format_table",
     "load_ground_truth",
     "mask_iou",
-    "read_label_map",
     "register_evaluator",
     "score_image",
     "summarize_box_to_mask",

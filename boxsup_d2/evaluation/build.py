@@ -9,7 +9,7 @@ from detectron2.evaluation import DatasetEvaluator
 
 from boxsup_d2.evaluation.box_to_mask import BoxToMaskEvaluator
 from boxsup_d2.evaluation.instance_ap import VOC_IOUS, InstanceAPEvaluator
-from boxsup_d2.evaluation.sem_seg import CRF_SETTINGS, SemanticEvaluator
+from boxsup_d2.evaluation.sem_seg import CRF_SETTINGS, BoxToSemSegEvaluator, SemanticEvaluator
 
 #: Builder of one (task, evaluator_type): (cfg, dataset_name, output_folder) -> evaluator.
 EvaluatorBuilder = Callable[[CfgNode, str, str], DatasetEvaluator]
@@ -44,9 +44,19 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, task: str, output_folder: s
     Args:
         cfg: Config with boxsup_d2's keys; OUTPUT_DIR, TEST.AP_IGNORE_VOID and TEST.SEM_SEG_CRF are read.
         dataset_name: Registered data set.
-        task: One of TEST.TASKS: "instances" (detection and mask AP), "box_to_mask" (masks from true boxes) or
-            "sem_seg" (mIoU of label maps).
+        task: One of TEST.TASKS: "instances" (detection and mask AP), "box_to_mask" (masks from true boxes),
+            "box_to_sem_seg" (mIoU of the label maps that these make) or "sem_seg" (mIoU of a segmenter's label maps).
         output_folder: Where results are saved; None: ``<OUTPUT_DIR>/inference/<dataset_name>``.
+
+    Raises:
+        ValueError: If the task is unknown, or does not serve this type of data set.
+    """
+    builder = find_builder(dataset_name, task)
+    return builder(cfg, dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name))
+
+
+def find_builder(dataset_name: str, task: str) -> EvaluatorBuilder:
+    """What builds the evaluator of a registered data set for a task; nothing is opened.
 
     Raises:
         ValueError: If the task is unknown, or does not serve this type of data set.
@@ -63,7 +73,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, task: str, output_folder: s
             f"there are evaluators for {served}. Choose another data set in DATASETS.TEST, or another task in "
             "TEST.TASKS."
         )
-    return builder(cfg, dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name))
+    return builder
 
 
 @register_evaluator("box_to_mask")
@@ -95,3 +105,8 @@ def _build_sem_seg(cfg: CfgNode, dataset_name: str, output_folder: str) -> Datas
         known = ", ".join(f"'{name}'" for name in CRF_SETTINGS)
         raise ValueError(f"TEST.SEM_SEG_CRF is '{cfg.TEST.SEM_SEG_CRF}': use one of {known}.")
     return SemanticEvaluator(dataset_name, output_folder, crf=CRF_SETTINGS[cfg.TEST.SEM_SEG_CRF])
+
+
+@register_evaluator("box_to_sem_seg", "sem_seg")
+def _build_box_to_sem_seg(_cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return BoxToSemSegEvaluator(dataset_name, output_folder)

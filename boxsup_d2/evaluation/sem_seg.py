@@ -1,4 +1,5 @@
-"""Evaluation of semantic segmentation: mIoU over the classes that occur, if wanted after a DenseCRF (methods.md B6)."""
+"""Evaluation of label maps: mIoU over the classes that occur, of segmenters (if wanted after a DenseCRF) and of
+box-to-mask methods."""
 
 import json
 import logging
@@ -12,11 +13,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 
+from boxsup_d2.data.images import read_label_map
 from boxsup_d2.evaluation.crf_pool import CRFPool
 from boxsup_d2.evaluation.semantic_metrics import SemanticSummary, confusion_matrix, summarize_semantic
 from boxsup_d2.evaluation.tables import format_table
+from boxsup_d2.pseudo_masks.label_map import prompted_label_map
 from boxsup_d2.pseudo_masks.refine import CRF_RESNET101, CRF_VGG16, CRFParams, check_densecrf
 
 logger = logging.getLogger(__name__)
@@ -34,8 +36,6 @@ class SemanticEvaluator(DatasetEvaluator):
     Detectron2's own evaluator counts, in 0.6, classes that are predicted but do not occur, and keeps every prediction
     in memory. Results are **percent**: ``mIoU`` (over the classes in the ground truth), ``fwIoU``, ``pACC``, ``mACC``,
     ``IoU-<class>`` and ``ACC-<class>`` (NaN for classes that do not occur).
-
-    A subclass that evaluates something else than ``sem_seg`` scores overrides :meth:`label_map`.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class SemanticEvaluator(DatasetEvaluator):
             outputs: Dicts as :meth:`label_map` takes them; with a CRF, ``sem_seg`` are probabilities.
 
         Raises:
+            FileNotFoundError: A label map is missing.
             ValueError: An image is not of the data set, or its label map has another size, or is damaged; named.
         """
         for sample, output in zip(inputs, outputs, strict=True):
@@ -161,8 +162,9 @@ class SemanticEvaluator(DatasetEvaluator):
 
     def _count(self, file_name: Hashable, pred: np.ndarray) -> None:
         path = self._truths[str(file_name)]
+        truth = read_label_map(path)
         try:
-            matrix = confusion_matrix(pred, read_label_map(path), len(self._class_names), self._ignore_label)
+            matrix = confusion_matrix(pred, truth, len(self._class_names), self._ignore_label)
         except ValueError as error:
             raise ValueError(f"Label map '{path}' of image '{file_name}': {error}") from error
         positions = np.flatnonzero(matrix)
@@ -189,25 +191,18 @@ class SemanticEvaluator(DatasetEvaluator):
         logger.info("Wrote the confusion matrix of %d images to '%s'.", images, path)
 
 
-def read_label_map(path: str) -> np.ndarray:
-    """(H, W) labels of a PNG, a palette's indices included.
+class BoxToSemSegEvaluator(SemanticEvaluator):
+    """The same of the label maps that a box-to-mask method's answers make: of the pseudo labels, before any is written.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no label map.
+    Takes what ``BoxPromptDatasetMapper`` gives and the method answers. Arguments as :class:`SemanticEvaluator`.
     """
-    try:
-        with PathManager.open(path, "rb") as f:
-            labels = np.asarray(Image.open(f))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"Cannot read label map '{path}'. Check DETECTRON2_DATASETS and the data set's files."
-        ) from error
-    except (OSError, SyntaxError) as error:  # what Pillow raises for files that are no (whole) image
-        raise ValueError(f"damaged or no image ({error}). Replace it.") from error
-    if labels.ndim != 2:
-        raise ValueError(f"expected one channel of labels or a palette, found an array of shape {labels.shape}.")
-    return labels
+
+    def __init__(self, dataset_name: str, output_folder: str | None = None, *, distributed: bool = True) -> None:
+        super().__init__(dataset_name, output_folder, task="box_to_sem_seg", distributed=distributed)
+
+    def label_map(self, sample: Mapping[str, Any], output: Mapping[str, Any]) -> np.ndarray:
+        """The label map that :class:`boxsup_d2.pseudo_masks.sem_seg_writer.SemSegLabelWriter` would write."""
+        return prompted_label_map(sample, output)
 
 
 def semantic_results(summary: SemanticSummary, names: Sequence[str]) -> dict[str, float]:
