@@ -1,4 +1,4 @@
-"""What box-to-mask meta-architectures share: the pixels of a box, the form of the answer, and the untrained ones' base."""
+"""What box-to-mask meta-architectures share: the pixels of a box, the form of an answer, the base of untrained ones."""
 
 from typing import Any
 

@@ -56,7 +56,7 @@ class OnnxNetwork:
             raise ValueError(f"'{path}' cannot be read as an ONNX network: {reason}. Download it again.") from error
         inputs = self._session.get_inputs()
         shape = inputs[0].shape if inputs else []
-        if len(inputs) != 1 or len(shape) != 4 or shape[1] not in (3, None) and not isinstance(shape[1], str):
+        if len(inputs) != 1 or len(shape) != 4 or (shape[1] not in (3, None) and not isinstance(shape[1], str)):
             shapes = ", ".join(f"{node.name} {node.shape}" for node in inputs)
             raise ValueError(f"'{path}' is no network of N×3×height×width images; its inputs are {shapes}.")
         if inputs[0].type not in _DTYPES:

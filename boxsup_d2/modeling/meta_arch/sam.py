@@ -1,4 +1,4 @@
-"""Segment Anything as a box-to-mask method: the networks SAM and SAM 2 of the transformers library, prompted with boxes.
+"""Segment Anything as a box-to-mask method: SAM and SAM 2 of the transformers library, prompted with boxes.
 
 The network, and the resizing of images, boxes and masks around it, are transformers' own. What is ours is the contract
 of box-to-mask methods: the best of the masks that the network proposes for a box, in the image's frame. Nothing is
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from boxsup_d2.modeling.meta_arch.box_to_mask import UntrainedBoxToMask, fill_boxes
 
-# By the model_type of a checkpoint's config: the class of the network and that of its pre- and post-processing. Published
-# SAM 2 checkpoints hold a tracker of videos, whose image network is a part of it.
+# By the model_type of a checkpoint's config: the class of the network and that of its pre- and post-processing.
+# Published SAM 2 checkpoints hold a tracker of videos, whose image network is a part of it.
 _CLASSES = {
     "sam": ("SamModel", "SamProcessor"),
     "sam2": ("Sam2Model", "Sam2Processor"),
@@ -140,8 +140,8 @@ def load_network(name: str) -> tuple[nn.Module, Any]:
         reason = (str(error).strip().splitlines() or [""])[0]
         where = "is not complete" if local else "is no folder here, and cannot be got from the Hugging Face hub"
         raise FileNotFoundError(
-            f"MODEL.SAM.NETWORK '{name}' {where}: {reason} Download config.json, preprocessor_config.json and "
-            "model.safetensors of the network into one folder, and name that."
+            f"MODEL.SAM.NETWORK '{name}' {where}: {reason} Download all files of the network "
+            "(config.json, the processor's json, model.safetensors) into one folder, and name that."
         ) from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
