@@ -31,6 +31,7 @@ _NEUTRAL_KEYS = frozenset(
         "MODEL.DEVICE",
         "MODEL.LPG.TEST_SAMPLES_PER_FORWARD",
         "OUTPUT_DIR",
+        "PSEUDO_MASKS.REPORT_IMAGES",
         "PSEUDO_MASKS.STEP",
         "ROUNDS",
         "SOLVER.CHECKPOINT_PERIOD",

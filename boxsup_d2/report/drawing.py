@@ -12,9 +12,11 @@ from boxsup_d2.data.images import voc_palette
 
 Window = tuple[int, int, int, int]
 
-# Well apart on a screen and for most colour-blind eyes (Okabe and Ito); B, G, R.
-COLORS = ((0, 159, 230), (233, 180, 86), (115, 158, 0), (66, 228, 240), (178, 114, 0), (0, 94, 213), (167, 121, 204))
-_QUALITY = 82
+# Bright, so that they show on dark and on coloured ground, and of different lightness; B, G, R.
+COLORS = (
+    (28, 159, 255), (240, 201, 76), (80, 220, 124), (60, 220, 255), (171, 89, 247), (255, 130, 160), (71, 99, 255),
+)  # fmt: skip
+_QUALITY = 80
 _OPACITY = 0.5
 # A crop of a few pixels is enlarged, but not to a mosaic.
 _MAX_ZOOM = 6.0
@@ -64,7 +66,7 @@ class Canvas:
         return other
 
     def mask(self, mask: np.ndarray, color: Sequence[int]) -> None:
-        """Lay a mask (H×W bool) over the picture, half transparent and outlined."""
+        """Lay a mask (H×W bool) over the picture, half transparent and outlined in color (B, G, R)."""
         x0, y0, x1, y1 = self._window
         part = np.ascontiguousarray(mask[y0:y1, x0:x1]).view(np.uint8)
         shrinks = self._size[0] < part.shape[1]

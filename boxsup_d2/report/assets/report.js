@@ -107,12 +107,13 @@
   function numbers(item, set) {
     const parts = data.measures.filter((m) => m.perSet && valueOf(item, m.key, set) !== null);
     const line = element("span", "numbers");
-    parts.forEach((measure, index) => {
-      line.append(`${index ? " · " : ""}${SHORT[measure.key]} `);
-      line.append(element("b", "", valueOf(item, measure.key, set).toFixed(2)));
-    });
-    if (data.areas[set][item] === 0) line.append(" · empty");
-    if (data.areas[set][item] === null) line.append("no mask");
+    for (const measure of parts) {
+      const part = element("span", "", `${SHORT[measure.key]}\u00a0`);
+      part.append(element("b", "", valueOf(item, measure.key, set).toFixed(2)));
+      line.append(part);
+    }
+    if (data.areas[set][item] === 0) line.append(element("span", "", "empty"));
+    if (data.areas[set][item] === null) line.append(element("span", "", "no mask"));
     return line;
   }
 
@@ -165,15 +166,16 @@
     const base = element("span", "file", file.split("/").pop());
     base.title = file;
     head.append(base);
-    const extra = showsImages() && !data.semantic ? valueText(entry) && `lowest: ${valueText(entry)}` : "";
-    if (extra) head.append(element("span", "numbers", direction() > 0 ? extra : extra.replace("lowest", "highest")));
+    const text = valueText(entry);
+    if (text && showsImages() && !data.semantic) {
+      const extreme = Number(order.value) > 0 ? "lowest" : "highest";
+      head.append(element("span", "numbers", `${extreme} ${text.startsWith("IoU") ? text : text[0].toLowerCase() + text.slice(1)}`));
+    }
     button.append(tiles, head);
     const row = element("li");
     row.append(button);
     return row;
   }
-
-  const direction = () => Number(order.value);
 
   function draw() {
     const list = document.createDocumentFragment();
@@ -285,7 +287,8 @@
       focusCard(buttons[0]);
       return true;
     }
-    const perRow = buttons.filter((button) => button.offsetTop === buttons[0].offsetTop && button.parentElement.offsetTop === buttons[0].parentElement.offsetTop).length;
+    const top = (button) => button.parentElement.offsetTop;
+    const perRow = buttons.filter((button) => top(button) === top(buttons[0])).length;
     const steps = { j: 1, k: -1, ArrowRight: 1, ArrowLeft: -1, ArrowDown: perRow, ArrowUp: -perRow };
     const to = key === "Home" ? 0 : key === "End" ? buttons.length - 1 : at + steps[key];
     if (buttons[to]) focusCard(buttons[to]);
