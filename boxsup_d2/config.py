@@ -58,6 +58,13 @@ def add_boxsup_config(cfg: CN) -> None:
     # as "voc_2012_train_pseudo"; a file called "..._pseudo_sem_seg.json" is the manifest of semantic labels. Rounds
     # fill this in by step name.
     cfg.DATASETS.PSEUDO_MASKS = ()
+    # Data sets of your own to register, so that the other keys can name them. Entries, with paths that are absolute or
+    # count from the working folder:
+    #   {NAME: mine, JSON: boxes.json, IMAGES: images, MASKS: kept}   a COCO json; "kept" uses the masks that it has,
+    #                                                                 "none" (default) never reads one
+    #   {NAME: salient, IMAGES: photographs, SALIENT_MASKS: masks}    salient images, paired with masks by file stem
+    # A rounds config may list them for all of its steps.
+    cfg.DATASETS.REGISTER = []
     # Objects marked difficult in VOC's XML: used for training and labelling (as published) or left out.
     cfg.DATASETS.VOC_USE_DIFFICULT = True
 

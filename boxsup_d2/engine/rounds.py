@@ -3,6 +3,8 @@
 A rounds config lists named rounds of named steps; :mod:`boxsup_d2.engine.round_plan` reads it::
 
     OUTPUT_DIR: output/voc
+    DATASETS:
+      REGISTER: [...]                 # optional: data sets of your own, for all steps; see boxsup_d2/config.py
     ROUNDS:
       - NAME: "1"                     # --round 1 runs only its steps
         STEPS:
@@ -46,7 +48,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from tabulate import tabulate
 
-from boxsup_d2.data.datasets import apply_dataset_switches, register_pseudo_masks_from_cfg
+from boxsup_d2.data.datasets import apply_dataset_switches, register_listed, register_pseudo_masks_from_cfg
 from boxsup_d2.engine.round_plan import PlannedStep, plan_rounds, weights_file
 from boxsup_d2.engine.round_state import Decision, RoundsState, explain_write_errors, missing_outputs
 
@@ -125,6 +127,7 @@ def _run_one(planned: PlannedStep, decision: Decision, state: RoundsState, run_s
         seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
         apply_dataset_switches(cfg)
+        register_listed(cfg.DATASETS.REGISTER)
         register_pseudo_masks_from_cfg(cfg)
         try:
             results = run_step(
