@@ -171,9 +171,7 @@ def test_where_data_lie_decides_nothing_and_a_test_set_no_weights() -> None:
     def settings(folder: str, **fields: str) -> Any:
         train = {"NAME": "a", "JSON": f"{folder}/a.json", "IMAGES": folder, **fields}
         test = {"NAME": "b", "JSON": f"{folder}/b.json", "IMAGES": folder}
-        return split_settings(
-            {"DATASETS.REGISTER": [train, test], "DATASETS.TRAIN": ["a"], "DATASETS.TEST": ["b"]}
-        )
+        return split_settings({"DATASETS.REGISTER": [train, test], "DATASETS.TRAIN": ["a"], "DATASETS.TEST": ["b"]})
 
     assert settings("here") == settings("there")
     assert settings("here").training != settings("here", MASKS="kept").training

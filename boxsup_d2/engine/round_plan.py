@@ -193,9 +193,7 @@ def _add_data_sets(cfg: CfgNode, entries: Sequence[Mapping[str, Any]], *, trains
     """
     used = {*cfg.DATASETS.TEST, *cfg.PSEUDO_MASKS.DATASETS, *(cfg.DATASETS.TRAIN if trains else ())}
     own = {entry.get("NAME") for entry in cfg.DATASETS.REGISTER if isinstance(entry, Mapping)}
-    cfg.DATASETS.REGISTER += [
-        dict(entry) for entry in entries if entry["NAME"] in used and entry["NAME"] not in own
-    ]
+    cfg.DATASETS.REGISTER += [dict(entry) for entry in entries if entry["NAME"] in used and entry["NAME"] not in own]
     register_listed(cfg.DATASETS.REGISTER)
 
 

@@ -1,4 +1,4 @@
-"""Training samples of box-to-mask networks: a jittered crop around a box, with or without its mask, or a salient image."""
+"""Training samples of box-to-mask networks: a jittered crop around a box, maybe with its mask, or a salient image."""
 
 from typing import Any
 
