@@ -1,14 +1,26 @@
 """Every configuration key that boxsup_d2 adds to Detectron2's.
 
-Keys follow Detectron2's idiom: ``cfg = get_cfg(); add_boxsup_config(cfg)``. Each key is commented with its unit
-and its reason; ``tests/test_repository.py`` checks that every one of them is read by code.
+Keys follow Detectron2's idiom: ``cfg = get_cfg(); add_boxsup_config(cfg)``, which also registers what they can name.
+Each key is commented with its unit and its reason; ``tests/test_repository.py`` checks that code reads all of them.
 """
+
+import importlib
 
 from detectron2.config import CfgNode as CN
 
+# Parts of boxsup_d2.modeling that register something.
+_MODEL_ROOMS = ("backbone", "meta_arch", "roi_heads", "sem_seg_heads")
+
+
+def register_all() -> None:
+    """Register everything that a config can name with Detectron2. May be called again; no file is opened."""
+    for part in ("data.datasets", "data.dataset_mappers", *(f"modeling.{room}" for room in _MODEL_ROOMS)):
+        importlib.import_module(f"boxsup_d2.{part}")
+
 
 def add_boxsup_config(cfg: CN) -> None:
-    """Add boxsup_d2's keys, with defaults that leave stock Detectron2 configs unchanged."""
+    """Add boxsup_d2's keys, with defaults that leave stock Detectron2 configs unchanged; see :func:`register_all`."""
+    register_all()
     # ---------------------------------------------------------------- input
     # The class (DATASET_MAPPER_REGISTRY) that turns a dataset dict into a training sample.
     cfg.INPUT.TRAIN_MAPPER = "PseudoMaskDatasetMapper"
@@ -58,6 +70,13 @@ def add_boxsup_config(cfg: CN) -> None:
     # as "voc_2012_train_pseudo"; a file called "..._pseudo_sem_seg.json" is the manifest of semantic labels. Rounds
     # fill this in by step name.
     cfg.DATASETS.PSEUDO_MASKS = ()
+    # Data sets of your own to register, so that the other keys can name them. Entries, with paths that are absolute or
+    # count from the working folder:
+    #   {NAME: mine, JSON: boxes.json, IMAGES: images, MASKS: kept}   a COCO json; "kept" uses the masks that it has,
+    #                                                                 "none" (default) never reads one
+    #   {NAME: salient, IMAGES: photographs, SALIENT_MASKS: masks}    salient images, paired with masks by file stem
+    # A rounds config may list them for all of its steps.
+    cfg.DATASETS.REGISTER = []
     # Objects marked difficult in VOC's XML: used for training and labelling (as published) or left out.
     cfg.DATASETS.VOC_USE_DIFFICULT = True
 

@@ -21,7 +21,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.data.datasets import apply_dataset_switches, register_pseudo_masks_from_cfg
+from boxsup_d2.data.datasets import apply_dataset_switches, register_listed, register_pseudo_masks_from_cfg
 
 __all__ = ["default_argument_parser", "load_config", "merge_overrides", "setup", "use_available_device"]
 
@@ -97,7 +97,7 @@ def use_available_device(cfg: CfgNode, num_gpus: int | None = None) -> bool:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Read the config that the command line names and set this process up: device, loggers, seed, pseudo masks.
+    """Read the config that the command line names and set this process up: device, loggers, seed, data sets.
 
     Writes the resolved config to ``<OUTPUT_DIR>/config.yaml`` and logs to ``<OUTPUT_DIR>/log.txt``. Every rank is
     seeded with ``SEED`` + rank, or at random where ``SEED`` is negative.
@@ -137,6 +137,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if fell_back and comm.is_main_process():
         logger.warning("No GPU is available: running on the CPU, in %d process(es).", comm.get_world_size())
     apply_dataset_switches(cfg)
+    register_listed(cfg.DATASETS.REGISTER)
     register_pseudo_masks_from_cfg(cfg)
     return cfg
 

@@ -20,13 +20,14 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 import boxsup_d2
 from boxsup_d2.data import build_prompt_mapper
 from boxsup_d2.data.datasets import dataset_to_coco
 from boxsup_d2.engine.label_report import write_label_report
 from boxsup_d2.pseudo_masks.format import file_sha256, labels_path
-from boxsup_d2.pseudo_masks.label_writer import LabelWriter, run_on_main
+from boxsup_d2.pseudo_masks.label_writer import LabelWriter, ProgressBar, run_on_main
 from boxsup_d2.pseudo_masks.refine import CRFRefinedModel
 from boxsup_d2.pseudo_masks.sem_seg_writer import SemSegLabelWriter
 from boxsup_d2.pseudo_masks.writer import PseudoMaskWriter
@@ -59,7 +60,9 @@ def pseudo_mask_path(output_dir: str, dataset_name: str, label_format: str = "in
     return labels_path(os.path.join(output_dir, "pseudo_masks"), dataset_name, label_format)
 
 
-def label_datasets(cfg: CfgNode, model: nn.Module, checkpoint: str | None = None) -> "OrderedDict[str, dict]":
+def label_datasets(
+    cfg: CfgNode, model: nn.Module, checkpoint: str | None = None, progress: ProgressBar | None = tqdm
+) -> "OrderedDict[str, dict]":
     """Label every data set of ``PSEUDO_MASKS.DATASETS``, sharded over the ranks; all ranks call it together.
 
     Args:
@@ -67,6 +70,7 @@ def label_datasets(cfg: CfgNode, model: nn.Module, checkpoint: str | None = None
         model: box-to-mask meta-architecture, may be wrapped in DDP; its training mode is restored.
         checkpoint: file that the model's weights are in, for the provenance; default ``MODEL.WEIGHTS``. Where that is
             empty, the weights themselves are hashed.
+        progress: makes the progress bar of a data set; None shows none.
 
     Returns:
         Data set name → ``{"pseudo_masks": {metric: value}}``, see the writers' ``evaluate``.
@@ -85,16 +89,18 @@ def label_datasets(cfg: CfgNode, model: nn.Module, checkpoint: str | None = None
     was_training = model.training
     try:
         for name in cfg.PSEUDO_MASKS.DATASETS:
-            results[name] = _label_dataset(cfg, model, name, checkpoint)
+            results[name] = _label_dataset(cfg, model, name, checkpoint, progress)
     finally:
         model.train(was_training)  # inference_on_dataset leaves it in evaluation mode where it fails
     return results
 
 
-def _label_dataset(cfg: CfgNode, model: nn.Module, name: str, checkpoint: str) -> dict[str, dict[str, float]]:
+def _label_dataset(
+    cfg: CfgNode, model: nn.Module, name: str, checkpoint: str, progress: ProgressBar | None
+) -> dict[str, dict[str, float]]:
     dataset_dicts = DatasetCatalog.get(name)
     provenance = run_on_main(lambda: build_provenance(cfg, model, name, dataset_dicts, checkpoint))
-    writer = _build_writer(cfg, name, dataset_dicts, provenance)
+    writer = _build_writer(cfg, name, dataset_dicts, provenance, progress)
     known = writer.finished
     pending = writer.pending(dataset_dicts)
     logger.info("Labelling %s: %d of %d images to do -> %s", name, len(pending), len(dataset_dicts), writer.path)
@@ -113,17 +119,21 @@ def _label_dataset(cfg: CfgNode, model: nn.Module, name: str, checkpoint: str) -
 
 
 def _build_writer(
-    cfg: CfgNode, name: str, dataset_dicts: list[dict[str, Any]], provenance: dict[str, Any]
+    cfg: CfgNode,
+    name: str,
+    dataset_dicts: list[dict[str, Any]],
+    provenance: dict[str, Any],
+    progress: ProgressBar | None,
 ) -> LabelWriter:
     """The writer of ``PSEUDO_MASKS.FORMAT``."""
     folder = os.path.dirname(pseudo_mask_path(cfg.OUTPUT_DIR, name, cfg.PSEUDO_MASKS.FORMAT))
-    overwrite = cfg.PSEUDO_MASKS.OVERWRITE
+    options: dict[str, Any] = {"overwrite": cfg.PSEUDO_MASKS.OVERWRITE, "progress": progress}
     if cfg.PSEUDO_MASKS.FORMAT == "sem_seg":
         class_names = MetadataCatalog.get(name).get("thing_classes")
         if class_names is None:
             raise ValueError(f"PSEUDO_MASKS.DATASETS: '{name}' has no classes, so it cannot be labelled with them.")
-        return SemSegLabelWriter(name, dataset_dicts, folder, provenance, class_names, overwrite=overwrite)
-    return PseudoMaskWriter(name, dataset_dicts, folder, provenance, lambda: dataset_to_coco(name), overwrite=overwrite)
+        return SemSegLabelWriter(name, dataset_dicts, folder, provenance, class_names, **options)
+    return PseudoMaskWriter(name, dataset_dicts, folder, provenance, lambda: dataset_to_coco(name), **options)
 
 
 def _prompt_mapper(cfg: CfgNode, name: str) -> Any:
@@ -158,7 +168,7 @@ def build_provenance(
         "method": cfg.MODEL.META_ARCHITECTURE,
         # A step's output folder bears its name; a config does not know the file that it was read from.
         "config_name": os.path.basename(os.path.abspath(cfg.OUTPUT_DIR)),
-        "config_sha256": _config_sha256(cfg),
+        "config_sha256": config_sha256(cfg),
         "checkpoint": checkpoint,
         "checkpoint_sha256": _checkpoint_sha256(model, checkpoint),
         # Another network that the method asks; its weights are not among its own.
@@ -191,7 +201,7 @@ def _checkpoint_sha256(model: nn.Module, checkpoint: str) -> str:
     return digest.hexdigest()
 
 
-def _config_sha256(cfg: CfgNode) -> str:
+def config_sha256(cfg: CfgNode) -> str:
     """Hash of the keys that a mask may depend on: not paths, devices or the number of workers."""
     relevant = CfgNode({"MODEL": cfg.MODEL.clone(), "INPUT": cfg.INPUT.clone(), "CRF": cfg.PSEUDO_MASKS.CRF})
     relevant.defrost()

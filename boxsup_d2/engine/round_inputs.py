@@ -7,7 +7,7 @@ step a change leaves valid.
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from boxsup_d2.data.datasets.user_data import PATH_FIELDS
 from boxsup_d2.pseudo_masks.format import file_sha256
 
 __all__ = ["InputFile", "InputsCheck", "Settings", "check_inputs", "input_files", "split_settings"]
@@ -80,6 +81,9 @@ def split_settings(changed: Mapping[str, Any]) -> Settings:
     for key, value in sorted(changed.items()):
         if key in _NEUTRAL_KEYS:
             continue
+        if key == "DATASETS.REGISTER":
+            _split_register(value, changed, split)
+            continue
         for_test = key.endswith("_TEST")  # as Detectron2 calls what it uses in evaluation mode only
         if key.startswith("TEST.PRECISE_BN."):  # in spite of its name it changes the batch norms that training leaves
             split.training[key] = value
@@ -90,6 +94,20 @@ def split_settings(changed: Mapping[str, Any]) -> Settings:
         else:
             split.training[key] = value
     return split
+
+
+def _split_register(entries: Sequence[Mapping[str, Any]], changed: Mapping[str, Any], split: Settings) -> None:
+    """Sort the entries of ``DATASETS.REGISTER`` by what their data sets are used for.
+
+    Their paths do not count: what lies there is compared by content (:func:`check_inputs`).
+    """
+    for entry in entries:
+        decided = split.evaluation
+        if entry["NAME"] in changed.get("DATASETS.TRAIN", ()):
+            decided = split.training
+        elif entry["NAME"] in changed.get("PSEUDO_MASKS.DATASETS", ()):
+            decided = split.labelling
+        decided[f"DATASETS.REGISTER.{entry['NAME']}"] = {k: v for k, v in entry.items() if k not in PATH_FIELDS}
 
 
 @dataclass(frozen=True)
