@@ -1,14 +1,26 @@
 """Every configuration key that boxsup_d2 adds to Detectron2's.
 
-Keys follow Detectron2's idiom: ``cfg = get_cfg(); add_boxsup_config(cfg)``. Each key is commented with its unit
-and its reason; ``tests/test_repository.py`` checks that every one of them is read by code.
+Keys follow Detectron2's idiom: ``cfg = get_cfg(); add_boxsup_config(cfg)``, which also registers what they can name.
+Each key is commented with its unit and its reason; ``tests/test_repository.py`` checks that code reads all of them.
 """
+
+import importlib
 
 from detectron2.config import CfgNode as CN
 
+# Parts of boxsup_d2.modeling that register something.
+_MODEL_ROOMS = ("backbone", "meta_arch", "roi_heads", "sem_seg_heads")
+
+
+def register_all() -> None:
+    """Register everything that a config can name with Detectron2. May be called again; no file is opened."""
+    for part in ("data.datasets", "data.dataset_mappers", *(f"modeling.{room}" for room in _MODEL_ROOMS)):
+        importlib.import_module(f"boxsup_d2.{part}")
+
 
 def add_boxsup_config(cfg: CN) -> None:
-    """Add boxsup_d2's keys, with defaults that leave stock Detectron2 configs unchanged."""
+    """Add boxsup_d2's keys, with defaults that leave stock Detectron2 configs unchanged; see :func:`register_all`."""
+    register_all()
     # ---------------------------------------------------------------- input
     # The class (DATASET_MAPPER_REGISTRY) that turns a dataset dict into a training sample.
     cfg.INPUT.TRAIN_MAPPER = "PseudoMaskDatasetMapper"
@@ -58,6 +70,13 @@ def add_boxsup_config(cfg: CN) -> None:
     # as "voc_2012_train_pseudo"; a file called "..._pseudo_sem_seg.json" is the manifest of semantic labels. Rounds
     # fill this in by step name.
     cfg.DATASETS.PSEUDO_MASKS = ()
+    # Data sets of your own to register, so that the other keys can name them. Entries, with paths that are absolute or
+    # count from the working folder:
+    #   {NAME: mine, JSON: boxes.json, IMAGES: images, MASKS: kept}   a COCO json; "kept" uses the masks that it has,
+    #                                                                 "none" (default) never reads one
+    #   {NAME: salient, IMAGES: photographs, SALIENT_MASKS: masks}    salient images, paired with masks by file stem
+    # A rounds config may list them for all of its steps.
+    cfg.DATASETS.REGISTER = []
     # Objects marked difficult in VOC's XML: used for training and labelling (as published) or left out.
     cfg.DATASETS.VOC_USE_DIFFICULT = True
 
@@ -165,6 +184,29 @@ def add_boxsup_config(cfg: CN) -> None:
     # whole image (slower on large images, as good).
     cfg.MODEL.GRABCUT.CONTEXT = 0.5
 
+    # ---------------------------------------------------------------- networks of other libraries
+    # Images and their normalisation are INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD, as everywhere.
+    cfg.MODEL.SALIENT_ONNX = CN()
+    # The network (.onnx), which is no checkpoint of MODEL.WEIGHTS: a path, or one of package://.
+    cfg.MODEL.SALIENT_ONNX.NETWORK = ""
+    # Context around the box that the network sees, as a share of the box's sides on each side: an object that fills the
+    # image has no background to stand out from.
+    cfg.MODEL.SALIENT_ONNX.CONTEXT = 0.1
+    # Side in pixels of the network's input where the graph leaves it open (U2-Net: 320).
+    cfg.MODEL.SALIENT_ONNX.SIZE = 320
+    # Foreground above this value of the stretched answer.
+    cfg.MODEL.SALIENT_ONNX.THRESHOLD = 0.5
+    # Crops that go through the network at once, where the graph allows it; bounds the memory.
+    cfg.MODEL.SALIENT_ONNX.CROPS_PER_FORWARD = 8
+
+    cfg.MODEL.SAM = CN()
+    # Folder of a SAM or SAM 2 checkpoint as transformers saves it, or its name on the Hugging Face hub.
+    cfg.MODEL.SAM.NETWORK = ""
+    # Boxes of an image that are decoded at once; the masks of so many are held as floats in the image's size.
+    cfg.MODEL.SAM.BOXES_PER_FORWARD = 16
+    # Cut every mask to its box: SAM takes a box as a hint and may answer beyond it, an annotated box is an outer bound.
+    cfg.MODEL.SAM.CUT_TO_BOX = True
+
     # ---------------------------------------------------------------- mask head of the retrained network
     # Mask losses of instances with a confidence below this are dropped (0 keeps all); see docs/boxcaseg.md.
     cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_THRESHOLD = 0.0
@@ -204,6 +246,9 @@ def add_boxsup_config(cfg: CN) -> None:
     cfg.PSEUDO_MASKS.OVERWRITE = False
     # Refine every mask by a DenseCRF before the merge; needs pydensecrf (pip install pydensecrf2).
     cfg.PSEUDO_MASKS.CRF = False
+    # Images, spread over the confidences, that the page beside each written file shows (docs/report.md); 0 writes none.
+    # Only what is looked at depends on it, so changing it makes nothing anew.
+    cfg.PSEUDO_MASKS.REPORT_IMAGES = 200
 
     # ---------------------------------------------------------------- evaluation
     # What DATASETS.TEST is evaluated on, one or more of "instances" (detection and mask AP), "box_to_mask" (mIoU* and

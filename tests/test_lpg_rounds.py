@@ -196,7 +196,8 @@ def test_three_rounds_from_masks_of_other_classes_to_segmenters(toy_data, run, t
     assert "grown from 3 to 4 input channels" in caplog.text, "the generator starts as an image network"
 
     # Killed in the middle of labelling VOC for round 2.
-    original, labelled = SemSegLabelWriter._label, []
+    original = SemSegLabelWriter._label
+    labelled: list[int] = []
 
     def dying(self: Any, item: Any, output: Any) -> Any:
         if self.dataset_name == "voc_2012_train_aug_box":

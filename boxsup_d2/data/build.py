@@ -218,9 +218,13 @@ def build_joint_train_loader(cfg: CfgNode, mapper: BoxCropDatasetMapper, seed: i
 def box_samples(dataset_dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One sample per box and one per salient image, out of Detectron2 dataset dicts.
 
+    Masks are read off dicts that are ``fully_supervised`` (:func:`boxsup_d2.data.datasets.register_coco_masks`) and off
+    no others: a data set with masks in its dicts still counts as boxes, unless it was registered for its masks.
+
     Returns:
         Dicts of ``file_name``, ``image`` (position of the dict, the same for all boxes of an image), and either
-        ``box`` (x0, y0, x1, y1 in pixels) or ``mask_file_name``. Crowd regions are left out.
+        ``box`` (x0, y0, x1, y1 in pixels) or ``mask_file_name``. A box whose mask may be learned from also has
+        ``segmentation`` (polygons or RLE). Crowd regions are left out.
     """
     samples = []
     for image, d in enumerate(dataset_dicts):
@@ -231,7 +235,10 @@ def box_samples(dataset_dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if annotation.get("iscrowd", 0):
                 continue
             box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
-            samples.append({"file_name": d["file_name"], "image": image, "box": tuple(box)})
+            sample = {"file_name": d["file_name"], "image": image, "box": tuple(box)}
+            if d.get("fully_supervised", False) and annotation.get("segmentation"):
+                sample["segmentation"] = annotation["segmentation"]
+            samples.append(sample)
     return samples
 
 
@@ -257,24 +264,31 @@ class JointDataset(torch.utils.data.IterableDataset):
             samples: of :func:`box_samples`.
             mapper: one sample to one training input.
             batch_size: samples per batch of a rank.
-            box_ratio: share of box crops in every batch; negative: shuffle the union of both kinds.
+            box_ratio: share of crops without a mask in every batch; negative: shuffle the union of both kinds.
             overlap_iou, overlap_drop_prob: leave a box that overlaps another one so much out of an epoch, so often.
             window, seed: see :class:`ImageWindowSampler`.
             rank, world_size: of this process.
         """
         super().__init__()
         image_ids = np.array([s["image"] for s in samples], dtype=np.int64)
-        is_box = np.array(["box" in s for s in samples], dtype=bool)
+        # A box with its mask is of the same kind as a salient image: both teach the salient head.
+        is_box = np.array(["box" in s and "segmentation" not in s for s in samples], dtype=bool)
         if box_ratio >= 0 and not (box_ratio < 1 and is_box.any() and (~is_box).any()):
             raise ValueError(
-                f"DATALOADER.BOX_RATIO ({box_ratio}) mixes boxes with salient images: it must be below 1, and "
+                f"DATALOADER.BOX_RATIO ({box_ratio}) mixes boxes with samples that have masks: it must be below 1, and "
                 "DATASETS.TRAIN must hold both; -1 takes what there is"
             )
-        logger.info("Training on %d boxes and %d salient images", is_box.sum(), (~is_box).sum())
+        masked = sum("segmentation" in s for s in samples)
+        logger.info(
+            "Training on %d boxes, %d boxes with masks and %d salient images",
+            is_box.sum(),
+            masked,
+            len(samples) - is_box.sum() - masked,
+        )
         drop_probs = None
         if overlap_drop_prob > 0 and is_box.any():
             drop_probs = np.zeros(len(samples))
-            boxes = np.array([s["box"] for s in samples if "box" in s], dtype=np.float64)
+            boxes = np.array([s["box"] for s, kept in zip(samples, is_box, strict=True) if kept], dtype=np.float64)
             drop_probs[is_box] = overlap_drop_prob * overlapping(boxes, image_ids[is_box], overlap_iou)
         self.batch_size = batch_size
         self.num_boxes = round(batch_size * box_ratio) if box_ratio >= 0 else -1

@@ -21,9 +21,9 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.data.datasets import apply_dataset_switches, register_pseudo_masks_from_cfg
+from boxsup_d2.data.datasets import apply_dataset_switches, register_listed, register_pseudo_masks_from_cfg
 
-__all__ = ["default_argument_parser", "load_config", "setup", "use_available_device"]
+__all__ = ["default_argument_parser", "load_config", "merge_overrides", "setup", "use_available_device"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def load_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
     add_boxsup_config(cfg)
     if config_file:
         _merge_file(cfg, config_file)
-    _merge_opts(cfg, opts)
+    merge_overrides(cfg, opts)
     return cfg
 
 
@@ -97,7 +97,7 @@ def use_available_device(cfg: CfgNode, num_gpus: int | None = None) -> bool:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Read the config that the command line names and set this process up: device, loggers, seed, pseudo masks.
+    """Read the config that the command line names and set this process up: device, loggers, seed, data sets.
 
     Writes the resolved config to ``<OUTPUT_DIR>/config.yaml`` and logs to ``<OUTPUT_DIR>/log.txt``. Every rank is
     seeded with ``SEED`` + rank, or at random where ``SEED`` is negative.
@@ -137,6 +137,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if fell_back and comm.is_main_process():
         logger.warning("No GPU is available: running on the CPU, in %d process(es).", comm.get_world_size())
     apply_dataset_switches(cfg)
+    register_listed(cfg.DATASETS.REGISTER)
     register_pseudo_masks_from_cfg(cfg)
     return cfg
 
@@ -161,7 +162,12 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
         raise ValueError(f"{config_file}: {problem}") from error
 
 
-def _merge_opts(cfg: CfgNode, opts: Sequence[Any]) -> None:
+def merge_overrides(cfg: CfgNode, opts: Sequence[Any]) -> None:
+    """Change a config by overrides, ``[KEY, VALUE, ...]``; values may be strings, as on a command line.
+
+    Raises:
+        ValueError: as :func:`load_config`.
+    """
     opts = list(opts)
     for word in opts:
         if isinstance(word, str) and word.startswith("--"):

@@ -20,18 +20,28 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 import boxsup_d2
 from boxsup_d2.data import build_label_loader
 from boxsup_d2.data.datasets import dataset_to_coco
+from boxsup_d2.engine.label_report import write_label_report
 from boxsup_d2.modeling.frozen_segmenter import load_segmenter_config
 from boxsup_d2.pseudo_masks.format import file_sha256, labels_path
-from boxsup_d2.pseudo_masks.label_writer import LabelWriter, run_on_main
+from boxsup_d2.pseudo_masks.label_writer import LabelWriter, ProgressBar, run_on_main
 from boxsup_d2.pseudo_masks.refine import CRFRefinedModel
 from boxsup_d2.pseudo_masks.sem_seg_writer import SemSegLabelWriter
 from boxsup_d2.pseudo_masks.writer import PseudoMaskWriter
 
 logger = logging.getLogger(__name__)
+
+# Keys of MODEL that say where networks lie, whose content is hashed by itself, and how much goes through them at once.
+_NOT_IN_MASKS = {
+    "BOXCASEG": ("TEST_CROPS_PER_FORWARD",),
+    "LPG": ("SEGMENTER_WEIGHTS", "TEST_SAMPLES_PER_FORWARD"),
+    "SALIENT_ONNX": ("NETWORK", "CROPS_PER_FORWARD"),
+    "SAM": ("NETWORK", "BOXES_PER_FORWARD"),
+}
 
 
 def broadcast_buffers(model: nn.Module) -> None:
@@ -59,7 +69,9 @@ def pseudo_mask_path(output_dir: str, dataset_name: str, label_format: str = "in
     return labels_path(os.path.join(output_dir, "pseudo_masks"), dataset_name, label_format)
 
 
-def label_datasets(cfg: CfgNode, model: nn.Module, checkpoint: str | None = None) -> "OrderedDict[str, dict]":
+def label_datasets(
+    cfg: CfgNode, model: nn.Module, checkpoint: str | None = None, progress: ProgressBar | None = tqdm
+) -> "OrderedDict[str, dict]":
     """Label every data set of ``PSEUDO_MASKS.DATASETS``, sharded over the ranks; all ranks call it together.
 
     Args:
@@ -67,6 +79,7 @@ def label_datasets(cfg: CfgNode, model: nn.Module, checkpoint: str | None = None
         model: box-to-mask meta-architecture, may be wrapped in DDP; its training mode is restored.
         checkpoint: file that the model's weights are in, for the provenance; default ``MODEL.WEIGHTS``. Where that is
             empty, the weights themselves are hashed.
+        progress: makes the progress bar of a data set; None shows none.
 
     Returns:
         Data set name → ``{"pseudo_masks": {metric: value}}``, see the writers' ``evaluate``.
@@ -85,37 +98,48 @@ def label_datasets(cfg: CfgNode, model: nn.Module, checkpoint: str | None = None
     was_training = model.training
     try:
         for name in cfg.PSEUDO_MASKS.DATASETS:
-            results[name] = _label_dataset(cfg, model, name, checkpoint)
+            results[name] = _label_dataset(cfg, model, name, checkpoint, progress)
     finally:
         model.train(was_training)  # inference_on_dataset leaves it in evaluation mode where it fails
     return results
 
 
-def _label_dataset(cfg: CfgNode, model: nn.Module, name: str, checkpoint: str) -> dict[str, dict[str, float]]:
+def _label_dataset(
+    cfg: CfgNode, model: nn.Module, name: str, checkpoint: str, progress: ProgressBar | None
+) -> dict[str, dict[str, float]]:
     dataset_dicts = DatasetCatalog.get(name)
     provenance = run_on_main(lambda: build_provenance(cfg, model, name, dataset_dicts, checkpoint))
-    writer = _build_writer(cfg, name, dataset_dicts, provenance)
+    writer = _build_writer(cfg, name, dataset_dicts, provenance, progress)
+    known = writer.finished
     pending = writer.pending(dataset_dicts)
     logger.info("Labelling %s: %d of %d images to do -> %s", name, len(pending), len(dataset_dicts), writer.path)
     if not pending:  # a sampler needs at least one image
         writer.reset()
-        return writer.evaluate()
-    refined = CRFRefinedModel(model) if cfg.PSEUDO_MASKS.CRF else model
-    return inference_on_dataset(refined, build_label_loader(cfg, name, pending), writer)
+        results = writer.evaluate()
+    else:
+        refined = CRFRefinedModel(model) if cfg.PSEUDO_MASKS.CRF else model
+        results = inference_on_dataset(refined, build_label_loader(cfg, name, pending), writer)
+    if comm.is_main_process():
+        write_label_report(cfg.PSEUDO_MASKS.REPORT_IMAGES, writer.path, provenance, anew=not known)
+    return results
 
 
 def _build_writer(
-    cfg: CfgNode, name: str, dataset_dicts: list[dict[str, Any]], provenance: dict[str, Any]
+    cfg: CfgNode,
+    name: str,
+    dataset_dicts: list[dict[str, Any]],
+    provenance: dict[str, Any],
+    progress: ProgressBar | None,
 ) -> LabelWriter:
     """The writer of ``PSEUDO_MASKS.FORMAT``."""
     folder = os.path.dirname(pseudo_mask_path(cfg.OUTPUT_DIR, name, cfg.PSEUDO_MASKS.FORMAT))
-    overwrite = cfg.PSEUDO_MASKS.OVERWRITE
+    options: dict[str, Any] = {"overwrite": cfg.PSEUDO_MASKS.OVERWRITE, "progress": progress}
     if cfg.PSEUDO_MASKS.FORMAT == "sem_seg":
         class_names = MetadataCatalog.get(name).get("thing_classes")
         if class_names is None:
             raise ValueError(f"PSEUDO_MASKS.DATASETS: '{name}' has no classes, so it cannot be labelled with them.")
-        return SemSegLabelWriter(name, dataset_dicts, folder, provenance, class_names, overwrite=overwrite)
-    return PseudoMaskWriter(name, dataset_dicts, folder, provenance, lambda: dataset_to_coco(name), overwrite=overwrite)
+        return SemSegLabelWriter(name, dataset_dicts, folder, provenance, class_names, **options)
+    return PseudoMaskWriter(name, dataset_dicts, folder, provenance, lambda: dataset_to_coco(name), **options)
 
 
 def build_provenance(
@@ -135,13 +159,15 @@ def build_provenance(
     """
     metadata = MetadataCatalog.get(name)
     segmenter = _segmenter_weights(cfg)
+    # Networks of other libraries are not loaded from MODEL.WEIGHTS; their models say what from.
+    checkpoint = checkpoint or getattr(model, "network_path", "")
     return {
         "source_dataset": name,
         "source_sha256": _source_sha256(metadata, dataset_dicts),
         "method": cfg.MODEL.META_ARCHITECTURE,
         # A step's output folder bears its name; a config does not know the file that it was read from.
         "config_name": os.path.basename(os.path.abspath(cfg.OUTPUT_DIR)),
-        "config_sha256": _config_sha256(cfg),
+        "config_sha256": config_sha256(cfg),
         "checkpoint": checkpoint,
         "checkpoint_sha256": _checkpoint_sha256(model, checkpoint),
         # Another network that the method asks; its weights are not among its own.
@@ -160,7 +186,7 @@ def _segmenter_weights(cfg: CfgNode) -> str:
 
 
 def _checkpoint_sha256(model: nn.Module, checkpoint: str) -> str:
-    if checkpoint:
+    if checkpoint and not getattr(model, "network_in_state_dict", False):
         try:
             return file_sha256(PathManager.get_local_path(checkpoint))
         except OSError as error:
@@ -174,20 +200,20 @@ def _checkpoint_sha256(model: nn.Module, checkpoint: str) -> str:
     return digest.hexdigest()
 
 
-def _config_sha256(cfg: CfgNode) -> str:
+def config_sha256(cfg: CfgNode) -> str:
     """Hash of the keys that a mask may depend on: not paths, devices, or how much goes through a network at once."""
     relevant = CfgNode({"MODEL": cfg.MODEL.clone(), "INPUT": cfg.INPUT.clone(), "CRF": cfg.PSEUDO_MASKS.CRF})
     relevant.defrost()
     for key in ("WEIGHTS", "DEVICE"):
         relevant.MODEL.pop(key)
-    lpg, boxcaseg = relevant.MODEL.get("LPG", {}), relevant.MODEL.get("BOXCASEG", {})
-    boxcaseg.pop("TEST_CROPS_PER_FORWARD", None)
-    for key in ("TEST_SAMPLES_PER_FORWARD", "SEGMENTER_WEIGHTS"):
-        lpg.pop(key, None)
+    lpg = relevant.MODEL.get("LPG", {})
     if lpg.get("SEGMENTER_CONFIG"):
         # What it says and not where it lies, so that a moved folder of rounds is the same labelling.
         segmenter = load_segmenter_config(lpg.pop("SEGMENTER_CONFIG"))
         relevant.SEGMENTER = CfgNode({"MODEL": segmenter.MODEL, "FORMAT": segmenter.INPUT.FORMAT})
+    for section, keys in _NOT_IN_MASKS.items():
+        for key in keys:
+            relevant.MODEL.get(section, {}).pop(key, None)
     return hashlib.sha256(relevant.dump(sort_keys=True).encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ step a change leaves valid.
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from boxsup_d2.data.datasets.user_data import PATH_FIELDS
 from boxsup_d2.pseudo_masks.format import file_sha256
 
 __all__ = ["InputFile", "InputsCheck", "Settings", "check_inputs", "input_files", "split_settings"]
@@ -30,8 +31,11 @@ _NEUTRAL_KEYS = frozenset(
         "MODEL.BOXCASEG.TEST_CROPS_PER_FORWARD",
         "MODEL.DEVICE",
         "MODEL.LPG.TEST_SAMPLES_PER_FORWARD",
+        "MODEL.SALIENT_ONNX.CROPS_PER_FORWARD",
+        "MODEL.SAM.BOXES_PER_FORWARD",
         "OUTPUT_DIR",
         "PSEUDO_MASKS.IMS_PER_BATCH",
+        "PSEUDO_MASKS.REPORT_IMAGES",
         "PSEUDO_MASKS.STEP",
         "ROUNDS",
         "SOLVER.CHECKPOINT_PERIOD",
@@ -45,6 +49,8 @@ _LABELLING_PREFIXES = (
     "MODEL.BOXCASEG.TEST_",
     "MODEL.GRABCUT.",
     "MODEL.LPG.TEST_",
+    "MODEL.SALIENT_ONNX.",
+    "MODEL.SAM.",
     "MODEL.SEM_SEG_HEAD.TEST_",
     "PSEUDO_MASKS.",
 )
@@ -76,6 +82,9 @@ def split_settings(changed: Mapping[str, Any]) -> Settings:
     for key, value in sorted(changed.items()):
         if key in _NEUTRAL_KEYS:
             continue
+        if key == "DATASETS.REGISTER":
+            _split_register(value, changed, split)
+            continue
         for_test = key.endswith("_TEST")  # as Detectron2 calls what it uses in evaluation mode only
         if key.startswith("TEST.PRECISE_BN."):  # in spite of its name it changes the batch norms that training leaves
             split.training[key] = value
@@ -86,6 +95,20 @@ def split_settings(changed: Mapping[str, Any]) -> Settings:
         else:
             split.training[key] = value
     return split
+
+
+def _split_register(entries: Sequence[Mapping[str, Any]], changed: Mapping[str, Any], split: Settings) -> None:
+    """Sort the entries of ``DATASETS.REGISTER`` by what their data sets are used for.
+
+    Their paths do not count: what lies there is compared by content (:func:`check_inputs`).
+    """
+    for entry in entries:
+        decided = split.evaluation
+        if entry["NAME"] in changed.get("DATASETS.TRAIN", ()):
+            decided = split.training
+        elif entry["NAME"] in changed.get("PSEUDO_MASKS.DATASETS", ()):
+            decided = split.labelling
+        decided[f"DATASETS.REGISTER.{entry['NAME']}"] = {k: v for k, v in entry.items() if k not in PATH_FIELDS}
 
 
 @dataclass(frozen=True)
@@ -141,6 +164,7 @@ def input_files(
         "MODEL.WEIGHTS": cfg.MODEL.WEIGHTS if given_weights else "",
         "MODEL.LPG.SEGMENTER_CONFIG": cfg.MODEL.LPG.SEGMENTER_CONFIG if given_segmenter else "",
         "MODEL.LPG.SEGMENTER_WEIGHTS": cfg.MODEL.LPG.SEGMENTER_WEIGHTS if given_segmenter else "",
+        "MODEL.SALIENT_ONNX.NETWORK": cfg.MODEL.SALIENT_ONNX.NETWORK,
     }
     files.update({f"{key}/{os.path.basename(path)}": InputFile(path, anew=True) for key, path in given.items() if path})
     return files

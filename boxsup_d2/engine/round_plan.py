@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from boxsup_d2.data.datasets import register_listed
 from boxsup_d2.engine.defaults import load_config, use_available_device
 from boxsup_d2.engine.labelling import pseudo_mask_path
 from boxsup_d2.engine.round_inputs import InputFile, Settings, input_files, split_settings
@@ -149,6 +150,7 @@ def plan_rounds(cfg: CfgNode, args: argparse.Namespace) -> list[PlannedStep]:
         step_cfg = load_config(step.config, [*step.opts, *overrides])
         if step_cfg.ROUNDS:
             raise ValueError(f"{step.config}, the config of step {step.name}, has ROUNDS of its own: list its steps.")
+        _add_data_sets(step_cfg, cfg.DATASETS.REGISTER, trains=not step.eval_only)
         changed = {key: value for key, value in _flat_values(step_cfg).items() if value != defaults.get(key)}
         settings = split_settings(changed)
         use_available_device(step_cfg, args.num_gpus)
@@ -186,6 +188,18 @@ def plan_rounds(cfg: CfgNode, args: argparse.Namespace) -> list[PlannedStep]:
         )
         planned[step.name] = PlannedStep(step, step_cfg, digest, settings, inputs)
     return list(planned.values())
+
+
+def _add_data_sets(cfg: CfgNode, entries: Sequence[Mapping[str, Any]], *, trains: bool) -> None:
+    """Register the data sets of a step, and give its config those of the rounds config that it uses.
+
+    Only these: another step's data set must not make this one look changed. The config that a step leaves in its folder
+    then runs by itself.
+    """
+    used = {*cfg.DATASETS.TEST, *cfg.PSEUDO_MASKS.DATASETS, *(cfg.DATASETS.TRAIN if trains else ())}
+    own = {entry.get("NAME") for entry in cfg.DATASETS.REGISTER if isinstance(entry, Mapping)}
+    cfg.DATASETS.REGISTER += [dict(entry) for entry in entries if entry["NAME"] in used and entry["NAME"] not in own]
+    register_listed(cfg.DATASETS.REGISTER)
 
 
 def _check_fields(entry: Any, fields: Mapping[str, tuple[type, ...]], required: Sequence[str], where: str) -> None:
@@ -284,11 +298,15 @@ def _find_builder(step: Step, name: str, task: str) -> None:
 def _refuse_other_keys(rounds_file: str) -> None:
     """Any other key of a rounds config would be read by nothing; say so rather than let it look effective."""
     content = CfgNode.load_yaml_with_base(rounds_file, allow_unsafe=True)
-    other = sorted(set(content) - {"ROUNDS", "OUTPUT_DIR", "VERSION"})
+    other = set(content) - {"ROUNDS", "OUTPUT_DIR", "VERSION"}
+    datasets = content.get("DATASETS")
+    if isinstance(datasets, Mapping):
+        other.discard("DATASETS")
+        other |= {f"DATASETS.{key}" for key in datasets if key != "REGISTER"}
     if other:
         raise ValueError(
-            f"{rounds_file}: {', '.join(other)} beside ROUNDS would be ignored. Set it in the steps' configs or OPTS, "
-            "or on the command line, which goes to every step."
+            f"{rounds_file}: {', '.join(sorted(other))} beside ROUNDS would be ignored. Set it in the steps' configs "
+            "or OPTS, or on the command line, which goes to every step."
         )
 
 

@@ -3,6 +3,8 @@
 A rounds config lists named rounds of named steps; :mod:`boxsup_d2.engine.round_plan` reads it::
 
     OUTPUT_DIR: output/voc
+    DATASETS:
+      REGISTER: [...]                 # optional: data sets of your own, for all steps; see boxsup_d2/config.py
     ROUNDS:
       - NAME: "1"                     # --round 1 runs only its steps
         STEPS:
@@ -46,7 +48,8 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from tabulate import tabulate
 
-from boxsup_d2.data.datasets import apply_dataset_switches, register_pseudo_masks_from_cfg
+from boxsup_d2.data.datasets import apply_dataset_switches, register_listed, register_pseudo_masks_from_cfg
+from boxsup_d2.engine.lock import acquire_lock
 from boxsup_d2.engine.round_plan import PlannedStep, plan_rounds, weights_file
 from boxsup_d2.engine.round_state import Decision, RoundsState, explain_write_errors, missing_outputs
 
@@ -125,6 +128,7 @@ def _run_one(planned: PlannedStep, decision: Decision, state: RoundsState, run_s
         seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
         apply_dataset_switches(cfg)
+        register_listed(cfg.DATASETS.REGISTER)
         register_pseudo_masks_from_cfg(cfg)
         try:
             results = run_step(
@@ -190,24 +194,13 @@ def _on_main(function: Callable[[], T], share: bool = True) -> T:
 
 @contextlib.contextmanager
 def _lock(output_dir: str) -> Iterator[None]:
-    """Keep a second run out of the folder. The system lets go of the lock when the process ends, however it ends."""
+    """Keep a second run out of the folder."""
     held = []
 
     def acquire() -> None:
-        import fcntl  # absent on Windows, where Detectron2 does not run either
-
         with explain_write_errors(output_dir):
             os.makedirs(output_dir, exist_ok=True)
-            file = open(os.path.join(output_dir, "rounds.lock"), "a", encoding="utf-8")  # noqa: SIM115
-        try:
-            # lockf and not flock: data loader workers, which outlive a killed run for a while, do not inherit it
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            file.close()
-            raise RuntimeError(f"Another run is at work in {output_dir}: wait for it or end it.") from error
-        except OSError as error:  # some network file systems have no locks
-            logger.warning("%s cannot be locked (%s): see to it that only one run uses it.", output_dir, error)
-        held.append(file)
+            held.append(acquire_lock(output_dir, "rounds.lock"))
 
     _on_main(acquire, share=False)
     try:

@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Called as tqdm is, with desc, total, initial, unit and mininterval by name; what it returns has total, n, update(n)
+# and close(), as tqdm's bars have.
+ProgressBar = Callable[..., Any]
+
 
 def run_on_main(function: Callable[[], T]) -> T:
     """Run a function on rank 0; every rank returns its result, or raises its error instead of waiting for ever."""
@@ -126,7 +130,7 @@ class LabelWriter(DatasetEvaluator):
         provenance: dict[str, Any],
         image_ids: Collection[Any],
         *,
-        progress: bool = True,
+        progress: ProgressBar | None = tqdm,
     ):
         """
         Args:
@@ -134,7 +138,7 @@ class LabelWriter(DatasetEvaluator):
             path: of the file, in a folder that all machines share.
             provenance: see :mod:`boxsup_d2.pseudo_masks.format`; equal on all ranks.
             image_ids: of the images that the network has to label.
-            progress: show a progress bar on rank 0.
+            progress: makes the progress bar of rank 0, see :data:`ProgressBar`; None shows none.
         """
         self.dataset_name = dataset_name
         self.path = path
@@ -189,8 +193,8 @@ class LabelWriter(DatasetEvaluator):
         """Start the clock and the progress bar; what is labelled stays."""
         self._started = time.perf_counter()
         self._close()
-        if self._progress and comm.is_main_process() and not self.finished:
-            self._bar = tqdm(
+        if self._progress is not None and comm.is_main_process() and not self.finished:
+            self._bar = self._progress(
                 desc=f"label {self.dataset_name}",
                 total=len(self._image_ids),
                 initial=len(self._done),

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from boxsup_d2.data.images import encode_label_map
 from boxsup_d2.pseudo_masks.format import disk_full_message, label_map_folder, labels_path, write_pseudo_masks
 from boxsup_d2.pseudo_masks.label_map import MAX_CLASSES, covering_boxes, paint_known, prompted_label_map
-from boxsup_d2.pseudo_masks.label_writer import LabelTask, LabelWriter, answered_rows, label_task
+from boxsup_d2.pseudo_masks.label_writer import LabelTask, LabelWriter, ProgressBar, answered_rows, label_task
 from boxsup_d2.pseudo_masks.shards import ShardIndex
 
 
@@ -55,7 +56,7 @@ class SemSegLabelWriter(LabelWriter):
         class_names: Sequence[str],
         *,
         overwrite: bool = False,
-        progress: bool = True,
+        progress: ProgressBar | None = tqdm,
     ):
         """
         Args:
@@ -65,7 +66,7 @@ class SemSegLabelWriter(LabelWriter):
             provenance: see :mod:`boxsup_d2.pseudo_masks.format`; equal on all ranks.
             class_names: of the data set, in the order of ``category_id``.
             overwrite: also label annotations that have a mask.
-            progress: show a progress bar on rank 0.
+            progress: makes the progress bar of rank 0.
 
         Raises:
             ValueError: there are more classes than a label map can tell apart.

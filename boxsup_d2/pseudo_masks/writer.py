@@ -4,8 +4,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from tqdm import tqdm
+
 from boxsup_d2.pseudo_masks.format import labels_path, write_pseudo_masks
-from boxsup_d2.pseudo_masks.label_writer import LabelWriter, answered_rows, label_task
+from boxsup_d2.pseudo_masks.label_writer import LabelWriter, ProgressBar, answered_rows, label_task
 from boxsup_d2.pseudo_masks.merge import MergedInstance, merge_image
 from boxsup_d2.pseudo_masks.rle import empty_rle
 from boxsup_d2.pseudo_masks.shards import MaskShardIndex, mask_record
@@ -27,7 +29,7 @@ class PseudoMaskWriter(LabelWriter):
         load_source: Callable[[], dict[str, Any]],
         *,
         overwrite: bool = False,
-        progress: bool = True,
+        progress: ProgressBar | None = tqdm,
     ):
         """
         Args:
@@ -37,7 +39,7 @@ class PseudoMaskWriter(LabelWriter):
             provenance: see :mod:`boxsup_d2.pseudo_masks.format`; equal on all ranks.
             load_source: returns the source as COCO json; called on rank 0 at the end.
             overwrite: also label annotations that have a mask.
-            progress: show a progress bar on rank 0.
+            progress: makes the progress bar of rank 0.
         """
         self._load_source = load_source
         self._prompts: dict[Any, dict[Any, list[float]]] = {}

@@ -1,4 +1,4 @@
-"""Training samples of box-to-mask networks: a jittered crop around one box, or a salient image with its mask."""
+"""Training samples of box-to-mask networks: a jittered crop around a box, maybe with its mask, or a salient image."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, configurable
 
 from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY
 from boxsup_d2.data.images import ImageCache, read_image
+from boxsup_d2.pseudo_masks.rle import decode
 
 _FLIP_CODES = {"none": None, "horizontal": 1, "vertical": 0}
 
@@ -92,18 +93,18 @@ class BoxCropDatasetMapper:
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """
         Args:
-            sample: of :func:`boxsup_d2.data.build.box_samples`: ``file_name`` and ``box`` (x0, y0, x1, y1); or of a
-                salient data set: ``file_name`` and ``mask_file_name``.
+            sample: of :func:`boxsup_d2.data.build.box_samples`: ``file_name`` and ``box`` (x0, y0, x1, y1), with or
+                without ``segmentation``; or of a salient data set: ``file_name`` and ``mask_file_name``.
 
         Returns:
-            ``image`` (3 x S x S uint8), ``mask`` (S x S uint8, 0 or 1: inside the box, or the salient object) and
-            ``is_salient``.
+            ``image`` (3 x S x S uint8), ``mask`` (S x S uint8, 0 or 1: inside the box; or the object, where there is a
+            mask) and ``is_salient``: whether ``mask`` is an object's.
 
         Raises:
             FileNotFoundError, ValueError: the image or mask is missing, damaged, or their sizes differ.
         """
-        is_salient = "mask_file_name" in sample
-        image, mask = self._salient(sample) if is_salient else self._box_crop(sample)
+        is_salient = "mask_file_name" in sample or "segmentation" in sample
+        image, mask = self._salient(sample) if "mask_file_name" in sample else self._box_crop(sample)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "mask": torch.from_numpy(np.ascontiguousarray(mask)),
@@ -113,13 +114,24 @@ class BoxCropDatasetMapper:
     def _box_crop(self, sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         image = self._image(sample["file_name"])
         height, width = image.shape[:2]
-        x0, y0, x1, y1 = clip_box(sample["box"], height, width)
         left, top, right, bottom = self.jitter(sample["box"], height, width)
-        inside = np.zeros((bottom - top, right - left), np.uint8)
-        inside[max(y0 - top, 0) : max(y1 - top, 0), max(x0 - left, 0) : max(x1 - left, 0)] = 1
+        if "segmentation" in sample:
+            inside = self._mask(sample, height, width)[top:bottom, left:right]
+        else:
+            x0, y0, x1, y1 = clip_box(sample["box"], height, width)
+            inside = np.zeros((bottom - top, right - left), np.uint8)
+            inside[max(y0 - top, 0) : max(y1 - top, 0), max(x0 - left, 0) : max(x1 - left, 0)] = 1
         crop = self._resize(image[top:bottom, left:right], self.size)
         mask = cv2.resize(inside, (self.size, self.size), interpolation=cv2.INTER_NEAREST)
         return random_flip(self.box_flip, crop, mask)
+
+    @staticmethod
+    def _mask(sample: dict[str, Any], height: int, width: int) -> np.ndarray:
+        """The object's mask, H×W uint8."""
+        try:
+            return decode(sample["segmentation"], height, width).T.view(np.uint8)
+        except ValueError as error:
+            raise ValueError(f"A mask of '{sample['file_name']}' cannot be used: {error}") from error
 
     def jitter(self, box: tuple[float, float, float, float], height: int, width: int) -> tuple[int, int, int, int]:
         """Randomly shifted and scaled box, clipped to the image, at least 1 px: (left, top, right, bottom)."""

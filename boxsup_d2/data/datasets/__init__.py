@@ -15,6 +15,7 @@ from boxsup_d2.data.datasets.pascal_voc import (
 )
 from boxsup_d2.data.datasets.pseudo_masks import register_pseudo_masks, register_pseudo_masks_from_cfg
 from boxsup_d2.data.datasets.salient import register_salient
+from boxsup_d2.data.datasets.user_data import load_coco_masks, register_coco_masks, register_listed
 
 register_builtin_datasets()
 
@@ -27,10 +28,13 @@ __all__ = [
     "encode_masks",
     "filter_difficult",
     "load_coco_boxes",
+    "load_coco_masks",
     "register_builtin_datasets",
     "register_coco_boxes",
+    "register_coco_masks",
     "register_coco_subset",
     "register_dataset",
+    "register_listed",
     "register_pseudo_masks",
     "register_pseudo_masks_from_cfg",
     "register_salient",

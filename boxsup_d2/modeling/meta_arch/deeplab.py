@@ -14,6 +14,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from boxsup_d2.modeling.losses import pixel_cross_entropy
+from boxsup_d2.modeling.visualization import is_picture_due, overlay_labels, put_picture, to_rgb
 
 
 @META_ARCH_REGISTRY.register()
@@ -37,6 +38,8 @@ class DeepLabSegmentor(SemanticSegmentor):
         loss_weight: float = 1.0,
         msc_scales: Sequence[float] = (),
         test_pad: int = 0,
+        image_format: str = "BGR",
+        vis_period: int = 0,
     ) -> None:
         """
         Args:
@@ -48,6 +51,8 @@ class DeepLabSegmentor(SemanticSegmentor):
             loss_weight: of every loss.
             msc_scales: further scales beside 1.
             test_pad: images are padded to this side at inference, bottom and right; larger ones are left as they are.
+            image_format: channel order of the images.
+            vis_period: iterations between two pictures of training samples; 0: none.
         """
         super().__init__(
             backbone=backbone, sem_seg_head=sem_seg_head, pixel_mean=tuple(pixel_mean), pixel_std=tuple(pixel_std)
@@ -57,6 +62,8 @@ class DeepLabSegmentor(SemanticSegmentor):
         self.loss_weight = loss_weight
         self.msc_scales = tuple(msc_scales)
         self.test_pad = test_pad
+        self.image_format = image_format
+        self.vis_period = vis_period
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -68,6 +75,8 @@ class DeepLabSegmentor(SemanticSegmentor):
             "loss_weight": node.LOSS_WEIGHT,
             "msc_scales": node.MSC_SCALES,
             "test_pad": node.TEST_PAD,
+            "image_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
         }
 
     @property
@@ -145,11 +154,22 @@ class DeepLabSegmentor(SemanticSegmentor):
         scales = {"loss_sem_seg": 1.0}
         if self.msc_scales:
             scales |= {f"loss_sem_seg_x{scale:g}": scale for scale in self.msc_scales} | {"loss_sem_seg_max": 1.0}
+        answers = self.scale_logits(images.tensor)
+        if is_picture_due(self.vis_period):
+            self.visualize_training(batched_inputs[0], answers[-1][0], images.tensor.shape[-2:])
         return {
             name: self.loss_weight
             * pixel_cross_entropy(logits, reduce_labels(targets, logits.shape[-2:], scale), ignore=self.ignore_value)
-            for (name, scale), logits in zip(scales.items(), self.scale_logits(images.tensor), strict=True)
+            for (name, scale), logits in zip(scales.items(), answers, strict=True)
         }
+
+    def visualize_training(self, sample: dict, logits: Tensor, padded: Sequence[int]) -> None:
+        """Put a training image into the event storage, with its logits C x h x w, which are of its padded size."""
+        image = to_rgb(sample["image"], self.image_format)
+        height, width = image.shape[-2:]
+        full = F.interpolate(logits.detach().float()[None], size=tuple(padded), mode="bilinear", align_corners=True)
+        panels = [overlay_labels(image, x) for x in (sample["sem_seg"], full[0].argmax(dim=0)[:height, :width])]
+        put_picture("Left to right: image; label map; prediction", [[image, *panels]])
 
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
