@@ -170,7 +170,8 @@ def add_boxsup_config(cfg: CN) -> None:
     cfg.MODEL.LPG.SEGMENTER_CONFIG = ""
     # Its trained weights: never those that its own config starts from.
     cfg.MODEL.LPG.SEGMENTER_WEIGHTS = ""
-    # Samples, one per image and class, that go through the network at once at inference; bounds the memory.
+    # Samples, one per image and class, that go through the network at once at inference; fewer where they are larger
+    # than 512x512 pixels, so that it bounds the memory.
     cfg.MODEL.LPG.TEST_SAMPLES_PER_FORWARD = 8
     # Average the logits of a sample and its mirror image (ours).
     cfg.MODEL.LPG.TEST_FLIP = False
@@ -237,6 +238,8 @@ def add_boxsup_config(cfg: CN) -> None:
     # What is written: "instances", a COCO json with a mask per box, or "sem_seg", a palette PNG per image and their
     # manifest, for semantic segmentation.
     cfg.PSEUDO_MASKS.FORMAT = "instances"
+    # Images that a process labels at once, where the method can batch; bounds the memory, of large images above all.
+    cfg.PSEUDO_MASKS.IMS_PER_BATCH = 4
     # Name of this labelling in the files' provenance.
     cfg.PSEUDO_MASKS.STEP = "label"
     # Relabel annotations that already have a mask (False: they are kept, with confidence 1).

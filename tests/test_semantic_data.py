@@ -22,7 +22,7 @@ from boxsup_d2.data import build_test_loader, build_train_loader
 from boxsup_d2.data.build import class_samples, sem_seg_dicts
 from boxsup_d2.data.dataset_mappers import ClassMaskDatasetMapper, SemSegDatasetMapper
 from boxsup_d2.data.dataset_mappers.class_mask import class_target
-from boxsup_d2.data.dataset_mappers.scaled_crop import Window, crop_image, crop_labels, random_window
+from boxsup_d2.data.dataset_mappers.scaled_crop import CropWindow, crop_image, crop_labels, random_window
 from boxsup_d2.data.datasets import VOC_CLASSES_IN_COCO, dataset_to_coco, register_dataset
 from boxsup_d2.data.images import encode_label_map, read_label_map
 
@@ -208,7 +208,7 @@ def test_label_maps_are_written_and_read_as_they_are(tmp_path):
 # ------------------------------------------------------------------------------------------------ crops
 
 
-def slow_crop(labels: np.ndarray, window: Window, size: int, fill: int, stride: int) -> np.ndarray:
+def slow_crop(labels: np.ndarray, window: CropWindow, size: int, fill: int, stride: int) -> np.ndarray:
     """Pixel by pixel."""
     crop = np.full((size, size), fill, labels.dtype)
     for y in range(window.out_height):
@@ -429,6 +429,7 @@ def test_class_mask_loader(class_sample):
 
 def test_sem_seg_loader(voc):
     cfg = make_cfg(INPUT__TRAIN_MAPPER="SemSegDatasetMapper", INPUT__SEM_SEG_CROP__SIZE=33, SOLVER__IMS_PER_BATCH=2)
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 21
     cfg.DATASETS.TRAIN = ("voc_2012_train_aug_sem_seg",)
     batch = next(iter(build_train_loader(cfg)))
     assert {sample["image_id"] for sample in batch} == {2007000001, 2007000002}
@@ -437,11 +438,13 @@ def test_sem_seg_loader(voc):
     labelled = [{"file_name": "x", "sem_seg_file_name": "y", "image_id": 1}]
     register_dataset("three_classes", lambda: labelled, stuff_classes=["background", "a", "b"])
     with pytest.raises(ValueError, match=r"'three_classes' and 'voc_2012_train_aug_sem_seg' have different classes"):
-        sem_seg_dicts(("voc_2012_train_aug_sem_seg", "three_classes"))
+        sem_seg_dicts(("voc_2012_train_aug_sem_seg", "three_classes"), 21)
     with pytest.raises(ValueError, match=r"'voc_2012_train_box' of DATASETS\.TRAIN has no label maps"):
-        sem_seg_dicts(("voc_2012_train_box",))
+        sem_seg_dicts(("voc_2012_train_box",), 21)
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN is empty"):
-        sem_seg_dicts(())
+        sem_seg_dicts((), 21)
+    with pytest.raises(ValueError, match=r"NUM_CLASSES is 20.*voc_2012_train_aug_sem_seg.*21 classes"):
+        sem_seg_dicts(("voc_2012_train_aug_sem_seg",), 20)
 
 
 def test_prompts_say_which_classes_there_are(voc):

@@ -280,6 +280,7 @@ def test_all_benchmarks_print_tables_and_write_json(tmp_path, capsys):
     assert full["images"] == 8
     assert full["instances"] == 20
     assert fifth["images"] == 1
+    assert figures["crf"]["equal"]
     for row in figures["labels"]["rows"]:
         assert row["equal pixels %"] > 99.9, "times of different answers cannot be compared"
 

@@ -185,6 +185,18 @@ def command(output, *extra):
     ], opts  # fmt: skip
 
 
+def test_a_network_is_not_used_with_weights_that_are_partly_random(cfg, tmp_path):
+    """Other than for training, for which an ImageNet network is a start."""
+    with pytest.raises(ValueError, match=r"MODEL.WEIGHTS is empty.*BoxCaseg"):
+        run_step(cfg, resume=False, eval_only=True)
+    state = Trainer.build_model(cfg).state_dict()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "headless.pth")
+    torch.save({"model": {k: v for k, v in state.items() if k.startswith("backbone.")}}, cfg.MODEL.WEIGHTS)
+    with pytest.raises(RuntimeError, match=r"headless.pth' lacks \d+ parameters.*box_head"):
+        run_step(cfg, resume=False, eval_only=True)
+    assert not Path(cfg.OUTPUT_DIR, "pseudo_masks").exists()
+
+
 def test_killed_training_goes_on_from_its_checkpoint(toy, tmp_path):
     output = tmp_path / "out"
     program, opts = command(output, "SOLVER.MAX_ITER", 300, "SOLVER.CHECKPOINT_PERIOD", 5)

@@ -34,18 +34,16 @@ def benchmark_crf(args: argparse.Namespace) -> Result:
     inputs = crf_inputs(args.crf_images, args.classes)
     workers = args.workers or max(default_workers(), 2)
 
-    def alone() -> None:
-        for image, prob in inputs:
-            refine_label_map(image, prob, CRF_VGG16)
+    def alone() -> list[np.ndarray]:
+        return [refine_label_map(image, prob, CRF_VGG16) for image, prob in inputs]
 
-    def pooled(pool: CRFPool) -> None:
-        for key, (image, prob) in enumerate(inputs):
-            pool.submit(key, image, prob)
-        for _ in pool.drain():
-            pass
+    def pooled(pool: CRFPool) -> list[np.ndarray]:
+        ready = [label for key, (image, prob) in enumerate(inputs) for label in pool.submit(key, image, prob)]
+        return [labels for _, labels in [*ready, *pool.drain()]]
 
     # The pools outlive the rounds: starting a worker takes seconds, once per evaluation.
     with CRFPool(CRF_VGG16, workers=workers) as pool:
+        equal = all(map(np.array_equal, alone(), pooled(pool)))
         timings = interleaved({"1, in place": alone, f"{workers}, pool": partial(pooled, pool)}, args.repeats or 3)
     rows = [
         {"processes": name, "images": len(inputs), "wall s": timing.wall, "wall s per image": timing.wall / len(inputs)}
@@ -55,6 +53,7 @@ def benchmark_crf(args: argparse.Namespace) -> Result:
     return {
         "rows": rows,
         "speedup": one / many,
+        "equal": equal,
         "remarks": [
             f"{args.classes} classes, images of {WIDTH}x{HEIGHT}, 10 iterations. {workers} processes: {one / many:.2f} "
             "times as fast; only a machine with as many idle cores shows what they can do."

@@ -9,13 +9,14 @@ import torch.utils.data
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
+    MapDataset,
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.data.build import worker_init_reset_seed
-from detectron2.data.samplers import TrainingSampler
+from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
@@ -46,7 +47,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> Any:
     if isinstance(mapper, ClassMaskDatasetMapper):
         dataset = class_samples(get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False))
     elif isinstance(mapper, SemSegDatasetMapper):
-        dataset = sem_seg_dicts(cfg.DATASETS.TRAIN)
+        dataset = sem_seg_dicts(cfg.DATASETS.TRAIN, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     else:
         dataset = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         crops_are_square = False
@@ -74,6 +75,34 @@ def build_test_loader(cfg: CfgNode, dataset_name: str, *, box_prompts: bool) -> 
     dataset = get_detection_dataset_dicts(dataset_name, filter_empty=False)
     mapper = build_prompt_mapper(cfg, dataset_name)
     return build_detection_test_loader(dataset=dataset, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+
+def build_label_loader(cfg: CfgNode, dataset_name: str, dataset_dicts: list[dict[str, Any]]) -> Any:
+    """Loader over the images of a data set that are to be labelled, sharded over ranks, several images a batch.
+
+    Detectron2's loader for tests always takes one image at a time (0.6), as papers report inference times.
+
+    Args:
+        cfg: the config.
+        dataset_name: a registered data set.
+        dataset_dicts: those of its dicts that are to be labelled.
+
+    Raises:
+        ValueError: ``PSEUDO_MASKS.IMS_PER_BATCH`` is not positive.
+    """
+    if cfg.PSEUDO_MASKS.IMS_PER_BATCH < 1:
+        raise ValueError(f"PSEUDO_MASKS.IMS_PER_BATCH is {cfg.PSEUDO_MASKS.IMS_PER_BATCH}: at least 1 is needed")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.TEST.BOX_PROMPT = "xml"  # labels come from the given boxes, whatever the evaluation is prompted with
+    dataset = MapDataset(DatasetFromList(dataset_dicts, copy=False), build_prompt_mapper(cfg, dataset_name))
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_size=cfg.PSEUDO_MASKS.IMS_PER_BATCH,
+        sampler=InferenceSampler(len(dataset)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=_as_list,
+    )
 
 
 def build_prompt_mapper(cfg: CfgNode, dataset_name: str) -> Callable[[dict[str, Any]], Any]:
@@ -113,11 +142,15 @@ def class_samples(dataset_dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return samples
 
 
-def sem_seg_dicts(names: tuple[str, ...]) -> list[dict[str, Any]]:
+def sem_seg_dicts(names: tuple[str, ...], num_classes: int) -> list[dict[str, Any]]:
     """Dicts of data sets with label maps: those of the data sets, without annotations.
 
+    Args:
+        names: of registered data sets.
+        num_classes: outputs of the network.
+
     Raises:
-        ValueError: one of them has no label maps, or they do not have the same classes.
+        ValueError: one of them has no label maps, or they do not have the same classes, as many as the network.
     """
     if not names:
         raise ValueError("DATASETS.TRAIN is empty: name at least one data set.")
@@ -134,6 +167,11 @@ def sem_seg_dicts(names: tuple[str, ...]) -> list[dict[str, Any]]:
             raise ValueError(
                 f"DATASETS.TRAIN: '{name}' and '{names[0]}' have different classes ({len(classes[name])} and "
                 f"{len(classes[names[0]])}, background included): their label maps do not fit together."
+            )
+        if len(classes[name]) != num_classes:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, but '{name}' of DATASETS.TRAIN has "
+                f"{len(classes[name])} classes, background included: set it to that."
             )
         records += [{key: value for key, value in record.items() if key != "annotations"} for record in dicts]
     return records

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -23,9 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import boxsup_d2
-from boxsup_d2.data import build_prompt_mapper
+from boxsup_d2.data import build_label_loader
 from boxsup_d2.data.datasets import dataset_to_coco
 from boxsup_d2.engine.label_report import write_label_report
+from boxsup_d2.modeling.frozen_segmenter import load_segmenter_config
 from boxsup_d2.pseudo_masks.format import file_sha256, labels_path
 from boxsup_d2.pseudo_masks.label_writer import LabelWriter, ProgressBar, run_on_main
 from boxsup_d2.pseudo_masks.refine import CRFRefinedModel
@@ -33,6 +34,14 @@ from boxsup_d2.pseudo_masks.sem_seg_writer import SemSegLabelWriter
 from boxsup_d2.pseudo_masks.writer import PseudoMaskWriter
 
 logger = logging.getLogger(__name__)
+
+# Keys of MODEL that say where networks lie, whose content is hashed by itself, and how much goes through them at once.
+_NOT_IN_MASKS = {
+    "BOXCASEG": ("TEST_CROPS_PER_FORWARD",),
+    "LPG": ("SEGMENTER_WEIGHTS", "TEST_SAMPLES_PER_FORWARD"),
+    "SALIENT_ONNX": ("NETWORK", "CROPS_PER_FORWARD"),
+    "SAM": ("NETWORK", "BOXES_PER_FORWARD"),
+}
 
 
 def broadcast_buffers(model: nn.Module) -> None:
@@ -109,10 +118,7 @@ def _label_dataset(
         results = writer.evaluate()
     else:
         refined = CRFRefinedModel(model) if cfg.PSEUDO_MASKS.CRF else model
-        loader = build_detection_test_loader(
-            pending, mapper=_prompt_mapper(cfg, name), num_workers=cfg.DATALOADER.NUM_WORKERS
-        )
-        results = inference_on_dataset(refined, loader, writer)
+        results = inference_on_dataset(refined, build_label_loader(cfg, name, pending), writer)
     if comm.is_main_process():
         write_label_report(cfg.PSEUDO_MASKS.REPORT_IMAGES, writer.path, provenance, anew=not known)
     return results
@@ -134,13 +140,6 @@ def _build_writer(
             raise ValueError(f"PSEUDO_MASKS.DATASETS: '{name}' has no classes, so it cannot be labelled with them.")
         return SemSegLabelWriter(name, dataset_dicts, folder, provenance, class_names, **options)
     return PseudoMaskWriter(name, dataset_dicts, folder, provenance, lambda: dataset_to_coco(name), **options)
-
-
-def _prompt_mapper(cfg: CfgNode, name: str) -> Any:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.TEST.BOX_PROMPT = "xml"  # labels come from the given boxes, whatever the evaluation is prompted with
-    return build_prompt_mapper(cfg, name)
 
 
 def build_provenance(
@@ -202,14 +201,19 @@ def _checkpoint_sha256(model: nn.Module, checkpoint: str) -> str:
 
 
 def config_sha256(cfg: CfgNode) -> str:
-    """Hash of the keys that a mask may depend on: not paths, devices or the number of workers."""
+    """Hash of the keys that a mask may depend on: not paths, devices, or how much goes through a network at once."""
     relevant = CfgNode({"MODEL": cfg.MODEL.clone(), "INPUT": cfg.INPUT.clone(), "CRF": cfg.PSEUDO_MASKS.CRF})
     relevant.defrost()
     for key in ("WEIGHTS", "DEVICE"):
         relevant.MODEL.pop(key)
-    relevant.MODEL.get("LPG", {}).pop("SEGMENTER_WEIGHTS", None)
-    for section in ("SALIENT_ONNX", "SAM"):
-        relevant.MODEL.get(section, {}).pop("NETWORK", None)
+    lpg = relevant.MODEL.get("LPG", {})
+    if lpg.get("SEGMENTER_CONFIG"):
+        # What it says and not where it lies, so that a moved folder of rounds is the same labelling.
+        segmenter = load_segmenter_config(lpg.pop("SEGMENTER_CONFIG"))
+        relevant.SEGMENTER = CfgNode({"MODEL": segmenter.MODEL, "FORMAT": segmenter.INPUT.FORMAT})
+    for section, keys in _NOT_IN_MASKS.items():
+        for key in keys:
+            relevant.MODEL.get(section, {}).pop(key, None)
     return hashlib.sha256(relevant.dump(sort_keys=True).encode()).hexdigest()
 
 

@@ -34,6 +34,7 @@ _NEUTRAL_KEYS = frozenset(
         "MODEL.SALIENT_ONNX.CROPS_PER_FORWARD",
         "MODEL.SAM.BOXES_PER_FORWARD",
         "OUTPUT_DIR",
+        "PSEUDO_MASKS.IMS_PER_BATCH",
         "PSEUDO_MASKS.REPORT_IMAGES",
         "PSEUDO_MASKS.STEP",
         "ROUNDS",
@@ -145,7 +146,7 @@ def input_files(
         cfg: the step's config.
         trains: whether it trains.
         given_weights: whether it starts from ``MODEL.WEIGHTS``, and not from another step's weights.
-        given_segmenter: the same of ``MODEL.LPG.SEGMENTER_WEIGHTS``.
+        given_segmenter: the same of ``MODEL.LPG.SEGMENTER_WEIGHTS`` and ``SEGMENTER_CONFIG``.
         made: data sets that other steps make.
 
     Returns:
@@ -161,6 +162,7 @@ def input_files(
                 files[key] = InputFile(path, anew=name in training)
     given = {
         "MODEL.WEIGHTS": cfg.MODEL.WEIGHTS if given_weights else "",
+        "MODEL.LPG.SEGMENTER_CONFIG": cfg.MODEL.LPG.SEGMENTER_CONFIG if given_segmenter else "",
         "MODEL.LPG.SEGMENTER_WEIGHTS": cfg.MODEL.LPG.SEGMENTER_WEIGHTS if given_segmenter else "",
         "MODEL.SALIENT_ONNX.NETWORK": cfg.MODEL.SALIENT_ONNX.NETWORK,
     }

@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
 
 from boxsup_d2.data.datasets import register_listed
 from boxsup_d2.engine.defaults import load_config, use_available_device
 from boxsup_d2.engine.labelling import pseudo_mask_path
 from boxsup_d2.engine.round_inputs import InputFile, Settings, input_files, split_settings
 from boxsup_d2.evaluation import find_builder
+from boxsup_d2.modeling.frozen_segmenter import channels_by_name, segmenter_class_names
 
 __all__ = ["PlannedStep", "Step", "parse_rounds", "plan_rounds", "pseudo_mask_files", "weights_file"]
 
@@ -172,6 +174,8 @@ def plan_rounds(cfg: CfgNode, args: argparse.Namespace) -> list[PlannedStep]:
                 )
         step_cfg.DATASETS.PSEUDO_MASKS = (*step_cfg.DATASETS.PSEUDO_MASKS, *files)
         _check_datasets(step, step_cfg)
+        if step.segmenter:
+            _check_segmenter(step, step_cfg, planned[step.segmenter])
         step_cfg.freeze()
         digest = _hash(step, settings.training, {name: planned[name].hash for name in step.needs})
         made = {os.path.splitext(os.path.basename(path))[0] for path in files}
@@ -268,6 +272,20 @@ def _check_datasets(step: Step, cfg: CfgNode) -> None:
         if name not in labelled:  # which are registered once they are there
             for task in cfg.TEST.TASKS:
                 _find_builder(step, name, task)
+
+
+def _check_segmenter(step: Step, cfg: CfgNode, segmenter: PlannedStep) -> None:
+    """Two segmenters of one form are easily mixed up: COCO-60's is for learning, VOC's for labelling VOC."""
+    where = f"{step.config}, step {step.name}"
+    if not hasattr(META_ARCH_REGISTRY.get(segmenter.cfg.MODEL.META_ARCHITECTURE), "class_logits"):
+        kind = segmenter.cfg.MODEL.META_ARCHITECTURE
+        raise ValueError(f"{where}: SEGMENTER {segmenter.name} trains a {kind}, which is no semantic segmenter.")
+    names = segmenter_class_names(segmenter.cfg, f"{where}: {segmenter.step.config}")
+    made = [os.path.splitext(os.path.basename(path))[0] for path in cfg.DATASETS.PSEUDO_MASKS]
+    for dataset in dict.fromkeys([*(() if step.eval_only else cfg.DATASETS.TRAIN), *cfg.PSEUDO_MASKS.DATASETS]):
+        if dataset not in made:  # registered when they are there
+            wanted = MetadataCatalog.get(dataset).get("thing_classes") or ()
+            channels_by_name(names, wanted, f"{where}: SEGMENTER {segmenter.name}, but '{dataset}'")
 
 
 def _find_builder(step: Step, name: str, task: str) -> None:

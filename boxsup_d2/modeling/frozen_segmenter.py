@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import Tensor, nn
+from yaml import YAMLError
 
 from boxsup_d2.checkpoint import WholeCheckpointer
 from boxsup_d2.config import add_boxsup_config
@@ -61,43 +62,17 @@ class FrozenSegmenter:
             RuntimeError: the weights do not belong to the network.
             ValueError: the config is of something else, or does not say which classes it knows.
         """
-        cfg = get_cfg()
-        add_boxsup_config(cfg)
-        try:
-            cfg.merge_from_file(config_file)
-        except (FileNotFoundError, AssertionError) as error:  # the latter for the file itself, the former for a base
-            raise FileNotFoundError(
-                f"MODEL.LPG.SEGMENTER_CONFIG '{config_file}', or a _BASE_ of it, does not exist: {error}"
-            ) from error
-        names = _class_names(cfg, config_file)
-        # Not those weights that its training started from, and no download of them.
-        cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED = weights, False
-        cfg.MODEL.DEVICE = "cpu"
-        network = build_model(cfg)
+        cfg = load_segmenter_config(config_file)
+        names = segmenter_class_names(cfg, config_file)
+        network = build_model(cfg).to(memory_format=torch.channels_last)
         if weights:
             fix = "Name trained weights of MODEL.LPG.SEGMENTER_CONFIG."
             WholeCheckpointer(network, what="MODEL.LPG.SEGMENTER_WEIGHTS", fix=fix).load_whole(weights)
         return cls(network, names, cfg.INPUT.FORMAT, pretrained=bool(weights))
 
     def channels_of(self, names: Sequence[str], wanted_by: str) -> list[int]:
-        """Output channel of every class of a data set, by name.
-
-        Args:
-            names: the data set's classes.
-            wanted_by: says in an error whose classes they are.
-
-        Raises:
-            ValueError: the segmenter does not know all of them.
-        """
-        unknown = [name for name in names if name not in self.class_names[1:]]
-        if unknown:
-            raise ValueError(
-                f"{wanted_by} has {len(unknown)} classes that the segmenter of MODEL.LPG.SEGMENTER_CONFIG does not "
-                f"know ({', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}); it knows "
-                f"{', '.join(self.class_names[1:6])}{' ...' if len(self.class_names) > 6 else ''}. Use the segmenter "
-                "that was trained for these classes, or correct MODEL.SEM_SEG_HEAD.CLASSES_OF of its config"
-            )
-        return [self.class_names.index(name, 1) for name in names]
+        """Output channel of every class of a data set, see :func:`channels_by_name`."""
+        return channels_by_name(self.class_names, names, wanted_by)
 
     def _class_logits(self, images: Tensor) -> Tensor:
         network: Any = self.network
@@ -142,14 +117,42 @@ class FrozenSegmenter:
                 wanted = [channel for owner, channel in zip(owners, channels, strict=True) if owner == index]
                 if wanted:
                     # One image at a time: all classes at full size are the largest tensor of a generator's step.
-                    full = F.interpolate(own.float(), size=images.shape[-2:], mode="bilinear", align_corners=True)
-                    probabilities = full.softmax(dim=1)[0]
-                    maps.append(torch.stack([probabilities[channel] for channel in wanted]))
+                    full = F.interpolate(own.float(), size=images.shape[-2:], mode="bilinear", align_corners=True)[0]
+                    full.sub_(full.amax(dim=0)).exp_()  # softmax, but without a second tensor of that size
+                    maps.append(full[wanted] / full.sum(dim=0))
         return torch.cat(maps) if maps else images.new_zeros((0, *images.shape[-2:]))
 
 
-def _class_names(cfg: CfgNode, config_file: str) -> list[str]:
-    """Names of a segmenter's output channels, background first."""
+def load_segmenter_config(config_file: str) -> CfgNode:
+    """``MODEL.LPG.SEGMENTER_CONFIG`` without what says nothing about the network: its device, and the weights that its
+    training started from.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no config of this package.
+    """
+    cfg = get_cfg()
+    add_boxsup_config(cfg)
+    try:
+        cfg.merge_from_file(config_file)
+    except FileNotFoundError as error:  # of a base
+        raise FileNotFoundError(
+            f"MODEL.LPG.SEGMENTER_CONFIG '{config_file}' has a _BASE_ that is missing: {error}"
+        ) from error
+    except (KeyError, ValueError, AttributeError, TypeError, YAMLError) as error:
+        raise ValueError(f"MODEL.LPG.SEGMENTER_CONFIG '{config_file}' is no config of a segmenter: {error}") from error
+    except AssertionError as error:  # Detectron2's way of saying that there is no such file, or of another type
+        raise FileNotFoundError(f"MODEL.LPG.SEGMENTER_CONFIG '{config_file}' cannot be read: {error}") from error
+    cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.DEVICE = "", False, "cpu"
+    return cfg
+
+
+def segmenter_class_names(cfg: CfgNode, config_file: str) -> list[str]:
+    """Names of a segmenter's output channels, background first.
+
+    Raises:
+        ValueError: the config does not say for which registered classes it is.
+    """
     dataset = cfg.MODEL.SEM_SEG_HEAD.CLASSES_OF
     metadata = MetadataCatalog.get(dataset) if dataset in MetadataCatalog else None
     names = metadata and (metadata.get("stuff_classes") or ["background", *metadata.get("thing_classes", ())])
@@ -159,3 +162,25 @@ def _class_names(cfg: CfgNode, config_file: str) -> list[str]:
             "classes: name the one whose classes the segmenter was trained for"
         )
     return list(names)
+
+
+def channels_by_name(known: Sequence[str], names: Sequence[str], wanted_by: str) -> list[int]:
+    """Output channel of every class of a data set.
+
+    Args:
+        known: names of a segmenter's channels, background first.
+        names: the data set's classes.
+        wanted_by: says in an error whose classes they are.
+
+    Raises:
+        ValueError: the segmenter does not know all of them.
+    """
+    unknown = [name for name in names if name not in known[1:]]
+    if unknown:
+        raise ValueError(
+            f"{wanted_by} has {len(unknown)} classes that the segmenter of MODEL.LPG.SEGMENTER_CONFIG does not "
+            f"know ({', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}); it knows "
+            f"{', '.join(known[1:6])}{' ...' if len(known) > 6 else ''}. Use the segmenter that was trained for these "
+            "classes, or correct MODEL.SEM_SEG_HEAD.CLASSES_OF of its config"
+        )
+    return [known.index(name, 1) for name in names]

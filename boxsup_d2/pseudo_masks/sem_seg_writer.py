@@ -19,13 +19,13 @@ from boxsup_d2.pseudo_masks.shards import ShardIndex
 
 
 class SemSegShardIndex(ShardIndex[dict[str, Any]]):
-    """Statistics of the label maps; the maps themselves are files of their own. Arguments as :class:`ShardIndex`."""
+    """Statistics of the label maps in a ``folder``'s shards; the maps themselves are files of their own."""
 
-    def __init__(self, folder: str, cache_size: int = 0):
+    def __init__(self, folder: str):
         self.boxes = 0
         self.empty = 0
         self.foreground = array("d")
-        super().__init__(folder, cache_size)
+        super().__init__(folder)
 
     def note(self, result: dict[str, Any]) -> None:
         self.boxes += result["boxes"]

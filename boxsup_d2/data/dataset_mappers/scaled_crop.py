@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 
-class Window(NamedTuple):
+class CropWindow(NamedTuple):
     """What part of an image fills what part of a crop.
 
     Attributes:
@@ -49,7 +49,7 @@ def random_window(
     scales: Sequence[float],
     flip: bool,
     keep: tuple[float, float, float, float] | None = None,
-) -> Window:
+) -> CropWindow:
     """Draw scale, corner and flip from NumPy's global random numbers, which Detectron2 seeds per worker.
 
     Args:
@@ -64,7 +64,7 @@ def random_window(
     left, part_width, out_width = _random_span(width, size, scale, (x0, x1) if keep else None)
     top, part_height, out_height = _random_span(height, size, scale, (y0, y1) if keep else None)
     mirrored = flip and bool(np.random.rand() < 0.5)
-    return Window(left, top, part_width, part_height, out_width, out_height, mirrored)
+    return CropWindow(left, top, part_width, part_height, out_width, out_height, mirrored)
 
 
 def _random_span(length: int, size: int, scale: float, keep: tuple[float, float] | None) -> tuple[int, int, int]:
@@ -80,7 +80,7 @@ def _random_span(length: int, size: int, scale: float, keep: tuple[float, float]
     return int(np.random.randint(low, high + 1)), part, size
 
 
-def crop_image(image: np.ndarray, window: Window, size: int, fill: Sequence[float]) -> np.ndarray:
+def crop_image(image: np.ndarray, window: CropWindow, size: int, fill: Sequence[float]) -> np.ndarray:
     """The crop of an image.
 
     Args:
@@ -108,7 +108,7 @@ def crop_image(image: np.ndarray, window: Window, size: int, fill: Sequence[floa
     return crop
 
 
-def crop_labels(labels: np.ndarray, window: Window, size: int, fill: int, stride: int = 1) -> np.ndarray:
+def crop_labels(labels: np.ndarray, window: CropWindow, size: int, fill: int, stride: int = 1) -> np.ndarray:
     """The crop of a mask or label map, reduced by nearest neighbour.
 
     Args:
@@ -134,9 +134,9 @@ def crop_labels(labels: np.ndarray, window: Window, size: int, fill: int, stride
     return crop
 
 
-def _cut(image: np.ndarray, window: Window) -> np.ndarray:
+def _cut(image: np.ndarray, window: CropWindow) -> np.ndarray:
     return image[window.top : window.top + window.height, window.left : window.left + window.width]
 
 
-def _columns(window: Window, size: int) -> slice:
+def _columns(window: CropWindow, size: int) -> slice:
     return slice(size - window.out_width, size) if window.flip else slice(0, window.out_width)

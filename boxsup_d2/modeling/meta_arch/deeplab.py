@@ -3,16 +3,17 @@
 Shape legend: N images, C classes with the background, H x W pixels of the network's input, h x w logits.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from boxsup_d2.modeling.losses import pixel_cross_entropy
 from boxsup_d2.modeling.visualization import is_picture_due, overlay_labels, put_picture, to_rgb
 
 
@@ -37,7 +38,6 @@ class DeepLabSegmentor(SemanticSegmentor):
         loss_weight: float = 1.0,
         msc_scales: Sequence[float] = (),
         test_pad: int = 0,
-        classes_of: str = "",
         image_format: str = "BGR",
         vis_period: int = 0,
     ) -> None:
@@ -51,7 +51,6 @@ class DeepLabSegmentor(SemanticSegmentor):
             loss_weight: of every loss.
             msc_scales: further scales beside 1.
             test_pad: images are padded to this side at inference, bottom and right; larger ones are left as they are.
-            classes_of: registered data set whose ``stuff_classes`` name the classes; "" where nobody asks.
             image_format: channel order of the images.
             vis_period: iterations between two pictures of training samples; 0: none.
         """
@@ -63,7 +62,6 @@ class DeepLabSegmentor(SemanticSegmentor):
         self.loss_weight = loss_weight
         self.msc_scales = tuple(msc_scales)
         self.test_pad = test_pad
-        self.classes_of = classes_of
         self.image_format = image_format
         self.vis_period = vis_period
 
@@ -77,7 +75,6 @@ class DeepLabSegmentor(SemanticSegmentor):
             "loss_weight": node.LOSS_WEIGHT,
             "msc_scales": node.MSC_SCALES,
             "test_pad": node.TEST_PAD,
-            "classes_of": node.CLASSES_OF,
             "image_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
         }
@@ -85,22 +82,6 @@ class DeepLabSegmentor(SemanticSegmentor):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the C classes, the background's first.
-
-        Raises:
-            ValueError: ``MODEL.SEM_SEG_HEAD.CLASSES_OF`` names no data set with that many classes.
-        """
-        names = MetadataCatalog.get(self.classes_of).get("stuff_classes") if self.classes_of else None
-        if names is None or len(names) != self.num_classes:
-            raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.CLASSES_OF is '{self.classes_of}', which has "
-                f"{'no' if names is None else len(names)} stuff_classes, but the network has {self.num_classes} "
-                "outputs: name the semantic data set that it is (or was) trained on."
-            )
-        return list(names)
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """
@@ -170,15 +151,16 @@ class DeepLabSegmentor(SemanticSegmentor):
         images = ImageList.from_tensors([self.normalize(x["image"]) for x in batched_inputs], multiple)
         labels = [x["sem_seg"].to(self.device, non_blocking=True) for x in batched_inputs]
         targets = ImageList.from_tensors(labels, multiple, self.ignore_value).tensor
-        names = ["loss_sem_seg"]
+        scales = {"loss_sem_seg": 1.0}
         if self.msc_scales:
-            names += [f"loss_sem_seg_x{scale:g}" for scale in self.msc_scales] + ["loss_sem_seg_max"]
+            scales |= {f"loss_sem_seg_x{scale:g}": scale for scale in self.msc_scales} | {"loss_sem_seg_max": 1.0}
         answers = self.scale_logits(images.tensor)
         if is_picture_due(self.vis_period):
             self.visualize_training(batched_inputs[0], answers[-1][0], images.tensor.shape[-2:])
         return {
-            name: self.loss_weight * label_map_loss(logits, targets, self.ignore_value)
-            for name, logits in zip(names, answers, strict=True)
+            name: self.loss_weight
+            * pixel_cross_entropy(logits, reduce_labels(targets, logits.shape[-2:], scale), ignore=self.ignore_value)
+            for (name, scale), logits in zip(scales.items(), answers, strict=True)
         }
 
     def visualize_training(self, sample: dict, logits: Tensor, padded: Sequence[int]) -> None:
@@ -208,7 +190,7 @@ class DeepLabSegmentor(SemanticSegmentor):
 
     def _upsample(self, logits: Tensor, side: tuple[int, int]) -> Tensor:
         """Logits at the size of the input that they are of, whose sides :meth:`_test_side` gave."""
-        # Labels were reduced by picking every stride-th pixel, so logits belong to pixels, not to blocks.
+        # Logits belong to pixels, not to blocks, see reduce_labels.
         if self.backbone.size_divisibility > 1:
             strides = [whole // own for whole, own in zip(side, logits.shape[-2:], strict=True)]
             size = [(own - 1) * stride + 1 for own, stride in zip(logits.shape[-2:], strides, strict=True)]
@@ -228,20 +210,32 @@ class DeepLabSegmentor(SemanticSegmentor):
         return -(-(side - 1) // stride) * stride + 1
 
 
-def label_map_loss(logits: Tensor, labels: Tensor, ignore_value: int = 255) -> Tensor:
-    """Mean cross-entropy over the labelled pixels, the label map reduced to the logits' size by nearest.
+def reduce_labels(labels: Tensor, size: Sequence[int], scale: float = 1.0) -> Tensor:
+    """Labels of the pixels that logits stand for.
+
+    Position (y, x) of a network's logits looks at pixel (stride y, stride x) of its input; strides are powers of two.
+    A resize by nearest neighbour would take other pixels: of 321 for 41 logits of stride 8 those at 7.83 y, so that at
+    the far end a label is 7 pixels off.
 
     Args:
-        logits: N x C x h x w.
-        labels: N x H x W int64.
-        ignore_value: label of pixels that do not count.
+        labels: N x H x W, of the image at scale 1.
+        size: h, w of the logits.
+        scale: of the image that the logits are of.
 
     Returns:
-        Scalar; zero, and connected to the logits, where no pixel counts.
+        N x h x w.
     """
-    reduced = F.interpolate(labels[:, None].float(), size=logits.shape[-2:], mode="nearest")[:, 0].long()
-    total = F.cross_entropy(logits.float(), reduced, ignore_index=ignore_value, reduction="sum")
-    return total / (reduced != ignore_value).sum().clamp(min=1)
+    rows, columns = (
+        _positions(whole, own, scale, labels.device) for whole, own in zip(labels.shape[-2:], size, strict=True)
+    )
+    return labels[:, rows[:, None], columns]
+
+
+def _positions(side: int, logits: int, scale: float, device: torch.device) -> Tensor:
+    stride = 2 ** math.ceil(math.log2(int(side * scale) / logits))  # whichever part of a stride is at the end
+    # As images are scaled, by the middles of pixels.
+    centres = (stride * torch.arange(logits, device=device) + 0.5) / scale - 0.5
+    return centres.round().long().clamp(0, side - 1)
 
 
 class MultiScaleSegmentor(nn.Module):

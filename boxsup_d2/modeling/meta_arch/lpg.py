@@ -62,15 +62,19 @@ class LPG(nn.Module):
             image_format: channel order of the images.
             segmenter: gives the class probability; None: the generator of the first round, without one.
             train_dataset: registered data set whose classes the training samples' ``class_id`` counts.
-            test_samples_per_forward: samples per forward pass at inference, >= 1.
+            test_samples_per_forward: samples of up to 512×512 pixels per forward pass at inference, >= 1; of larger
+                ones as many fewer, see :meth:`samples_at_once`.
             test_flip: average with the mirrored sample.
             vis_period: iterations between two pictures of training samples; 0: none.
 
         Raises:
-            ValueError: the first feature is not of stride 4, or ``test_samples_per_forward`` is not positive.
+            ValueError: the backbone lacks a feature, the first is not of stride 4, or ``test_samples_per_forward`` is
+                not positive.
         """
         super().__init__()
         shapes = backbone.output_shape()
+        if not in_features or not set(in_features) <= set(shapes):
+            raise ValueError(f"MODEL.LPG.IN_FEATURES is {in_features}, the backbone gives {sorted(shapes)}")
         if shapes[in_features[0]].stride != 4:
             raise ValueError(
                 f"MODEL.LPG.IN_FEATURES begins with '{in_features[0]}' of stride {shapes[in_features[0]].stride}: the "
@@ -98,6 +102,11 @@ class LPG(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         node = cfg.MODEL.LPG
+        if node.SEGMENTER_WEIGHTS and not node.SEGMENTER_CONFIG:
+            raise ValueError(
+                "MODEL.LPG.SEGMENTER_WEIGHTS is set without MODEL.LPG.SEGMENTER_CONFIG, the config that they were "
+                "trained with: name both, or neither for a generator that sees the boxes alone"
+            )
         segmenter = (
             FrozenSegmenter.load(node.SEGMENTER_CONFIG, node.SEGMENTER_WEIGHTS) if node.SEGMENTER_CONFIG else None
         )
@@ -237,7 +246,7 @@ class LPG(nn.Module):
     def _class_probabilities(self, images: Tensor, owners: Sequence[int], channels: Sequence[int]) -> Tensor:
         assert self.segmenter is not None
         return self.segmenter.class_probabilities(
-            images, self.image_format, owners, channels, self.test_samples_per_forward
+            images, self.image_format, owners, channels, self.samples_at_once(images.shape[-2:])
         )
 
     @torch.no_grad()
@@ -263,6 +272,10 @@ class LPG(nn.Module):
         side = max(self.backbone.size_divisibility, 4)
         return -(-size[0] // side) * side, -(-size[1] // side) * side
 
+    def samples_at_once(self, size: Sequence[int]) -> int:
+        """Samples of this height and width that go through a network together at inference."""
+        return max(min(self.test_samples_per_forward, self.test_samples_per_forward * 512**2 // (size[0] * size[1])), 1)
+
     def predict(self, prompts: Sequence[ClassPrompts], size: tuple[int, int]) -> list[Tensor]:
         """Run images that share a padded size through the network, all their classes together.
 
@@ -287,8 +300,9 @@ class LPG(nn.Module):
             probabilities = self._class_probabilities(images, owners, channels)
 
         margins = images.new_zeros((len(owners), size[0] // 4, size[1] // 4))
-        for start in range(0, len(owners), self.test_samples_per_forward):
-            part = slice(start, start + self.test_samples_per_forward)
+        at_once = self.samples_at_once(size)
+        for start in range(0, len(owners), at_once):
+            part = slice(start, start + at_once)
             x = self.network_input(
                 torch.stack([images[index] for index in owners[part]]),
                 masks[part],
@@ -305,10 +319,10 @@ class LPG(nn.Module):
     def window_logits(self, network_input: Tensor, windows: Sequence[Window]) -> list[Tensor]:
         """:meth:`logits` (N inputs) in one window of stride-4 pixels each: N tensors 2×height×width, float32.
 
-        Backbones that can, compute no more than that: on a CPU, whose time is arithmetic, boxes of a third of the image
-        take two thirds of the time.
+        On a CPU, whose time is arithmetic, backbones that can compute no more than that: boxes of a third of the image
+        take two thirds of the time. A GPU would lose more by many small convolutions than it gains.
         """
-        if not isinstance(self.backbone, HourglassBackbone):
+        if network_input.device.type != "cpu" or not isinstance(self.backbone, HourglassBackbone):
             logits = self.logits(network_input).float()
             return [window.of(one) for one, window in zip(logits, windows, strict=True)]
         size = (network_input.shape[-2] // 4, network_input.shape[-1] // 4)
