@@ -15,7 +15,7 @@ from boxsup_d2.data.datasets.catalog import Problems
 from boxsup_d2.data.datasets.coco_format import read_coco_json
 from boxsup_d2.data.datasets.pseudo_sem_seg import SEM_SEG_SUFFIX, read_manifest
 from boxsup_d2.pseudo_masks.format import PROVENANCE_KEY
-from boxsup_d2.report.matching import ImageIndex, match_objects
+from boxsup_d2.report.matching import match_images, match_objects
 
 _FIX = "Check the path of the mask file."
 
@@ -207,14 +207,14 @@ def _instance_collection(sets: list[MaskSet], files: list[dict[str, Any]]) -> Co
     objects = [_usable_objects(data, problems) for data in files]
     names = [{c.get("id"): str(c.get("name", c.get("id"))) for c in data["categories"]} for data in files]
     class_indices = {key: index for index, key in enumerate(names[0])}
-    indices = [ImageIndex(entries) for entries in images]
+    partners = [match_images(images[0], entries) for entries in images]
     matched = [0] * len(files)
     scenes = []
-    for image in images[0]:
+    for place, image in enumerate(images[0]):
         own = [a for a in objects[0][image["id"]] if _has_class(a, class_indices, problems)]
         columns: list[Sequence[Mapping[str, Any] | None]] = [own]
-        for index, others, other_names in zip(indices[1:], objects[1:], names[1:], strict=True):
-            partner = index.find(image)
+        for found_images, others, other_names in zip(partners[1:], objects[1:], names[1:], strict=True):
+            partner = found_images[place]
             found = others[partner["id"]] if partner is not None else []
             columns.append(match_objects(own, found, names[0], other_names))
         for number, column in enumerate(columns):
@@ -261,13 +261,13 @@ def _semantic_collection(sets: list[MaskSet], files: list[dict[str, Any]]) -> Co
             )
     problems = Problems()
     images = [_usable_images(data, problems) for data in files]
-    indices = [ImageIndex(entries) for entries in images]
+    partners = [match_images(images[0], entries) for entries in images]
     matched = [0] * len(files)
     scenes = []
-    for image in images[0]:
+    for place, image in enumerate(images[0]):
         row: list[str | None] = []
-        for number, (mask_set, index) in enumerate(zip(sets, indices, strict=True)):
-            partner = index.find(image)
+        for number, (mask_set, column) in enumerate(zip(sets, partners, strict=True)):
+            partner = column[place]
             png = partner.get("png") if partner is not None else None
             row.append(os.path.join(os.path.dirname(mask_set.path), png) if isinstance(png, str) else None)
             matched[number] += partner is not None

@@ -1,73 +1,100 @@
-"""Which image and which object of one mask file are those of another one."""
+"""Which image and which object of one mask file are those of another one.
+
+The rules are those by which masks are evaluated: an object that a report compares with the truth is one that counts.
+"""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: Boxes of different files are the same object's from this IoU on.
+import numpy as np
+from pycocotools import mask as mask_util
+
+# Box IoU from which on two objects of an image and class are taken for the same, where no id says so.
 _SAME_BOX = 0.5
 
 
-class ImageIndex:
-    """Finds the entry of an image in a file by the entry that another file has of it."""
+def match_images(
+    images: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any] | None]:
+    """Partners of images in another file.
 
-    def __init__(self, images: Sequence[Mapping[str, Any]]):
-        self._by_id = {image["id"]: image for image in images}
-        self._by_name = {image["file_name"]: image for image in images}
-        self._by_base: dict[str, Mapping[str, Any] | None] = {}
-        for image in images:
-            base = os.path.basename(image["file_name"])
-            # Two folders may hold images of one name: then that says nothing.
-            self._by_base[base] = None if base in self._by_base else image
+    Images are the same if their names are, with their folders, or, if no other has it, without folders and extension;
+    where no name fits, if their ids and sizes are.
 
-    def find(self, image: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """The entry of the same image: of that id if the file's name agrees, else of that file name; or None."""
-        base = os.path.basename(image["file_name"])
-        own = self._by_id.get(image["id"])
-        if own is not None and os.path.basename(own["file_name"]) == base:
-            return own
-        return self._by_name.get(image["file_name"]) or self._by_base.get(base)
+    Args:
+        images: entries of one file, with ``id`` and ``file_name``.
+        others: those of the other file.
+
+    Returns:
+        For each of ``images`` its partner or None.
+    """
+    by_id = {other["id"]: other for other in others}
+    by_name = {other["file_name"]: other for other in others}
+    by_stem = {_stem(other): other for other in others}
+    counts = [Counter(map(_stem, entries)) for entries in (images, others)]
+    partners = []
+    for image in images:
+        partner = by_name.get(image["file_name"])
+        if partner is None and all(count[_stem(image)] == 1 for count in counts):
+            partner = by_stem[_stem(image)]
+        if partner is None:
+            partner = by_id.get(image["id"])
+            if partner is not None and _size(partner) != _size(image):
+                partner = None  # only a number in common
+        partners.append(partner)
+    return partners
 
 
 def match_objects(
-    reference: Sequence[Mapping[str, Any]],
+    objects: Sequence[Mapping[str, Any]],
     others: Sequence[Mapping[str, Any]],
     names: Mapping[Any, str],
     other_names: Mapping[Any, str],
 ) -> list[Mapping[str, Any] | None]:
     """Partners of the objects of one image in another file.
 
-    Where the files share annotation ids, these decide. Else an object's partner is, of those of its class that are
-    still free, the one whose box overlaps its own most, by an IoU of 0.5 at least; of equal ones the first.
+    Objects are the same if their class names are and their annotation ids agree, for which their boxes have to touch;
+    else, one by one from the most similar pair on, if their boxes have an IoU of 0.5.
 
     Args:
-        reference: annotations of the image in one file, with ``bbox`` (x, y, w, h).
+        objects: annotations of the image in one file, with ``bbox`` (x, y, w, h).
         others: those of the other file.
         names: class names of the first file by ``category_id``.
         other_names: those of the other file.
 
     Returns:
-        For each of ``reference`` its partner or None.
+        For each of ``objects`` its partner or None; each of ``others`` is a partner once at most.
     """
-    by_id = {other["id"]: other for other in others if "id" in other}
-    partners = [by_id.get(annotation.get("id")) for annotation in reference]
-    if any(partner is not None for partner in partners):
+    partners: list[Mapping[str, Any] | None] = [None] * len(objects)
+    if not objects or not others:
         return partners
-    free = list(others)
-    for position, annotation in enumerate(reference):
-        name = names.get(annotation.get("category_id"))
-        same = [other for other in free if other_names.get(other.get("category_id")) == name]
-        best = max(same, key=lambda other: _box_iou(annotation["bbox"], other["bbox"]), default=None)
-        if best is not None and _box_iou(annotation["bbox"], best["bbox"]) >= _SAME_BOX:
-            partners[position] = best
-            free = [other for other in free if other is not best]
+    boxes = [np.array([each["bbox"] for each in side], dtype=np.float64) for side in (objects, others)]
+    overlap = mask_util.iou(*boxes, [0] * len(others))
+    for row, one in enumerate(objects):
+        for column, two in enumerate(others):
+            if names[one["category_id"]] != other_names.get(two.get("category_id")):
+                overlap[row, column] = 0
+
+    def pair(row: int, column: int) -> None:
+        partners[row] = others[column]
+        overlap[row], overlap[:, column] = 0, 0
+
+    position = {other["id"]: column for column, other in enumerate(others) if "id" in other}
+    for row, annotation in enumerate(objects):
+        same = position.get(annotation.get("id"))
+        if same is not None and overlap[row, same] > 0:
+            pair(row, same)
+    while overlap.max() >= _SAME_BOX:
+        row, column = np.unravel_index(overlap.argmax(), overlap.shape)
+        pair(int(row), int(column))
     return partners
 
 
-def _box_iou(one: Sequence[float], two: Sequence[float]) -> float:
-    """IoU of two boxes x, y, w, h as areas; 0 where both are empty."""
-    width = min(one[0] + one[2], two[0] + two[2]) - max(one[0], two[0])
-    height = min(one[1] + one[3], two[1] + two[3]) - max(one[1], two[1])
-    inter = max(width, 0.0) * max(height, 0.0)
-    union = one[2] * one[3] + two[2] * two[3] - inter
-    return inter / union if union > 0 else 0.0
+def _stem(image: Mapping[str, Any]) -> str:
+    return os.path.splitext(image["file_name"].replace("\\", "/").rsplit("/", 1)[-1])[0]
+
+
+def _size(image: Mapping[str, Any]) -> tuple[Any, Any]:
+    return image.get("height"), image.get("width")
