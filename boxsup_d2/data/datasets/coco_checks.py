@@ -6,7 +6,7 @@ The strict reader (:mod:`.coco_format`) refuses a file that breaks one of them; 
 
 import math
 from collections.abc import Container
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Fault(NamedTuple):
     example: Any
 
 
-def is_int(value: Any) -> bool:
+def is_int(value: Any) -> TypeGuard[int]:
     """Whether a value is an integer (of 64 bits: what COCO tools store ids in) and no truth value."""
     return isinstance(value, int) and not isinstance(value, bool) and -_MAX_ID <= value < _MAX_ID
 
@@ -66,11 +66,11 @@ def image_fault(image: dict[str, Any]) -> Fault | None:
 
 def size_fault(image: dict[str, Any]) -> Fault | None:
     """What is wrong with an image's height and width, as the json gives them."""
-    sides = [image.get("height"), image.get("width")]
-    if not all(is_int(side) and side > 0 for side in sides):
+    height, width = image.get("height"), image.get("width")
+    if not (is_int(height) and is_int(width) and height > 0 and width > 0):
         return Fault("images without a height and width in pixels", image.get("file_name", image.get("id")))
-    if sides[0] * sides[1] >= _MAX_PIXELS:
-        return Fault("images of more than 2 billion pixels", f"{brief(image.get('file_name'))}: {sides}")
+    if height * width >= _MAX_PIXELS:
+        return Fault("images of more than 2 billion pixels", f"{brief(image.get('file_name'))}: {width}×{height}")
     return None
 
 
@@ -79,7 +79,7 @@ def crowd_fault(annotation: dict[str, Any]) -> Fault | None:
     value = annotation.get("iscrowd")
     if value is None or (isinstance(value, int | float) and value in (0, 1)):
         return None
-    return Fault("annotations whose iscrowd is neither 0 nor 1", f"id {brief(annotation.get('id'))}: {brief(value)}")
+    return Fault("annotations whose iscrowd is neither 0 nor 1", f"{_name(annotation)}: {brief(value)}")
 
 
 def id_fault(annotation: dict[str, Any], seen: Container[int]) -> Fault | None:
@@ -94,22 +94,27 @@ def id_fault(annotation: dict[str, Any], seen: Container[int]) -> Fault | None:
 
 def reference_fault(annotation: dict[str, Any], images: Container[int], categories: Container[int]) -> Fault | None:
     """Whether an annotation names an image and a category that there are."""
-    key = brief(annotation.get("id"))
     if not is_int(annotation.get("image_id")) or annotation["image_id"] not in images:
-        return Fault("annotations of unknown images", f"id {key}: image {brief(annotation.get('image_id'))}")
+        return Fault("annotations of unknown images", f"{_name(annotation)}: image {brief(annotation.get('image_id'))}")
     if not is_int(annotation.get("category_id")) or annotation["category_id"] not in categories:
-        return Fault("annotations of unknown categories", f"id {key}: category {brief(annotation.get('category_id'))}")
+        category = brief(annotation.get("category_id"))
+        return Fault("annotations of unknown categories", f"{_name(annotation)}: category {category}")
     return None
 
 
 def box_fault(annotation: dict[str, Any]) -> Fault | None:
     """What is wrong with an annotation's box x, y, w, h, whatever its image; one without extent is not wrong."""
-    key, box = brief(annotation.get("id")), annotation.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(is_finite(value) for value in box)):
-        return Fault("boxes that are not four numbers", f"id {key}: {brief(box)}")
+    box = annotation.get("bbox")
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))):
+        return Fault("boxes that are not four numbers", f"{_name(annotation)}: {brief(box)}")
     if box[2] < 0 or box[3] < 0:
-        return Fault("inverted boxes (negative width or height; COCO's are x, y, w, h)", f"id {key}: {box}")
+        kind = "inverted boxes (negative width or height; COCO's are x, y, w, h)"
+        return Fault(kind, f"{_name(annotation)}: {box}")
     return None
+
+
+def _name(annotation: dict[str, Any]) -> str:
+    return f"id {brief(annotation.get('id'))}"
 
 
 def segmentation_fault(value: Any, height: int, width: int) -> str | None:
