@@ -4,8 +4,9 @@ The strict reader (:mod:`.coco_format`) refuses a file that breaks one of them; 
 (:mod:`boxsup_d2.data.exchange.inspection`) counts what does and keeps the rest. No file is opened here.
 """
 
+import itertools
 import math
-from collections.abc import Container
+from collections.abc import Container, Iterable, Iterator
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -90,6 +91,15 @@ def id_fault(annotation: dict[str, Any], seen: Container[int]) -> Fault | None:
     if key in seen:
         return Fault("repeated annotation ids", key)
     return None
+
+
+def unused_ids(annotations: Iterable[dict[str, Any]]) -> Iterator[int]:
+    """Ids for annotations that lack one: above all that there are, or, where there is no room, between them."""
+    taken = {annotation["id"] for annotation in annotations if is_int(annotation.get("id"))}
+    first = max(taken, default=0) + 1
+    # Room for every entry that one machine can hold.
+    first = first if 0 < first < _MAX_ID - 2**40 else 1
+    return (key for key in itertools.count(first) if key not in taken)
 
 
 def reference_fault(annotation: dict[str, Any], images: Container[int], categories: Container[int]) -> Fault | None:

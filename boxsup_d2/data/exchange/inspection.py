@@ -25,6 +25,7 @@ from boxsup_d2.data.datasets.coco_checks import (
     reference_fault,
     segmentation_fault,
     size_fault,
+    unused_ids,
 )
 from boxsup_d2.data.datasets.coco_format import check_coco_form
 from boxsup_d2.data.images import image_size
@@ -233,10 +234,7 @@ class _Inspector:
     def annotations(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The usable ones, each with an id of its own."""
         self._known = self._sizes.keys() | self._left_out
-        taken = {entry["id"] for entry in entries if is_int(entry.get("id"))}
-        next_id = max(taken, default=0) + 1
-        if next_id < 1 or not is_int(next_id + len(entries)):
-            next_id = 1  # below all ids, or so far up that there is no room: ids from 1 on that nobody has
+        new_ids = unused_ids(entries)
         seen: dict[int, dict[str, Any]] = {}
         usable = []
         for entry in entries:
@@ -253,10 +251,7 @@ class _Inspector:
                     self.problems.add(*fault)
                 if is_int(entry.get("id")) and entry == seen[entry["id"]]:
                     continue
-                while next_id in taken:
-                    next_id += 1
-                entry = {**entry, "id": next_id}
-                taken.add(next_id)
+                entry = {**entry, "id": next(new_ids)}
                 self.filled[IDS_MADE] += 1
             seen[entry["id"]] = entry
             usable.append(self._with_sound_mask(entry))
