@@ -163,9 +163,9 @@ def rle_runs(counts: str) -> np.ndarray | None:
         digits = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - _FIRST_DIGIT
     except UnicodeEncodeError:
         return None
-    ends = np.flatnonzero((digits & _MORE) == 0)
-    if not len(digits) or digits.min() < 0 or digits.max() > 63 or ends[-1:] != len(digits) - 1:
+    if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & _MORE:
         return None
+    ends = np.flatnonzero((digits & _MORE) == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
     if place.max() > 6:  # 35 bits: more than a count of pixels has

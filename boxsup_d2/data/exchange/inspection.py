@@ -155,7 +155,7 @@ class _Inspector:
             if path in missing:
                 self._leave_out(entry, Fault(f"images that are not in '{self._root}'", entry["file_name"]))
             elif isinstance(size, ValueError):
-                self._leave_out(entry, Fault("images that cannot be read", str(size)))
+                self._leave_out(entry, Fault("images that cannot be read", str(size).replace(path, entry["file_name"])))
             else:
                 usable += self._sized(entry, size)
         return usable
