@@ -2,9 +2,13 @@
 
 Importing the package registers its data sets, mappers, backbones, meta-architectures and heads with Detectron2, so
 that configs can name them. No file is opened and no network is built.
+
+:func:`load`, :func:`label` and :func:`register` are those of :mod:`boxsup_d2.api`, which is imported with the first of
+them that is used.
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 try:
     __version__ = version("boxsup_d2")
@@ -16,13 +20,28 @@ from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data import dataset_mappers, datasets
 from boxsup_d2.modeling import backbone, meta_arch, roi_heads, sem_seg_heads
 
+if TYPE_CHECKING:
+    from boxsup_d2.api import label, load, register
+
 __all__ = [
     "__version__",
     "add_boxsup_config",
     "backbone",
     "dataset_mappers",
     "datasets",
+    "label",
+    "load",
     "meta_arch",
+    "register",
     "roi_heads",
     "sem_seg_heads",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The functions of :mod:`boxsup_d2.api`; imported late, since the engine below them takes a while to load."""
+    if name in ("label", "load", "register"):
+        from boxsup_d2 import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
