@@ -345,18 +345,25 @@ def test_an_interrupted_labelling_goes_on(tmp_path, registered, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------ the document
-def test_examples_of_the_document_run(tmp_path, monkeypatch, registered):
-    """All Python blocks of docs/python_api.md, one after the other as a reader would run them, in an empty folder."""
+def test_examples_of_the_document_run(tmp_path, monkeypatch, registered, capsys):
+    """All Python blocks of docs/python_api.md, one after the other as a reader would run them, in an empty folder.
+
+    A block without a language behind one says what it prints.
+    """
     pytest.importorskip("skimage", reason="the photographs are scikit-image's")
     text = (ROOT / "docs/python_api.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    pattern = r"^```python\n(.*?)^```$(?:\n\n^```\n(.*?)^```$)?"
+    blocks = re.findall(pattern, text, flags=re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 6
+    assert sum(bool(output) for _, output in blocks) >= 3
     monkeypatch.chdir(tmp_path)
     known = set(DatasetCatalog)
     namespace: dict = {"__name__": "document"}
     try:
-        for block in blocks:
+        for block, output in blocks:
+            capsys.readouterr()
             exec(compile(block, "docs/python_api.md", "exec"), namespace)
+            assert not output or capsys.readouterr().out == output
     finally:
         registered.extend(set(DatasetCatalog) - known)
 
