@@ -1,26 +1,14 @@
 """Every configuration key that boxsup_d2 adds to Detectron2's.
 
-Keys follow Detectron2's idiom: ``cfg = get_cfg(); add_boxsup_config(cfg)``, which also registers what they can name.
-Each key is commented with its unit and its reason; ``tests/test_repository.py`` checks that code reads all of them.
+Keys follow Detectron2's idiom: ``cfg = get_cfg(); add_boxsup_config(cfg)``. Each key is commented with its unit
+and its reason; ``tests/test_repository.py`` checks that every one of them is read by code.
 """
-
-import importlib
 
 from detectron2.config import CfgNode as CN
 
-# Parts of boxsup_d2.modeling that register something.
-_MODEL_ROOMS = ("backbone", "meta_arch", "roi_heads", "sem_seg_heads")
-
-
-def register_all() -> None:
-    """Register everything that a config can name with Detectron2. May be called again; no file is opened."""
-    for part in ("data.datasets", "data.dataset_mappers", *(f"modeling.{room}" for room in _MODEL_ROOMS)):
-        importlib.import_module(f"boxsup_d2.{part}")
-
 
 def add_boxsup_config(cfg: CN) -> None:
-    """Add boxsup_d2's keys, with defaults that leave stock Detectron2 configs unchanged; see :func:`register_all`."""
-    register_all()
+    """Add boxsup_d2's keys, with defaults that leave stock Detectron2 configs unchanged."""
     # ---------------------------------------------------------------- input
     # The class (DATASET_MAPPER_REGISTRY) that turns a dataset dict into a training sample.
     cfg.INPUT.TRAIN_MAPPER = "PseudoMaskDatasetMapper"
