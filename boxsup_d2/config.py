@@ -183,6 +183,29 @@ def add_boxsup_config(cfg: CN) -> None:
     # whole image (slower on large images, as good).
     cfg.MODEL.GRABCUT.CONTEXT = 0.5
 
+    # ---------------------------------------------------------------- networks of other libraries
+    # Images and their normalisation are INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD, as everywhere.
+    cfg.MODEL.SALIENT_ONNX = CN()
+    # The network (.onnx), which is no checkpoint of MODEL.WEIGHTS: a path, or one of package://.
+    cfg.MODEL.SALIENT_ONNX.NETWORK = ""
+    # Context around the box that the network sees, as a share of the box's sides on each side: an object that fills the
+    # image has no background to stand out from.
+    cfg.MODEL.SALIENT_ONNX.CONTEXT = 0.1
+    # Side in pixels of the network's input where the graph leaves it open (U2-Net: 320).
+    cfg.MODEL.SALIENT_ONNX.SIZE = 320
+    # Foreground above this value of the stretched answer.
+    cfg.MODEL.SALIENT_ONNX.THRESHOLD = 0.5
+    # Crops that go through the network at once, where the graph allows it; bounds the memory.
+    cfg.MODEL.SALIENT_ONNX.CROPS_PER_FORWARD = 8
+
+    cfg.MODEL.SAM = CN()
+    # Folder of a SAM or SAM 2 checkpoint as transformers saves it, or its name on the Hugging Face hub.
+    cfg.MODEL.SAM.NETWORK = ""
+    # Boxes of an image that are decoded at once; the masks of so many are held as floats in the image's size.
+    cfg.MODEL.SAM.BOXES_PER_FORWARD = 16
+    # Cut every mask to its box: SAM takes a box as a hint and may answer beyond it, an annotated box is an outer bound.
+    cfg.MODEL.SAM.CUT_TO_BOX = True
+
     # ---------------------------------------------------------------- mask head of the retrained network
     # Mask losses of instances with a confidence below this are dropped (0 keeps all); see docs/boxcaseg.md.
     cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_THRESHOLD = 0.0

@@ -15,7 +15,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 import boxsup_d2
-from boxsup_d2.checkpoint import BoxSupCheckpointer
+from boxsup_d2.checkpoint import BoxSupCheckpointer, convert
 from boxsup_d2.data.dataset_mappers import BoxCropDatasetMapper
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
@@ -119,15 +119,15 @@ def test_published_boxcaseg_comes_back_as_ours(tool, boxcaseg, tmp_path, capsys,
 def test_printed_overrides_are_a_config(tool):
     cfg = get_cfg()
     boxsup_d2.add_boxsup_config(cfg)
-    cfg.merge_from_list(shlex.split(tool.BOXCASEG_HELP.splitlines()[1]))
-    assert cfg.MODEL.PIXEL_MEAN == tool.BOXCASEG_MEAN
-    assert cfg.MODEL.PIXEL_STD == tool.BOXCASEG_STD
+    cfg.merge_from_list(shlex.split(convert.BOXCASEG_HELP.splitlines()[1]))
+    assert cfg.MODEL.PIXEL_MEAN == convert.BOXCASEG_MEAN
+    assert cfg.MODEL.PIXEL_STD == convert.BOXCASEG_STD
 
 
 def test_old_torch_files_are_read(tool, tmp_path):
     source = tmp_path / "old.pth"
     torch.save({"model": {"a": torch.arange(3.0)}}, source, _use_new_zipfile_serialization=False)
-    form, content = tool.convert(tool.read_checkpoint(source, trust=False))
+    form, content = convert.convert(convert.read_checkpoint(source, trust=False))
     assert form == "Detectron2's form"
     assert torch.equal(content["model"]["a"], torch.arange(3.0))
 
@@ -155,7 +155,7 @@ def test_refused_code_does_not_run(tool, tmp_path):
     for suffix in (".pth", ".pkl"):
         source = write(tmp_path / f"evil{suffix}", {"model": {"a": Evil()}})
         with pytest.raises(ValueError, match="--trust"):
-            tool.read_checkpoint(source, trust=False)
+            convert.read_checkpoint(source, trust=False)
     assert not (tmp_path / "ran").exists()
 
 

@@ -1,6 +1,6 @@
 """Checkpoints: Detectron2's format, the published systems', and weights that come inside Python packages."""
 
-from boxsup_d2.checkpoint.checkpointer import BoxSupCheckpointer, PackagePathHandler
+from boxsup_d2.checkpoint.checkpointer import BoxSupCheckpointer, PackagePathHandler, WholeCheckpointer
 from boxsup_d2.checkpoint.formats import (
     convert_efficientnet_lite,
     convert_published_boxcaseg,
@@ -11,6 +11,7 @@ from boxsup_d2.checkpoint.formats import (
 __all__ = [
     "BoxSupCheckpointer",
     "PackagePathHandler",
+    "WholeCheckpointer",
     "convert_efficientnet_lite",
     "convert_published_boxcaseg",
     "convert_published_hourglass",

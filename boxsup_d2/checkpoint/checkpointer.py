@@ -11,6 +11,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
+from torch import nn
 
 from boxsup_d2.checkpoint.formats import (
     convert_efficientnet_lite,
@@ -137,6 +138,55 @@ class BoxSupCheckpointer(DetectionCheckpointer):
             key for key in incompatible.unexpected_keys if not key.endswith("num_batches_tracked")
         ]
         super()._log_incompatible_keys(incompatible)
+
+
+class WholeCheckpointer(BoxSupCheckpointer):
+    """Takes nothing but checkpoints that hold every parameter, in its shape: nobody would train those left random."""
+
+    def __init__(self, model: nn.Module, *, what: str, fix: str) -> None:
+        """
+        Args:
+            model: to load into.
+            what: the checkpoint is called in an error, for instance the config key that names it.
+            fix: what an error says about what to do.
+        """
+        super().__init__(model, save_to_disk=False)
+        self._what, self._fix = what, fix
+
+    def load_whole(self, path: str) -> None:
+        """Load a checkpoint.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            RuntimeError: it is damaged, or lacks parameters of the model; names the file.
+        """
+        try:
+            self.load(path, checkpointables=[])
+        except AssertionError as error:  # Detectron2's way of saying that there is no such file
+            raise FileNotFoundError(f"{self._what} '{path}' does not exist. {self._fix}") from error
+        except _IncompleteCheckpointError as error:
+            raise RuntimeError(f"{self._what} '{path}' {error}. {self._fix}") from error
+
+    def _grow_input(self, checkpoint: dict[str, Any], name: str) -> None:
+        """Channels that the checkpoint does not know would count for nothing, which only training can change."""
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        lacking = [key for key in incompatible.missing_keys if not key.endswith("num_batches_tracked")]
+        lacking += [
+            f"{key} (of shape {tuple(wanted)}, not {tuple(found)})"
+            for key, found, wanted in incompatible.incorrect_shapes
+        ]
+        if lacking:
+            held = sorted(incompatible.unexpected_keys)
+            other = f"; it has others, such as {', '.join(held[:3])}" if held else ""
+            raise _IncompleteCheckpointError(
+                f"lacks {len(lacking)} parameters of the network, first {', '.join(lacking[:3])}{other}"
+            )
+        super()._log_incompatible_keys(incompatible)
+
+
+class _IncompleteCheckpointError(RuntimeError):
+    """What a checkpoint lacks, without its name."""
 
 
 def recognise(loaded: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from detectron2.utils.logger import setup_logger
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data.datasets import apply_dataset_switches, register_listed, register_pseudo_masks_from_cfg
 
-__all__ = ["default_argument_parser", "load_config", "setup", "use_available_device"]
+__all__ = ["default_argument_parser", "load_config", "merge_overrides", "setup", "use_available_device"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def load_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
     add_boxsup_config(cfg)
     if config_file:
         _merge_file(cfg, config_file)
-    _merge_opts(cfg, opts)
+    merge_overrides(cfg, opts)
     return cfg
 
 
@@ -162,7 +162,12 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
         raise ValueError(f"{config_file}: {problem}") from error
 
 
-def _merge_opts(cfg: CfgNode, opts: Sequence[Any]) -> None:
+def merge_overrides(cfg: CfgNode, opts: Sequence[Any]) -> None:
+    """Change a config by overrides, ``[KEY, VALUE, ...]``; values may be strings, as on a command line.
+
+    Raises:
+        ValueError: as :func:`load_config`.
+    """
     opts = list(opts)
     for word in opts:
         if isinstance(word, str) and word.startswith("--"):

@@ -154,6 +154,8 @@ def build_provenance(
     """
     metadata = MetadataCatalog.get(name)
     segmenter = _segmenter_weights(cfg)
+    # Networks of other libraries are not loaded from MODEL.WEIGHTS; their models say what from.
+    checkpoint = checkpoint or getattr(model, "network_path", "")
     return {
         "source_dataset": name,
         "source_sha256": _source_sha256(metadata, dataset_dicts),
@@ -179,7 +181,7 @@ def _segmenter_weights(cfg: CfgNode) -> str:
 
 
 def _checkpoint_sha256(model: nn.Module, checkpoint: str) -> str:
-    if checkpoint:
+    if checkpoint and not getattr(model, "network_in_state_dict", False):
         try:
             return file_sha256(PathManager.get_local_path(checkpoint))
         except OSError as error:
@@ -200,6 +202,8 @@ def config_sha256(cfg: CfgNode) -> str:
     for key in ("WEIGHTS", "DEVICE"):
         relevant.MODEL.pop(key)
     relevant.MODEL.get("LPG", {}).pop("SEGMENTER_WEIGHTS", None)
+    for section in ("SALIENT_ONNX", "SAM"):
+        relevant.MODEL.get(section, {}).pop("NETWORK", None)
     return hashlib.sha256(relevant.dump(sort_keys=True).encode()).hexdigest()
 
 

@@ -31,6 +31,8 @@ _NEUTRAL_KEYS = frozenset(
         "MODEL.BOXCASEG.TEST_CROPS_PER_FORWARD",
         "MODEL.DEVICE",
         "MODEL.LPG.TEST_SAMPLES_PER_FORWARD",
+        "MODEL.SALIENT_ONNX.CROPS_PER_FORWARD",
+        "MODEL.SAM.BOXES_PER_FORWARD",
         "OUTPUT_DIR",
         "PSEUDO_MASKS.STEP",
         "ROUNDS",
@@ -45,6 +47,8 @@ _LABELLING_PREFIXES = (
     "MODEL.BOXCASEG.TEST_",
     "MODEL.GRABCUT.",
     "MODEL.LPG.TEST_",
+    "MODEL.SALIENT_ONNX.",
+    "MODEL.SAM.",
     "MODEL.SEM_SEG_HEAD.TEST_",
     "PSEUDO_MASKS.",
 )
@@ -157,6 +161,7 @@ def input_files(
     given = {
         "MODEL.WEIGHTS": cfg.MODEL.WEIGHTS if given_weights else "",
         "MODEL.LPG.SEGMENTER_WEIGHTS": cfg.MODEL.LPG.SEGMENTER_WEIGHTS if given_segmenter else "",
+        "MODEL.SALIENT_ONNX.NETWORK": cfg.MODEL.SALIENT_ONNX.NETWORK,
     }
     files.update({f"{key}/{os.path.basename(path)}": InputFile(path, anew=True) for key, path in given.items() if path})
     return files

@@ -14,27 +14,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from boxsup_d2.checkpoint import BoxSupCheckpointer
+from boxsup_d2.checkpoint import WholeCheckpointer
 from boxsup_d2.config import add_boxsup_config
 
 _FORMATS = ("BGR", "RGB")
-
-
-class _WholeCheckpointer(BoxSupCheckpointer):
-    """Takes nothing but checkpoints that hold every parameter: nobody would train the ones that stayed random."""
-
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
-        lacking = [key for key in incompatible.missing_keys if not key.endswith("num_batches_tracked")]
-        lacking += [
-            f"{key} (of shape {tuple(wanted)}, not {tuple(found)})"
-            for key, found, wanted in incompatible.incorrect_shapes
-        ]
-        if lacking:
-            raise RuntimeError(
-                f"the checkpoint lacks {len(lacking)} parameters of the segmenter, first {', '.join(lacking[:3])}: "
-                "MODEL.LPG.SEGMENTER_WEIGHTS must be trained weights of MODEL.LPG.SEGMENTER_CONFIG"
-            )
-        super()._log_incompatible_keys(incompatible)
 
 
 class FrozenSegmenter:
@@ -92,10 +75,8 @@ class FrozenSegmenter:
         cfg.MODEL.DEVICE = "cpu"
         network = build_model(cfg)
         if weights:
-            try:
-                _WholeCheckpointer(network).load(weights)
-            except AssertionError as error:  # Detectron2's way of saying that there is no such file
-                raise FileNotFoundError(f"MODEL.LPG.SEGMENTER_WEIGHTS '{weights}' does not exist") from error
+            fix = "Name trained weights of MODEL.LPG.SEGMENTER_CONFIG."
+            WholeCheckpointer(network, what="MODEL.LPG.SEGMENTER_WEIGHTS", fix=fix).load_whole(weights)
         return cls(network, names, cfg.INPUT.FORMAT, pretrained=bool(weights))
 
     def channels_of(self, names: Sequence[str], wanted_by: str) -> list[int]:

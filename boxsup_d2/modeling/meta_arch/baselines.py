@@ -13,60 +13,12 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import Instances
-from torch import nn
 
-from boxsup_d2.modeling.meta_arch.box_to_mask import box_to_mask_instances, fill_boxes, truncate_boxes
-
-
-class ParameterFreeBoxToMask(nn.Module):
-    """Base of methods that answer box prompts without learning; subclasses implement :meth:`predict_masks`."""
-
-    device_anchor: torch.Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Only tells where the model was moved to; not persistent, so that checkpoints stay empty.
-        self.register_buffer("device_anchor", torch.zeros(0), persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        """Where :meth:`forward` leaves its answer."""
-        return self.device_anchor.device
-
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        """Answer the prompts of every image.
-
-        Args:
-            batched_inputs: as ``BoxPromptDatasetMapper`` returns them.
-
-        Returns:
-            One ``{"instances": Instances}`` per image, see :func:`box_to_mask_instances`; all scores are 1.
-
-        Raises:
-            RuntimeError: in training mode.
-        """
-        if self.training:
-            raise RuntimeError(
-                f"{type(self).__name__} has no parameters and cannot be trained: run train_net.py with --eval-only."
-            )
-        results = []
-        for item in batched_inputs:
-            instances = item["instances"].to(self.device)
-            boxes = instances.gt_boxes.tensor
-            masks = self.predict_masks(item["image"], boxes)
-            image_size = (int(item["image"].shape[1]), int(item["image"].shape[2]))
-            scores = torch.ones(len(boxes), device=self.device)
-            results.append({"instances": box_to_mask_instances(masks, boxes, instances.gt_classes, scores, image_size)})
-        return results
-
-    def predict_masks(self, image: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        """Masks (N×H×W bool) of the boxes (N×4, x0, y0, x1, y1) of one image (3×H×W uint8)."""
-        raise NotImplementedError
+from boxsup_d2.modeling.meta_arch.box_to_mask import UntrainedBoxToMask, fill_boxes, truncate_boxes
 
 
 @META_ARCH_REGISTRY.register()
-class BoxFill(ParameterFreeBoxToMask):
+class BoxFill(UntrainedBoxToMask):
     """Every box is its own mask."""
 
     @configurable
@@ -85,7 +37,7 @@ class BoxFill(ParameterFreeBoxToMask):
 
 
 @META_ARCH_REGISTRY.register()
-class GrabCut(ParameterFreeBoxToMask):
+class GrabCut(UntrainedBoxToMask):
     """OpenCV's GrabCut, started from each box; the filled box where it has no answer."""
 
     @configurable

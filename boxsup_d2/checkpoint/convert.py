@@ -1,0 +1,274 @@
+"""Published checkpoints, and others of Detectron2's form, as files that ``MODEL.WEIGHTS`` can name.
+
+:func:`read_checkpoint`, :func:`convert` and :func:`write_checkpoint` are the three steps, :func:`convert_checkpoint`
+does them for a file. How published parameters are named is known to :mod:`boxsup_d2.checkpoint.formats`.
+"""
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from boxsup_d2 import __version__
+from boxsup_d2.checkpoint.checkpointer import recognise
+from boxsup_d2.checkpoint.formats import is_efficientnet_lite, is_published_boxcaseg, is_published_hourglass
+
+BOXCASEG = "published BoxCaseg"
+HOURGLASS = "published LPG generator"
+# The published networks took RGB in 0..1 minus these / 255; in 0..255, as Detectron2 has it, that is a std of 255.
+BOXCASEG_MEAN = [102.9801, 115.9465, 122.7717]
+BOXCASEG_STD = [255.0, 255.0, 255.0]
+BOXCASEG_HELP = f"""\
+Its inputs were normalised in its own way. Use it with
+  MODEL.PIXEL_MEAN "{BOXCASEG_MEAN}" MODEL.PIXEL_STD "{BOXCASEG_STD}" INPUT.FORMAT RGB"""
+# The published LPG networks took B, G, R in 0..255 minus these, undivided.
+LPG_MEAN = [104.008, 116.669, 122.675]
+LPG_STD = [1.0, 1.0, 1.0]
+HOURGLASS_HELP = f"""\
+It is a MODEL.META_ARCHITECTURE LPG on MODEL.BACKBONE.NAME build_hourglass_backbone. Its inputs were normalised thus:
+  MODEL.PIXEL_MEAN "{LPG_MEAN}" MODEL.PIXEL_STD "{LPG_STD}" INPUT.FORMAT BGR"""
+HELP = {BOXCASEG: BOXCASEG_HELP, HOURGLASS: HOURGLASS_HELP}
+# Follows the form in the "__author__" of what is written, by which a converted file can be told from one of ours.
+_CONVERTED_BY = ", converted by boxsup_d2"
+
+# All that a pickle of arrays needs; anything else could run code. NumPy moved its core in 2.0.
+_SAFE_NAMES = {
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    *((core + ".multiarray", name) for core in ("numpy.core", "numpy._core") for name in ("_reconstruct", "scalar")),
+    *((core + ".numeric", "_frombuffer") for core in ("numpy.core", "numpy._core")),
+}
+_TORCH_LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads dicts, lists, numbers, strings and NumPy arrays, and refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _SAFE_NAMES:
+            raise pickle.UnpicklingError(f"it holds a {module}.{name}")
+        return super().find_class(module, name)
+
+
+def read_checkpoint(path: Path, *, trust: bool) -> Any:
+    """Content of a checkpoint file.
+
+    Args:
+        path: of a file of ``torch.save`` or ``pickle.dump``, whatever its suffix.
+        trust: unpickle all of it, which can run any code.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, no checkpoint, or holds more than tensors and arrays and is not trusted.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file '{path}'")
+    try:
+        if _is_torch_file(path):
+            # Mapped into memory where torch can: names are looked at long before the numbers are needed.
+            mmap = zipfile.is_zipfile(path)
+            return torch.load(str(path), map_location="cpu", weights_only=not trust, mmap=mmap)
+        with open(path, "rb") as file:
+            # latin1: for arrays that Python 2 wrote.
+            unpickler = pickle.Unpickler if trust else _ArrayUnpickler
+            return unpickler(file, encoding="latin1").load()
+    except (ImportError, AttributeError) as error:  # a pickle names its classes, and fetches them from where they were
+        raise ValueError(
+            f"'{path}' needs the code that wrote it ({error}): run this again with PYTHONPATH set to that project"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"'{path}' is damaged, or holds more than tensors and arrays, and reading the rest can run code "
+            f"({_reason(error)}). If you trust its source, convert it with --trust"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError) as error:
+        raise ValueError(f"cannot read '{path}' ({_reason(error)}): is it complete, and a checkpoint?") from error
+
+
+def _is_torch_file(path: Path) -> bool:
+    """Whether ``torch.save`` wrote it: a zip archive, or, before torch 1.6, a pickle that begins with a number."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    return zipfile.is_zipfile(path) or _TORCH_LEGACY in head
+
+
+def _reason(error: Exception) -> str:
+    # torch explains at length; of interest is only what it stumbled over.
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    if refused:
+        return f"it holds a {refused.group(1)}"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def convert(content: Any) -> tuple[str, dict[str, Any]]:
+    """Parameters of a checkpoint's content, under our names.
+
+    Args:
+        content: of :func:`read_checkpoint`; not changed.
+
+    Returns:
+        What was recognised, and ``{"model": tensors by name, ...}`` for ``torch.save``.
+
+    Raises:
+        ValueError: the form is unknown, or the file holds something else than parameters.
+    """
+    native, state = _parameters(content)
+    model = _tensors(state, extras_allowed=native)
+    form = _known_form(model)
+    if not form and not (native and model):
+        raise ValueError(f"unknown form, not BoxCaseg's, LPG's or Detectron2's; it holds {_first_names(state)}")
+    form = form or "Detectron2's form"
+    converted = recognise({"model": model})
+    if native and content.get("matching_heuristics"):
+        converted["matching_heuristics"] = True  # the parameters are a backbone's without its prefix
+    return form, {**converted, "__author__": f"{form}{_CONVERTED_BY} {__version__}"}
+
+
+def published_form(content: Any) -> str:
+    """Which published network a checkpoint's content is of: :data:`BOXCASEG`, :data:`HOURGLASS`, or "" for none.
+
+    Files that :func:`convert` made of a published one count as that, since their inputs are normalised in its way.
+
+    Args:
+        content: of :func:`read_checkpoint`.
+
+    Raises:
+        ValueError: there are no parameters in it.
+    """
+    author = content.get("__author__") if isinstance(content, Mapping) else None
+    for form in (BOXCASEG, HOURGLASS):
+        if isinstance(author, str) and author.startswith(form + _CONVERTED_BY):
+            return form
+    form = _known_form({str(name): value for name, value in _parameters(content)[1].items()})
+    return form if form in HELP else ""
+
+
+def _parameters(content: Any) -> tuple[bool, Mapping[Any, Any]]:
+    """Whether the content is in Detectron2's form, and what it holds by name."""
+    native = isinstance(content, Mapping) and isinstance(content.get("model"), Mapping | torch.nn.Module)
+    state = content["model"] if native else content
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if isinstance(state, torch.nn.Module):
+        state = state.state_dict()
+    if not isinstance(state, Mapping) or not state:
+        raise ValueError(f"no parameters by name in it, but {'nothing' if not state else f'a {type(state).__name__}'}")
+    return native, state
+
+
+def _known_form(model: dict[str, Any]) -> str:
+    """Whose parameters these are, of those projects whose names are known; "" for any other."""
+    if is_published_boxcaseg(model):
+        return BOXCASEG
+    if is_published_hourglass(model):
+        return HOURGLASS
+    return "EfficientNet-lite0 (ImageNet)" if is_efficientnet_lite(model) else ""
+
+
+def _tensors(state: Mapping[Any, Any], extras_allowed: bool) -> dict[str, torch.Tensor]:
+    """The parameters as tensors on the CPU that share no memory; numbers and texts among them may be left out."""
+    tensors = {}
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor):
+            tensors[str(name)] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        elif isinstance(value, np.ndarray | np.number) and np.asarray(value).dtype.kind in "fiub":
+            tensors[str(name)] = torch.tensor(np.asarray(value))
+        elif not (extras_allowed and isinstance(value, str | int | float | None)):
+            raise ValueError(
+                f"unknown form: '{name}' is no parameter but a {type(value).__name__}; it holds {_first_names(state)}"
+            )
+    return tensors
+
+
+def _first_names(state: Mapping[Any, Any]) -> str:
+    return ", ".join(map(str, list(state)[:5])) + (f" and {len(state) - 5} more" if len(state) > 5 else "")
+
+
+def write_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Write under a temporary name and move into place.
+
+    Raises:
+        OSError: the file cannot be written, a full disk for instance; an older one is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        raise OSError(f"cannot write '{path}': {_reason(error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What :func:`convert_checkpoint` did.
+
+    Attributes:
+        form: what the source was recognised as.
+        target: the file that was written.
+        tensors: in it.
+        parameters: numbers in them, statistics of batch norms left out.
+        help: how to use it, where its form needs more than its path; else "".
+    """
+
+    form: str
+    target: Path
+    tensors: int
+    parameters: int
+    help: str
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.form}: {self.tensors} tensors, {self.parameters / 1e6:.2f} M parameters -> {self.target}",
+            f"MODEL.WEIGHTS {self.target}",
+        ]
+        return "\n".join([*lines, self.help] if self.help else lines)
+
+
+def convert_checkpoint(source: Path, target: Path, *, trust: bool = False, force: bool = False) -> Conversion:
+    """Read a checkpoint, convert it and write it.
+
+    Args:
+        source: the published file, see :func:`read_checkpoint`.
+        target: the file to write, ``*.pth``; folders are made.
+        trust: read the source even where that can run the code that it holds.
+        force: overwrite the target.
+
+    Raises:
+        FileNotFoundError: there is no source.
+        FileExistsError: the target is there already.
+        ValueError: the target is no ``.pth``, or the source is damaged, unknown or not trusted; names the file.
+        OSError: the target cannot be written.
+    """
+    if target.suffix != ".pth":
+        raise ValueError(f"the target '{target}' must end in .pth, by which Detectron2 tells formats apart")
+    if target.exists() and not force:
+        raise FileExistsError(f"'{target}' is there already: --force overwrites it")
+    content = read_checkpoint(source, trust=trust)
+    try:
+        form, converted = convert(content)
+    except ValueError as error:
+        raise ValueError(f"'{source}': {error}") from error
+    write_checkpoint(converted, target)
+    model = converted["model"]
+    numbers = sum(value.numel() for name, value in model.items() if not _is_statistic(name))
+    return Conversion(form, target, len(model), numbers, HELP.get(form, ""))
+
+
+def _is_statistic(name: str) -> bool:
+    """Whether this is a buffer of a batch norm, which nobody counts as parameters."""
+    return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
