@@ -243,6 +243,9 @@ def add_boxsup_config(cfg: CN) -> None:
     cfg.PSEUDO_MASKS.OVERWRITE = False
     # Refine every mask by a DenseCRF before the merge; needs pydensecrf (pip install pydensecrf2).
     cfg.PSEUDO_MASKS.CRF = False
+    # Images, spread over the confidences, that the page beside each written file shows (docs/report.md); 0 writes none.
+    # Only what is looked at depends on it, so changing it makes nothing anew.
+    cfg.PSEUDO_MASKS.REPORT_IMAGES = 200
 
     # ---------------------------------------------------------------- evaluation
     # What DATASETS.TEST is evaluated on, one or more of "instances" (detection and mask AP), "box_to_mask" (mIoU* and

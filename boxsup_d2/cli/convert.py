@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 from boxsup_d2.cli.errors import BadInput
@@ -26,6 +27,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", metavar="CKPT", help="a published checkpoint")
     parser.add_argument("--out", required=True, metavar="F", help="file to write (.pth)")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
     parser.add_argument("--trust", action="store_true", help="let the file run code while it is read")
     return parser
 
@@ -42,4 +44,5 @@ def run(args: argparse.Namespace) -> None:
     from boxsup_d2.checkpoint.convert import convert_checkpoint
     from boxsup_d2.cli.console import output
 
-    output.print(convert_checkpoint(args.checkpoint, args.out, trust=args.trust), markup=False, soft_wrap=True)
+    done = convert_checkpoint(Path(args.checkpoint), Path(args.out), trust=args.trust, force=args.force)
+    output.print(str(done), markup=False, highlight=False, soft_wrap=True)

@@ -1,6 +1,5 @@
 """What each process of ``boxsup label`` does, and what tells one labelling from another."""
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from boxsup_d2.cli.console import ProgressBar
 from boxsup_d2.data.datasets import register_listed
 from boxsup_d2.engine.defaults import load_config, use_available_device
 from boxsup_d2.engine.labelling import config_sha256, label_datasets, pseudo_mask_path
+from boxsup_d2.methods import load_model, method_config
 from boxsup_d2.pseudo_masks.format import file_sha256
 
 # Name of the data set while it is labelled.
@@ -62,8 +62,6 @@ def job_config(job: LabelJob) -> CfgNode:
         ValueError, FileNotFoundError: there is no such method, config or key; weights are missing.
     """
     if job.method:
-        from boxsup_d2.methods import method_config
-
         cfg = method_config(job.method, job.weights, job.config, job.opts, job.device)
     else:
         cfg = load_config(job.config or "", job.opts)
@@ -78,6 +76,7 @@ def job_config(job: LabelJob) -> CfgNode:
     cfg.PSEUDO_MASKS.CRF = job.crf or cfg.PSEUDO_MASKS.CRF
     cfg.PSEUDO_MASKS.OVERWRITE = job.overwrite
     cfg.PSEUDO_MASKS.STEP = "label"
+    cfg.PSEUDO_MASKS.REPORT_IMAGES = 0  # --report writes the page, of the output
     use_available_device(cfg, job.processes)
     cfg.freeze()
     return cfg
@@ -107,11 +106,7 @@ def request_of(job: LabelJob, cfg: CfgNode, source_sha256: str, *, polygons: boo
 
 def label(job: LabelJob) -> None:
     """Label this process's share of the images; rank 0 writes :attr:`LabelJob.result`. All ranks call it together."""
-    from boxsup_d2.checkpoint import BoxSupCheckpointer
-    from boxsup_d2.engine.trainer import Trainer
-
     cfg = job_config(job)
     register_listed(cfg.DATASETS.REGISTER)
-    model = Trainer.build_model(cfg)
-    BoxSupCheckpointer(model, save_dir=os.path.dirname(job.output_dir)).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    model = load_model(cfg)
     label_datasets(cfg, model, cfg.MODEL.WEIGHTS, progress=ProgressBar if comm.is_main_process() else None)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 import boxsup_d2
 from boxsup_d2.data import build_prompt_mapper
 from boxsup_d2.data.datasets import dataset_to_coco
+from boxsup_d2.engine.label_report import write_label_report
 from boxsup_d2.pseudo_masks.format import file_sha256, labels_path
 from boxsup_d2.pseudo_masks.label_writer import LabelWriter, ProgressBar, run_on_main
 from boxsup_d2.pseudo_masks.refine import CRFRefinedModel
@@ -100,16 +101,21 @@ def _label_dataset(
     dataset_dicts = DatasetCatalog.get(name)
     provenance = run_on_main(lambda: build_provenance(cfg, model, name, dataset_dicts, checkpoint))
     writer = _build_writer(cfg, name, dataset_dicts, provenance, progress)
+    known = writer.finished
     pending = writer.pending(dataset_dicts)
     logger.info("Labelling %s: %d of %d images to do -> %s", name, len(pending), len(dataset_dicts), writer.path)
     if not pending:  # a sampler needs at least one image
         writer.reset()
-        return writer.evaluate()
-    refined = CRFRefinedModel(model) if cfg.PSEUDO_MASKS.CRF else model
-    loader = build_detection_test_loader(
-        pending, mapper=_prompt_mapper(cfg, name), num_workers=cfg.DATALOADER.NUM_WORKERS
-    )
-    return inference_on_dataset(refined, loader, writer)
+        results = writer.evaluate()
+    else:
+        refined = CRFRefinedModel(model) if cfg.PSEUDO_MASKS.CRF else model
+        loader = build_detection_test_loader(
+            pending, mapper=_prompt_mapper(cfg, name), num_workers=cfg.DATALOADER.NUM_WORKERS
+        )
+        results = inference_on_dataset(refined, loader, writer)
+    if comm.is_main_process():
+        write_label_report(cfg.PSEUDO_MASKS.REPORT_IMAGES, writer.path, provenance, anew=not known)
+    return results
 
 
 def _build_writer(

@@ -50,7 +50,7 @@ def load_pseudo_sem_seg(path: str, name: str) -> list[dict[str, Any]]:
         FileNotFoundError: the manifest, images or label maps are missing.
         ValueError: the manifest is damaged.
     """
-    data = _read_manifest(path, name)
+    data = read_manifest(path, name)
     image_root = find_image_root(data["info"], path)
     folder = os.path.dirname(path)
     problems = Problems()
@@ -82,7 +82,17 @@ def load_pseudo_sem_seg(path: str, name: str) -> list[dict[str, Any]]:
     return records
 
 
-def _read_manifest(path: str, name: str) -> dict[str, Any]:
+def read_manifest(path: str, name: str) -> dict[str, Any]:
+    """Read a manifest and check its outer form.
+
+    Args:
+        path: of the manifest.
+        name: of the data set, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no manifest.
+    """
     try:
         with open(require_path(path, name, _FIX), encoding="utf-8") as file:
             data = json.load(file)
@@ -109,5 +119,5 @@ def _header(path: str, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
 @lru_cache(maxsize=64)
 def _cached_header(path: str, name: str, mtime_ns: int, size: int) -> tuple[dict[str, Any], tuple[str, ...]]:
     del mtime_ns, size  # part of the cache's key
-    data = _read_manifest(path, name)
+    data = read_manifest(path, name)
     return data["info"], tuple(data["stuff_classes"])

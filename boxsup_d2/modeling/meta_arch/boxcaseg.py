@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from boxsup_d2.modeling.losses import box_projection_mil_loss, pairwise_smoothness_loss, pseudo_label_loss, salient_loss
 from boxsup_d2.modeling.meta_arch.box_to_mask import box_to_mask_instances, truncate_boxes
+from boxsup_d2.modeling.visualization import is_picture_due, overlay_mask, put_picture, to_rgb
 from boxsup_d2.modeling.weight_transfer import PixelHead, SalientHead
 from boxsup_d2.pseudo_masks import min_max_normalize, paste_masks
 
@@ -46,6 +47,8 @@ class BoxCaseg(nn.Module):
         test_threshold: float = 0.5,
         test_crops_per_forward: int = 32,
         antialias: bool = False,
+        image_format: str = "BGR",
+        vis_period: int = 0,
     ) -> None:
         """
         Args:
@@ -62,6 +65,8 @@ class BoxCaseg(nn.Module):
             test_threshold: foreground above it.
             test_crops_per_forward: crops per forward pass at inference.
             antialias: average over the pixels that a shrinking crop merges.
+            image_format: channel order of the images.
+            vis_period: iterations between two pictures of training samples; 0: none.
         """
         super().__init__()
         if test_head not in ("salient", "box"):
@@ -83,6 +88,8 @@ class BoxCaseg(nn.Module):
         self.test_threshold = test_threshold
         self.test_crops_per_forward = test_crops_per_forward
         self.antialias = antialias
+        self.image_format = image_format
+        self.vis_period = vis_period
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -108,6 +115,8 @@ class BoxCaseg(nn.Module):
             "test_threshold": node.TEST_THRESHOLD,
             "test_crops_per_forward": node.TEST_CROPS_PER_FORWARD,
             "antialias": cfg.INPUT.BOX_CROP.ANTIALIAS,
+            "image_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
         }
 
     @property
@@ -156,6 +165,8 @@ class BoxCaseg(nn.Module):
         teach_all = self.loss_weights["pseudo_label"] > 0
         num_seen = len(batched_inputs) if teach_all else num_salient
         salient_logits = _resize(self._salient_logits(features[:num_seen]), masks.shape[-2:])
+        if is_picture_due(self.vis_period):
+            self.visualize_training(batched_inputs, box_logits, salient_logits)
 
         losses = {
             "loss_mil": self.loss_weights["mil"] * box_projection_mil_loss(box_logits, masks),
@@ -169,6 +180,25 @@ class BoxCaseg(nn.Module):
                 salient_logits, box_logits, foreground=fg, background=bg
             )
         return losses
+
+    def visualize_training(self, batched_inputs: list[dict], box_logits: Tensor, salient_logits: Tensor) -> None:
+        """Put a salient image and a box crop into the event storage, as far as the batch has them.
+
+        Args:
+            batched_inputs: of the batch, salient images first.
+            box_logits: N x 1 x S x S, of the box head.
+            salient_logits: of the salient head, of the first images or of all.
+        """
+        rows = []
+        for is_salient in (True, False):
+            index = next((i for i, x in enumerate(batched_inputs) if bool(x["is_salient"]) == is_salient), None)
+            if index is not None:
+                image = to_rgb(batched_inputs[index]["image"], self.image_format)
+                answers = [logits[index, 0].sigmoid() for logits in (box_logits, salient_logits) if index < len(logits)]
+                panels = [overlay_mask(image, x) for x in (batched_inputs[index]["mask"], *answers)]
+                # Grey where the salient head was not asked.
+                rows.append([image, *panels, *[torch.full_like(image, 128)] * (2 - len(answers))])
+        put_picture("Left to right: sample; box or true mask; box head; salient head", rows)
 
     def _salient_logits(self, features: Tensor) -> Tensor:
         """Salient head on the salient share of a training batch, which may be empty on this rank or on all."""

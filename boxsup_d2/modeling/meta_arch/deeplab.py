@@ -13,6 +13,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from boxsup_d2.modeling.visualization import is_picture_due, overlay_labels, put_picture, to_rgb
+
 
 @META_ARCH_REGISTRY.register()
 class DeepLabSegmentor(SemanticSegmentor):
@@ -36,6 +38,8 @@ class DeepLabSegmentor(SemanticSegmentor):
         msc_scales: Sequence[float] = (),
         test_pad: int = 0,
         classes_of: str = "",
+        image_format: str = "BGR",
+        vis_period: int = 0,
     ) -> None:
         """
         Args:
@@ -48,6 +52,8 @@ class DeepLabSegmentor(SemanticSegmentor):
             msc_scales: further scales beside 1.
             test_pad: images are padded to this side at inference, bottom and right; larger ones are left as they are.
             classes_of: registered data set whose ``stuff_classes`` name the classes; "" where nobody asks.
+            image_format: channel order of the images.
+            vis_period: iterations between two pictures of training samples; 0: none.
         """
         super().__init__(
             backbone=backbone, sem_seg_head=sem_seg_head, pixel_mean=tuple(pixel_mean), pixel_std=tuple(pixel_std)
@@ -58,6 +64,8 @@ class DeepLabSegmentor(SemanticSegmentor):
         self.msc_scales = tuple(msc_scales)
         self.test_pad = test_pad
         self.classes_of = classes_of
+        self.image_format = image_format
+        self.vis_period = vis_period
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -70,6 +78,8 @@ class DeepLabSegmentor(SemanticSegmentor):
             "msc_scales": node.MSC_SCALES,
             "test_pad": node.TEST_PAD,
             "classes_of": node.CLASSES_OF,
+            "image_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
         }
 
     @property
@@ -163,10 +173,21 @@ class DeepLabSegmentor(SemanticSegmentor):
         names = ["loss_sem_seg"]
         if self.msc_scales:
             names += [f"loss_sem_seg_x{scale:g}" for scale in self.msc_scales] + ["loss_sem_seg_max"]
+        answers = self.scale_logits(images.tensor)
+        if is_picture_due(self.vis_period):
+            self.visualize_training(batched_inputs[0], answers[-1][0], images.tensor.shape[-2:])
         return {
             name: self.loss_weight * label_map_loss(logits, targets, self.ignore_value)
-            for name, logits in zip(names, self.scale_logits(images.tensor), strict=True)
+            for name, logits in zip(names, answers, strict=True)
         }
+
+    def visualize_training(self, sample: dict, logits: Tensor, padded: Sequence[int]) -> None:
+        """Put a training image into the event storage, with its logits C x h x w, which are of its padded size."""
+        image = to_rgb(sample["image"], self.image_format)
+        height, width = image.shape[-2:]
+        full = F.interpolate(logits.detach().float()[None], size=tuple(padded), mode="bilinear", align_corners=True)
+        panels = [overlay_labels(image, x) for x in (sample["sem_seg"], full[0].argmax(dim=0)[:height, :width])]
+        put_picture("Left to right: image; label map; prediction", [[image, *panels]])
 
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict]) -> list[dict]:

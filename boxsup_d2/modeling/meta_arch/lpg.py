@@ -25,6 +25,7 @@ from boxsup_d2.modeling.frozen_segmenter import FrozenSegmenter
 from boxsup_d2.modeling.losses import pixel_cross_entropy
 from boxsup_d2.modeling.meta_arch.box_to_mask import box_to_mask_instances
 from boxsup_d2.modeling.meta_arch.class_prompts import ClassPrompts, first_claim_scores
+from boxsup_d2.modeling.visualization import is_picture_due, overlay_mask, put_picture, to_rgb
 from boxsup_d2.modeling.windows import Window
 
 
@@ -49,6 +50,7 @@ class LPG(nn.Module):
         train_dataset: str = "",
         test_samples_per_forward: int = 8,
         test_flip: bool = False,
+        vis_period: int = 0,
     ) -> None:
         """
         Args:
@@ -62,6 +64,7 @@ class LPG(nn.Module):
             train_dataset: registered data set whose classes the training samples' ``class_id`` counts.
             test_samples_per_forward: samples per forward pass at inference, >= 1.
             test_flip: average with the mirrored sample.
+            vis_period: iterations between two pictures of training samples; 0: none.
 
         Raises:
             ValueError: the first feature is not of stride 4, or ``test_samples_per_forward`` is not positive.
@@ -88,6 +91,7 @@ class LPG(nn.Module):
         self.train_dataset = train_dataset
         self.test_samples_per_forward = test_samples_per_forward
         self.test_flip = test_flip
+        self.vis_period = vis_period
         # Segmenter channels by class names, looked up once per data set.
         self._channels: dict[tuple[str, ...], list[int]] = {}
 
@@ -109,6 +113,7 @@ class LPG(nn.Module):
             "train_dataset": cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else "",
             "test_samples_per_forward": node.TEST_SAMPLES_PER_FORWARD,
             "test_flip": node.TEST_FLIP,
+            "vis_period": cfg.VIS_PERIOD,
         }
 
     @property
@@ -201,7 +206,16 @@ class LPG(nn.Module):
             wanted = [channels[int(x["class_id"])] for x in batched_inputs]
             probabilities = self._class_probabilities(images, range(len(images)), wanted)
         logits = self.logits(self.network_input(images, masks, probabilities))
+        if is_picture_due(self.vis_period):
+            self.visualize_training(batched_inputs[0], logits[0])
         return {"loss_mask": pixel_cross_entropy(logits, targets)}
+
+    def visualize_training(self, sample: dict[str, Any], logits: Tensor) -> None:
+        """Put a training sample into the event storage, with its logits 2×S/4×S/4."""
+        image = to_rgb(sample["image"], self.image_format)
+        target, answer = sample["target"] == 1, logits.float().softmax(dim=0)[1]
+        panels = [overlay_mask(image, mask) for mask in (sample["box_mask"], target, answer)]
+        put_picture("Left to right: sample; boxes of a class; its true mask; prediction", [[image, *panels]])
 
     def _training_classes(self) -> Sequence[str]:
         metadata = MetadataCatalog.get(self.train_dataset) if self.train_dataset in MetadataCatalog else None

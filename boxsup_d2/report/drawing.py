@@ -1,0 +1,116 @@
+"""Small pictures of masks over images: arrays in, JPEG out. Nothing here knows about files or formats.
+
+Shape legend: H×W the image; a window is a part of it, x0, y0, x1, y1 in whole pixels with exclusive ends.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from boxsup_d2.data.images import voc_palette
+
+Window = tuple[int, int, int, int]
+
+# Bright, so that they show on dark and on coloured ground, and of different lightness; B, G, R.
+COLORS = (
+    (28, 159, 255), (240, 201, 76), (80, 220, 124), (60, 220, 255), (171, 89, 247), (255, 130, 160), (71, 99, 255),
+)  # fmt: skip
+_QUALITY = 80
+_OPACITY = 0.5
+# A crop of a few pixels is enlarged, but not to a mosaic.
+_MAX_ZOOM = 6.0
+
+
+def crop_window(box: Sequence[float], height: int, width: int, context: float = 0.3) -> Window:
+    """The part of an image to show of an object: its box and what is around it.
+
+    Args:
+        box: x, y, w, h in pixels; may reach outside the image.
+        height: H.
+        width: W.
+        context: band around the box, as a share of its longer side; 4 pixels at least.
+
+    Returns:
+        A window of at least one pixel inside the image.
+    """
+    x, y, w, h = box
+    band = max(context * max(w, h), 4.0)
+    x0, y0 = (int(min(max(v - band, 0), limit - 1)) for v, limit in ((x, width), (y, height)))
+    x1, y1 = (int(min(max(v + band, 1), limit)) for v, limit in ((x + w, width), (y + h, height)))
+    return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
+
+
+class Canvas:
+    """A window of an image at the size that it is shown at, to draw masks and boxes of the image on."""
+
+    def __init__(self, image: np.ndarray, window: Window, side: int):
+        """
+        Args:
+            image: H×W×3 uint8, BGR.
+            window: what to show of it.
+            side: longer side of the picture in pixels; a whole image is only ever reduced, a crop enlarged as well.
+        """
+        x0, y0, x1, y1 = window
+        self._window = window
+        whole = (x1 - x0, y1 - y0) == (image.shape[1], image.shape[0])
+        zoom = min(side / max(x1 - x0, y1 - y0), 1.0 if whole else _MAX_ZOOM)
+        self._size = (max(round((x1 - x0) * zoom), 1), max(round((y1 - y0) * zoom), 1))
+        method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
+        self.pixels = cv2.resize(image[y0:y1, x0:x1], self._size, interpolation=method)
+
+    def copy(self) -> "Canvas":
+        """One more canvas with the same picture."""
+        other = object.__new__(Canvas)
+        other._window, other._size, other.pixels = self._window, self._size, self.pixels.copy()
+        return other
+
+    def mask(self, mask: np.ndarray, color: Sequence[int]) -> None:
+        """Lay a mask (H×W bool) over the picture, half transparent and outlined in color (B, G, R)."""
+        x0, y0, x1, y1 = self._window
+        part = np.ascontiguousarray(mask[y0:y1, x0:x1]).view(np.uint8)
+        shrinks = self._size[0] < part.shape[1]
+        # An object must not vanish because it is small: a third of a pixel is enough.
+        small = cv2.resize(part * 255, self._size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST) > 85
+        tinted = self.pixels[small] * (1 - _OPACITY) + np.array(color) * _OPACITY
+        self.pixels[small] = tinted.astype(np.uint8)
+        contours, _ = cv2.findContours(small.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(self.pixels, contours, -1, tuple(color), 1)
+
+    def box(self, box: Sequence[float], color: Sequence[int] = (255, 255, 255)) -> None:
+        """Draw a box x, y, w, h of the image, on a dark line that sets it off from bright pictures."""
+        x0, y0, x1, y1 = self._window
+        ratio = self._size[0] / (x1 - x0), self._size[1] / (y1 - y0)
+        # Far numbers do not fit OpenCV's integers; what lies outside is not seen anyway.
+        ends = [
+            (min(max((v - start) * r, -9), size + 9))
+            for v, start, r, size in zip(
+                (box[0], box[1], box[0] + box[2], box[1] + box[3]), (x0, y0) * 2, ratio * 2, self._size * 2, strict=True
+            )
+        ]
+        first, last = (round(ends[0]), round(ends[1])), (round(ends[2]) - 1, round(ends[3]) - 1)
+        cv2.rectangle(self.pixels, first, last, (20, 20, 20), 3)
+        cv2.rectangle(self.pixels, first, last, tuple(color), 1)
+
+    def labels(self, labels: np.ndarray) -> None:
+        """Lay a label map (H×W uint8) over the picture in VOC's colours; the background stays as it is."""
+        x0, y0, x1, y1 = self._window
+        small = cv2.resize(labels[y0:y1, x0:x1], self._size, interpolation=cv2.INTER_NEAREST)
+        palette = np.array(voc_palette(), np.uint8).reshape(256, 3)[:, ::-1]
+        known = small > 0
+        self.pixels[known] = (self.pixels[known] * (1 - _OPACITY) + palette[small[known]] * _OPACITY).astype(np.uint8)
+
+    def jpeg(self) -> bytes:
+        """The picture as JPEG."""
+        return encode_jpeg(self.pixels)
+
+
+def encode_jpeg(pixels: np.ndarray) -> bytes:
+    """H×W×3 uint8 BGR as JPEG."""
+    _, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    return data.tobytes()
+
+
+def blank_jpeg(side: int) -> bytes:
+    """A grey square, where an image cannot be read."""
+    return encode_jpeg(np.full((side, side, 3), 128, np.uint8))

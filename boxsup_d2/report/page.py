@@ -1,0 +1,175 @@
+"""The page of a report: what its template and its script are given, and filling it in.
+
+Names of files, classes and sets are the user's, and may hold anything: the template escapes what it writes, and the
+script takes them from a json whose ``<`` cannot end an element.
+"""
+
+import math
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+import boxsup_d2
+from boxsup_d2.data.datasets.catalog import Problems
+from boxsup_d2.evaluation.metrics import IOU_THRESHOLDS
+from boxsup_d2.report.mask_sets import Collection
+from boxsup_d2.report.render import Measured, Rendered
+from boxsup_d2.report.statistics import (
+    Histogram,
+    Measure,
+    class_rows,
+    histogram,
+    present_measures,
+    summary_rows,
+)
+
+# In the order of the table; the rest, and what other versions write, follows.
+_PROVENANCE_KEYS = (
+    "source_dataset", "method", "config_name", "config_sha256", "checkpoint", "checkpoint_sha256", "step", "date",
+    "code_version",
+)  # fmt: skip
+
+
+def page_content(collection: Collection, scenes: Sequence[Rendered], title: str, folder: str) -> dict[str, Any]:
+    """What the template shows.
+
+    Args:
+        collection: what the report is of.
+        scenes: what was measured on its images, in their order.
+        title: of the page.
+        folder: name of the folder of the pictures beside the page; "" where they are in it.
+    """
+    rows = [row for scene in scenes for row in scene.measured]
+    objects = [obj for scene in collection.scenes for obj in scene.objects]
+    labels = [obj.class_index for obj in objects]
+    measures = present_measures(rows, collection.semantic)
+    sizes = [math.sqrt(max(obj.box[2], 0) * max(obj.box[3], 0)) for obj in objects]
+    shown_sizes = [] if collection.semantic else sizes
+    return {
+        "title": title,
+        "version": boxsup_d2.__version__,
+        "sets": [each.name for each in collection.sets],
+        "semantic": collection.semantic,
+        "has_truth": collection.has_truth,
+        "images": len(collection.scenes),
+        "total_images": collection.total,
+        "objects": len(objects),
+        "unmatched": collection.unmatched,
+        "problems": _problems(collection, scenes),
+        "measures": measures,
+        "thresholds": IOU_THRESHOLDS,
+        "summary": summary_rows(rows, labels or [0] * len(rows), len(collection.classes)),
+        "classes": [] if collection.semantic else class_rows(rows, labels, collection.classes),
+        "histograms": _histograms(measures, rows, shown_sizes, len(collection.sets)),
+        "provenance": _provenance_table(collection.provenance),
+        "data": _script_data(collection, scenes, measures, rows, sizes, folder),
+    }
+
+
+def render_page(content: Mapping[str, Any], pictures: Mapping[str, str]) -> Iterator[str]:
+    """The page, in pieces.
+
+    Args:
+        content: from :func:`page_content`.
+        pictures: JPEGs as base64 by name, where they are part of the page.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("boxsup_d2.report", "assets"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    environment.filters["fraction"] = lambda value: "–" if math.isnan(value) else f"{value:.3f}"
+    environment.filters["percent"] = lambda value: "–" if math.isnan(value) else f"{100 * value:.1f}"
+    assets = {name: _asset(environment, f"report.{name}") for name in ("css", "js")}
+    template = environment.get_template("report.html.jinja")
+    yield from template.generate(**content, **assets, pictures=pictures)
+
+
+def _asset(environment: jinja2.Environment, name: str) -> str:
+    # Not included by the template: braces of CSS and JavaScript would be taken for its own.
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _problems(collection: Collection, scenes: Sequence[Rendered]) -> list[str]:
+    problems = Problems()
+    for scene in scenes:
+        for kind, example in scene.problems:
+            problems.add(kind, example)
+    what = "images" if collection.semantic else "objects"
+    missing = [
+        f"{number} {what} of '{each.name}' have no partner in '{collection.sets[0].name}' and are not shown"
+        for each, number in zip(collection.sets, collection.unmatched, strict=True)
+        if number
+    ]
+    return [text for text in (str(collection.problems), str(problems), *missing) if text]
+
+
+def _histograms(
+    measures: Sequence[Measure], rows: Sequence[Sequence[Measured]], sizes: Sequence[float], sets: int
+) -> list[Histogram]:
+    found = []
+    for measure in measures:
+        if measure.per_set:
+            found.append(histogram(measure, [[getattr(row[n], measure.key) for row in rows] for n in range(sets)]))
+        else:
+            found.append(histogram(measure, [sizes]))
+    return found
+
+
+def _provenance_table(provenance: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Rows of key and the value of each set; empty where no file says where it comes from."""
+    keys = dict.fromkeys(key for each in provenance for key in each)
+    ordered = [key for key in _PROVENANCE_KEYS if key in keys] + [key for key in keys if key not in _PROVENANCE_KEYS]
+    return [(key.replace("_", " "), [_text(each.get(key, "")) for each in provenance]) for key in ordered]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {_text(each)}" for key, each in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _script_data(
+    collection: Collection,
+    scenes: Sequence[Rendered],
+    measures: Sequence[Measure],
+    rows: Sequence[Sequence[Measured]],
+    sizes: Sequence[float],
+    folder: str,
+) -> dict[str, Any]:
+    """What the script sorts, filters and shows; by columns, which are shorter than objects."""
+    images = [number for number, scene in enumerate(scenes) for _ in scene.measured]
+    objects = [obj for scene in collection.scenes for obj in scene.objects]
+    values: dict[str, list[Any]] = {
+        measure.key: [[_rounded(getattr(row[n], measure.key)) for row in rows] for n in range(len(collection.sets))]
+        for measure in measures
+        if measure.per_set
+    }
+    if not collection.semantic:
+        values["size"] = [round(size, 1) for size in sizes]
+    return {
+        "sets": [each.name for each in collection.sets],
+        "truth": collection.has_truth,
+        "semantic": collection.semantic,
+        "classes": collection.classes,
+        "measures": [{"key": m.key, "label": m.label, "perSet": m.per_set} for m in measures],
+        "files": [scene.file_name for scene in collection.scenes],
+        "image": images,
+        "labels": [scene.classes for scene in scenes] if collection.semantic else [obj.class_index for obj in objects],
+        "ids": [str(obj.annotation_id) for obj in objects],
+        "boxes": [[round(v, 1) for v in obj.box] for obj in objects],
+        "areas": [[row[n].area for row in rows] for n in range(len(collection.sets))],
+        "values": values,
+        # Quoted: the page may be called anything, and '#' or '%' mean something in a link.
+        "folder": urllib.parse.quote(folder),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

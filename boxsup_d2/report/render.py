@@ -1,0 +1,217 @@
+"""One image of a report: its pictures, and what is measured on its masks while they are decoded.
+
+Images go through :func:`render_scenes` one by one; of the masks, only those of the objects at work are in memory.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from boxsup_d2.data.images import read_image, read_label_map
+from boxsup_d2.evaluation.metrics import mask_iou
+from boxsup_d2.pseudo_masks.confidence import box_iou_exact
+from boxsup_d2.pseudo_masks.label_map import IGNORE_LABEL
+from boxsup_d2.pseudo_masks.rle import decode
+from boxsup_d2.report.drawing import COLORS, Canvas, blank_jpeg, crop_window
+from boxsup_d2.report.mask_sets import Scene, SceneObject, confidence_of
+
+# A card of an object is narrower than a view of its image.
+_CROP_SHARE = 0.75
+
+
+@dataclass(slots=True)
+class Measured:
+    """What is known of one mask; None where it does not apply.
+
+    Attributes:
+        area: pixels of the mask, or of a label map's classes.
+        confidence: 0..1.
+        box_iou: IoU of the mask's tight box and the annotated box, 0..1.
+        agreement: IoU with the mask of the first set (of label maps: share of pixels with the same label), 0..1.
+        iou: with the true mask, 0..1.
+        share: of an image's pixels that have a class, 0..1.
+    """
+
+    area: int | None = None
+    confidence: float | None = None
+    box_iou: float | None = None
+    agreement: float | None = None
+    iou: float | None = None
+    share: float | None = None
+
+
+@dataclass
+class Rendered:
+    """One image.
+
+    Attributes:
+        views: JPEGs of the whole image: as it is, with each set's masks, with the truth where there is one.
+        crops: of each object, a JPEG with the mask of each set and the true one.
+        measured: of each object (of label maps: of the image) what is known of each set's mask.
+        classes: of label maps, positions of the classes in the image.
+        problems: kind and example of what went wrong.
+    """
+
+    views: list[bytes]
+    crops: list[list[bytes]] = field(default_factory=list)
+    measured: list[list[Measured]] = field(default_factory=list)
+    classes: list[int] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Draws scenes.
+
+    Attributes:
+        image_root: folder of the images.
+        sets: number of mask sets.
+        has_truth: whether the objects' last annotation is the true one.
+        side: longer side of a view, in pixels.
+    """
+
+    image_root: str
+    sets: int
+    has_truth: bool
+    side: int
+
+    def __call__(self, scene: Scene) -> Rendered:
+        """Draw a scene; what cannot be read is grey, and noted as a problem."""
+        path = os.path.join(self.image_root, scene.file_name)
+        problem = None
+        try:
+            image = read_image(path, "BGR")
+            if scene.size is not None and image.shape[:2] != scene.size:
+                problem = ("images of another size than their file says", f"'{path}'")
+        except (FileNotFoundError, ValueError):
+            problem = ("images that cannot be read", f"'{path}'")
+        if problem is not None:
+            return self._blank(scene, problem)
+        return self._semantic(scene, image) if scene.label_maps else self._instances(scene, image)
+
+    def _blank(self, scene: Scene, problem: tuple[str, str]) -> Rendered:
+        columns = self.sets + self.has_truth
+        blank = blank_jpeg(self.side // 4)
+        measured = [[Measured(confidence=confidence_of(a)) for a in o.annotations[: self.sets]] for o in scene.objects]
+        return Rendered(
+            views=[blank] * (columns + 1),
+            crops=[[blank] * columns for _ in scene.objects],
+            measured=[[Measured() for _ in range(self.sets)]] if scene.label_maps else measured,
+            problems=[problem],
+        )
+
+    def _instances(self, scene: Scene, image: np.ndarray) -> Rendered:
+        height, width = image.shape[:2]
+        plain = Canvas(image, (0, 0, width, height), self.side)
+        views = [plain.copy() for _ in range(self.sets + self.has_truth)]
+        result = Rendered(views=[])
+        for number, obj in enumerate(scene.objects):
+            color = COLORS[number % len(COLORS)]
+            masks = [_decoded(a, height, width, scene, result.problems) for a in obj.annotations]
+            if self.has_truth and not (obj.annotations[-1] or {}).get("segmentation"):
+                masks[-1] = None  # a box that nobody has drawn a mask for is no truth to be measured with
+            plain_crop = Canvas(image, crop_window(obj.box, height, width), int(self.side * _CROP_SHARE))
+            crops = []
+            for mask, view in zip(masks, views, strict=True):
+                crop = plain_crop.copy()
+                for canvas in (view, crop):
+                    if mask is not None:
+                        canvas.mask(mask, color)
+                view.box(obj.box, color)
+                crop.box(obj.box)
+                crops.append(crop.jpeg())
+            result.crops.append(crops)
+            result.measured.append(self._measure(obj, masks))
+        result.views = [plain.jpeg(), *(view.jpeg() for view in views)]
+        return result
+
+    def _measure(self, obj: SceneObject, masks: Sequence[np.ndarray | None]) -> list[Measured]:
+        truth = masks[-1] if self.has_truth else None
+        rows: list[Measured] = []
+        for annotation, mask in zip(obj.annotations[: self.sets], masks, strict=False):
+            row = Measured(confidence=confidence_of(annotation))
+            if mask is not None:
+                row.area = int(np.count_nonzero(mask))
+                row.box_iou = float(box_iou_exact(torch.from_numpy(mask)[None], [obj.box])[0])
+                row.iou = None if truth is None else float(mask_iou(mask, truth))
+                if rows and masks[0] is not None:
+                    row.agreement = float(mask_iou(mask, masks[0]))
+            rows.append(row)
+        return rows
+
+    def _semantic(self, scene: Scene, image: np.ndarray) -> Rendered:
+        height, width = image.shape[:2]
+        plain = Canvas(image, (0, 0, width, height), self.side)
+        result = Rendered(views=[plain.jpeg()], measured=[[]])
+        first: np.ndarray | None = None
+        for number, path in enumerate(scene.label_maps):
+            canvas, row = plain.copy(), Measured()
+            labels = _label_map(path, (height, width), result.problems)
+            if labels is not None:
+                canvas.labels(labels)
+                known = (labels > 0) & (labels != IGNORE_LABEL)
+                row.area, row.share = int(np.count_nonzero(known)), float(known.mean())
+                result.classes = sorted({*result.classes, *(int(v) - 1 for v in np.unique(labels[known]))})
+                if number and first is not None:
+                    row.agreement = float((labels == first).mean())
+            first = labels if number == 0 else first
+            result.views.append(canvas.jpeg())
+            result.measured[0].append(row)
+        return result
+
+
+def _decoded(
+    annotation: Mapping[str, Any] | None, height: int, width: int, scene: Scene, problems: list[tuple[str, str]]
+) -> np.ndarray | None:
+    """H×W bool mask of an annotation, all False where it has none; None without annotation or a readable mask."""
+    if annotation is None:
+        return None
+    segmentation = annotation.get("segmentation")
+    if not segmentation:
+        return np.zeros((height, width), bool)
+    try:
+        return decode(segmentation, height, width).T
+    except (ValueError, KeyError, TypeError):
+        problems.append(("masks that cannot be read", f"annotation {annotation.get('id')} of '{scene.file_name}'"))
+        return None
+
+
+def _label_map(path: str | None, size: tuple[int, int], problems: list[tuple[str, str]]) -> np.ndarray | None:
+    if path is None:
+        return None
+    try:
+        labels = read_label_map(path)
+    except (FileNotFoundError, ValueError):
+        labels = None
+    if labels is None or labels.shape != size:
+        problems.append(("label maps that are missing, damaged or of another size than their image", f"'{path}'"))
+        return None
+    return labels
+
+
+def render_scenes(renderer: Renderer, scenes: Iterable[Scene], workers: int | None = None) -> Iterator[Rendered]:
+    """Draw scenes side by side, in order; only a few of them are under way or waiting at a time.
+
+    Args:
+        renderer: draws one.
+        scenes: to be drawn.
+        workers: threads; default: the number of cores, 8 at most. OpenCV works outside the interpreter's lock.
+    """
+    workers = workers or min(os.cpu_count() or 1, 8)
+    waiting: deque[Future[Rendered]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for scene in scenes:
+                waiting.append(pool.submit(renderer, scene))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

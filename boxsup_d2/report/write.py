@@ -1,0 +1,169 @@
+"""Write a report: draw every image, gather the figures, fill in the page.
+
+A page of few images holds its pictures; of many, they lie in a folder beside it. Either can be moved, and is opened
+from a disk or a server alike.
+"""
+
+import base64
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from boxsup_d2.data.datasets.catalog import require_images
+from boxsup_d2.pseudo_masks.format import atomic_write, disk_full_message
+from boxsup_d2.report.mask_sets import MaskSet, load_collection
+from boxsup_d2.report.page import page_content, render_page
+from boxsup_d2.report.render import Rendered, Renderer, render_scenes
+
+logger = logging.getLogger(__name__)
+
+# Lies in a report's picture folder, so that no other folder of that name is ever replaced.
+_MARK = ".boxsup_d2_report"
+
+
+def write_report(
+    mask_sets: Sequence[MaskSet],
+    image_root: str,
+    out: str,
+    *,
+    truth: str | None = None,
+    title: str = "Masks",
+    max_embedded: int = 300,
+    max_images: int | None = None,
+    thumbnail: int = 320,
+    progress: bool = True,
+) -> str:
+    """Write a page that shows the masks of one file, or of several beside each other.
+
+    The images and objects shown are the first file's; those of the other files are found by id, else by file name and
+    box. Missing masks and unreadable images are shown as such, and listed on the page.
+
+    Args:
+        mask_sets: COCO jsons with masks, or manifests of label maps.
+        image_root: folder that the first file's image names are relative to.
+        out: path of the page; ``.html`` is appended where it is missing.
+        truth: COCO json with true masks, to measure IoU with.
+        title: of the page.
+        max_embedded: images up to which the pictures are part of the page; of more they are written to the folder
+            ``<name>_files`` beside it.
+        max_images: show at most so many images, spread over the first file's confidences; None shows all.
+        thumbnail: longer side in pixels of the pictures of whole images, at least 32; objects get three quarters of it.
+        progress: show a progress bar.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        FileNotFoundError: a file, or images of it, do not exist.
+        ValueError: a file is damaged or of another kind than the others, or ``thumbnail`` is too small.
+        FileExistsError: the folder for the pictures exists and was not made by a report.
+        OSError: the page cannot be written.
+    """
+    if thumbnail < 32:
+        raise ValueError(f"Thumbnails of {thumbnail} pixels show nothing: use 32 or more.")
+    path = out if out.lower().endswith((".html", ".htm")) else f"{out}.html"
+    collection = load_collection(mask_sets, truth).sampled(max_images)
+    require_images(
+        (os.path.join(image_root, scene.file_name) for scene in collection.scenes),
+        mask_sets[0].name,
+        fix=f"Give the folder that the file names in '{mask_sets[0].path}' are relative to.",
+    )
+    renderer = Renderer(image_root, len(collection.sets), collection.has_truth, thumbnail)
+    scenes = _with_progress(render_scenes(renderer, collection.scenes), len(collection.scenes), progress)
+    folder = f"{os.path.splitext(os.path.abspath(path))[0]}_files"
+    embedded = len(collection.scenes) <= max_embedded
+    with disk_full_message(path), _PictureStore(folder, embedded=embedded) as store:
+        measured = store.take_all(scenes)
+        content = page_content(collection, measured, title, "" if embedded else os.path.basename(folder))
+        with atomic_write(path) as file:
+            for piece in render_page(content, store.embedded):
+                file.write(piece)
+    logger.info("Wrote '%s': %d of %d images", path, len(collection.scenes), collection.total)
+    return path
+
+
+class _PictureStore:
+    """Takes pictures as they are drawn: keeps them as base64, or writes them to a folder.
+
+    The folder takes its name, and replaces that of a former report, when the page is about to be written. Where
+    something fails before, the former report is as it was.
+    """
+
+    def __init__(self, folder: str, *, embedded: bool):
+        """
+        Args:
+            folder: for the pictures, where they are not embedded.
+            embedded: keep them in :attr:`embedded`, by name.
+
+        Raises:
+            FileExistsError: the folder exists, and is no report's.
+        """
+        self.embedded: dict[str, str] = {}
+        self._folder = folder
+        self._partial = None if embedded else f"{folder}.partial"
+        if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, _MARK)):
+            if not embedded:
+                raise FileExistsError(
+                    f"The pictures would go to '{folder}', which exists and was not made by a report: remove it, or "
+                    "give the page another name."
+                )
+            self._folder = ""
+
+    def __enter__(self) -> "_PictureStore":
+        if self._partial is not None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            for name in ("images", "objects"):
+                os.makedirs(os.path.join(self._partial, name))
+            with open(os.path.join(self._partial, _MARK), "w", encoding="utf-8"):
+                pass
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._partial is not None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def take_all(self, scenes: Iterable[Rendered]) -> list[Rendered]:
+        """Store the pictures of all images; what was measured is returned, without the pictures."""
+        measured, objects = [], 0
+        for number, scene in enumerate(scenes):
+            for column, data in enumerate(scene.views):
+                self._take(f"images/{number}-{column}", data)
+            for crops in scene.crops:
+                for column, data in enumerate(crops):
+                    self._take(f"objects/{objects}-{column}", data)
+                objects += 1
+            measured.append(replace(scene, views=[], crops=[]))
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._partial is not None:
+            os.rename(self._partial, self._folder)
+        return measured
+
+    def _take(self, name: str, data: bytes) -> None:
+        if self._partial is None:
+            self.embedded[name] = base64.b64encode(data).decode("ascii")
+            return
+        with open(os.path.join(self._partial, f"{name}.jpg"), "wb") as file:
+            file.write(data)
+
+
+def _with_progress(scenes: Iterator[Rendered], total: int, shown: bool) -> Iterator[Rendered]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    begun = time.perf_counter()
+    with Progress(*columns, disable=not shown) as bar:
+        task = bar.add_task("report", total=total, rate="")
+        for number, scene in enumerate(scenes, start=1):
+            yield scene
+            rate = number / max(time.perf_counter() - begun, 1e-9)
+            bar.update(task, advance=1, rate=f"{rate:.0f} images/s")
