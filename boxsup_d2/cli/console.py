@@ -33,6 +33,16 @@ errors = Console(stderr=True)
 _TOLD = ("boxsup_d2.engine.rounds", "detectron2.utils.events", "d2.utils.events")
 
 
+def show(text: str, style: str = "") -> None:
+    """A result, as it is: paths are not broken into lines."""
+    output.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def tell(text: str, style: str = "") -> None:
+    """What is said beside results."""
+    errors.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 class _Rate(ProgressColumn):
     """Images per second."""
 
@@ -78,14 +88,14 @@ class ProgressBar:
 
 
 def problems_table(path: str, problems: Iterable["Problems"], notes: "Problems") -> Table:
-    """What an inspection found: kind, count and first examples; what does no harm comes last and is dim."""
+    """What an inspection found: kind, count and first examples; notes, which stop nothing, come last."""
     table = Table(title=Text(f"What was found in {path}"), title_justify="left")
     table.add_column("what")
     table.add_column("how often", justify="right")
     table.add_column("for example", overflow="fold")
     rows = [(kind, "") for found in problems for kind in found.kinds()] + [(kind, "dim") for kind in notes.kinds()]
     for (kind, count, examples), style in rows:
-        what = f"{kind} (no harm)" if style else kind
+        what = f"note: {kind}" if style else kind
         table.add_row(Text(what), str(count), Text("\n".join(examples)), style=style)
     return table
 

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     if not os.path.isfile(args.checkpoint):
         raise BadInput(f"There is no file '{args.checkpoint}'.")
     from boxsup_d2.checkpoint.convert import convert_checkpoint
-    from boxsup_d2.cli.console import output
+    from boxsup_d2.cli.console import show
 
     done = convert_checkpoint(Path(args.checkpoint), Path(args.out), trust=args.trust, force=args.force)
-    output.print(str(done), markup=False, highlight=False, soft_wrap=True)
+    show(str(done))

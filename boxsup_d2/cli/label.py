@@ -58,7 +58,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     results.add_argument("--polygons", action="store_true", help="polygons instead of run lengths; not exact")
     for option, what in _EXPORTS.items():
         results.add_argument(f"--{option}", metavar="DIR", help=f"also write {what}")
-    results.add_argument("--report", metavar="F", help="also write a page to look at the masks, as 'boxsup report' does")
+    results.add_argument(
+        "--report", metavar="F", help="also write a page to look at the masks, as 'boxsup report' does"
+    )
     return parser
 
 
@@ -103,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json and os.path.exists(out) and os.path.exists(args.json) and os.path.samefile(out, args.json):
         raise BadInput(f"--out is the file that is labelled, '{out}': name another one.")
 
-    from boxsup_d2.cli.console import output
+    from boxsup_d2.cli.console import show
     from boxsup_d2.cli.label_job import LabelJob, job_config, label, request_of
     from boxsup_d2.cli.label_output import export, finish, is_done
     from boxsup_d2.engine.launch import launch
@@ -117,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
         request = request_of(job, job_config(job), source.sha256, polygons=args.polygons)
     work = os.path.dirname(job.output_dir)
     if is_done(out, request, force=args.force):
-        output.print(f"'{out}' is done: the same command has written it. Nothing was labelled.", markup=False)
+        show(f"'{out}' is done: the same command has written it. Nothing was labelled.")
         export(out, exports)
         shutil.rmtree(work, ignore_errors=True)  # what a kill after the last write left
     else:
@@ -127,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
             launch(label, processes, args=(job,))
             summary = finish(job.result, out, source, request, exports, polygons=args.polygons)
             shutil.rmtree(work, ignore_errors=True)
-        output.print(_told(summary, out), markup=False)
+        show(_told(summary, out))
     if args.report:
         from boxsup_d2.cli.report import write
 

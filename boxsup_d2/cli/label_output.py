@@ -94,12 +94,12 @@ def export(out: str, exports: dict[str, str]) -> None:
 def _export(data: dict[str, Any], exports: dict[str, str]) -> None:
     if not exports:
         return
-    from boxsup_d2.cli.console import errors
+    from boxsup_d2.cli.console import tell
     from boxsup_d2.data.exchange import write_mask_pngs, write_voc_png, write_yolo_seg
 
     writers = {"png": write_mask_pngs, "voc-png": write_voc_png, "yolo-seg": write_yolo_seg}
     for name, folder in exports.items():
-        errors.print(f"writing --{name} '{folder}'", markup=False)
+        tell(f"writing --{name} '{folder}'")
         writers[name](data, folder)
 
 

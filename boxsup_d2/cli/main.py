@@ -75,6 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tell(message: str) -> None:
-    from boxsup_d2.cli.console import errors
+    from boxsup_d2.cli.console import tell
 
-    errors.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    tell(message, style="bold red")

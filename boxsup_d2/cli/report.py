@@ -24,7 +24,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         description="Write an HTML page that shows the masks of one or more jsons over their images.",
         epilog=_EPILOG,
     )
-    parser.add_argument("masks", nargs="+", metavar="MASKS.json", help="COCO jsons with masks; images are the first one's")
+    parser.add_argument(
+        "masks", nargs="+", metavar="MASKS.json", help="COCO jsons with masks; images are the first one's"
+    )
     parser.add_argument("--images", metavar="DIR", required=True, help="folder that the file names are relative to")
     parser.add_argument("--truth", metavar="F", help="COCO json with true masks: IoU of every mask, and the averages")
     parser.add_argument("--out", default="report.html", metavar="F", help="page to write (default: %(default)s)")
@@ -53,7 +55,7 @@ def write(
         truth: COCO json with true masks.
         max_images: to show at most.
     """
-    from boxsup_d2.cli.console import output
+    from boxsup_d2.cli.console import show
     from boxsup_d2.report import MaskSet, write_report
 
     stems = [os.path.splitext(os.path.basename(path))[0] for path in masks]
@@ -61,4 +63,4 @@ def write(
     names = [stem if stems.count(stem) == 1 else path for stem, path in zip(stems, masks, strict=True)]
     sets = [MaskSet(name=name, path=path) for name, path in zip(names, masks, strict=True)]
     page = write_report(sets, images, out, truth=truth, title=", ".join(names), max_images=max_images)
-    output.print(f"report -> '{page}'", markup=False, soft_wrap=True)
+    show(f"report -> '{page}'")

@@ -60,7 +60,9 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, only_json: bool) ->
     if not only_json:
         formats.add_argument("--voc-xml", metavar="DIR", help="boxes as a folder of Pascal VOC's xml files")
         formats.add_argument("--yolo", metavar="DIR", help="boxes as a folder of YOLO's txt files")
-        group.add_argument("--names", metavar="F", help="class names of --yolo: a txt file with a name per line, or yaml")
+        group.add_argument(
+            "--names", metavar="F", help="class names of --yolo: a txt file with a name per line, or yaml"
+        )
     group.add_argument("--images", metavar="DIR", required=True, help="folder that the file names are relative to")
     group.add_argument(
         "--keep-going",
@@ -75,7 +77,7 @@ def read_source(args: argparse.Namespace) -> Source:
     Raises:
         BadInput: files are missing or damaged, there are no boxes, or there are mistakes and no ``--keep-going``.
     """
-    from boxsup_d2.cli.console import errors, problems_table
+    from boxsup_d2.cli.console import errors, problems_table, tell
     from boxsup_d2.data.exchange import inspect_coco
 
     with bad_input():
@@ -93,7 +95,7 @@ def read_source(args: argparse.Namespace) -> Source:
     if not any(not annotation.get("iscrowd") for annotation in usable["annotations"]):
         raise BadInput(f"'{path}' has no usable box: there is nothing to do.")
     for what, count in inspection.filled.items():
-        errors.print(f"{what}: {count}", markup=False)
+        tell(f"{what}: {count}")
     as_it_is = bool(args.json) and not mistakes and not inspection.filled
     return Source(path, image_root, data, usable, digest, as_it_is)
 

@@ -46,7 +46,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     masks.add_argument("--salient", metavar="DIR", help="salient images: folders images/ and masks/ of the same stems")
     masks.add_argument("--salient-images", metavar="DIR", help="the two folders by name, instead of --salient")
     masks.add_argument("--salient-masks", metavar="DIR", help="white is the object; png or jpg")
-    masks.add_argument("--init", metavar="CKPT", help="weights of a box-to-mask network of the same --size to start from")
+    masks.add_argument(
+        "--init", metavar="CKPT", help="weights of a box-to-mask network of the same --size to start from"
+    )
     networks = parser.add_argument_group("networks")
     networks.add_argument(
         "--size",
@@ -61,10 +63,14 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     networks.add_argument(
         "--mask-rcnn-iterations", type=_positive, metavar="N", help="updates of the Mask R-CNN (default: 1.5 times N)"
     )
-    networks.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys for all steps, in pairs")
+    networks.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys for all steps, in pairs"
+    )
     machine = parser.add_argument_group("machine and results")
     add_machine_arguments(machine)
-    machine.add_argument("--out", default="boxsup-train", metavar="DIR", help="folder to write to (default: %(default)s)")
+    machine.add_argument(
+        "--out", default="boxsup-train", metavar="DIR", help="folder to write to (default: %(default)s)"
+    )
     machine.add_argument("--force", action="store_true", help="replace configs in --out that were edited")
     machine.add_argument("--verbose", action="store_true", help="show the whole log")
     return parser
@@ -88,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     if args.init and not os.path.isfile(args.init) and "://" not in args.init:
         raise BadInput(f"--init: there is no file '{args.init}'.")
 
-    from boxsup_d2.cli.console import output
+    from boxsup_d2.cli.console import show
     from boxsup_d2.cli.train_config import COST_OF_BOXES_ALONE, plan_training, write_configs
     from boxsup_d2.cli.train_job import run_rounds_config, summary
     from boxsup_d2.engine.launch import launch
@@ -100,11 +106,11 @@ def run(args: argparse.Namespace) -> None:
         plan = plan_training(args, source, folders, out, processes)
         rounds_config = write_configs(os.path.join(out, "configs"), plan.files, force=args.force)
         source.write(os.path.join(out, "configs"))
-    output.print(plan.told, markup=False, highlight=False)
+    show(plan.told)
     if plan.boxes_alone:
-        output.print(COST_OF_BOXES_ALONE, style="yellow", markup=False, highlight=False)
+        show(COST_OF_BOXES_ALONE, style="yellow")
     launch(run_rounds_config, processes, args=(rounds_config, tuple(args.opts), processes, args.verbose))
-    output.print(summary(out, source, mask_rcnn=args.mask_rcnn), markup=False, highlight=False, soft_wrap=True)
+    show(summary(out, source, mask_rcnn=args.mask_rcnn))
 
 
 def _salient_folders(args: argparse.Namespace) -> tuple[str, str] | None:

@@ -167,9 +167,7 @@ def _digest_of(path: str) -> str:
         return _digest(file.read())
 
 
-def _rounds(
-    args: argparse.Namespace, source: Source, salient: tuple[str, str] | None, out: str, use_masks: str
-) -> str:
+def _rounds(args: argparse.Namespace, source: Source, salient: tuple[str, str] | None, out: str, use_masks: str) -> str:
     """The rounds config; strings are written as json, which is yaml as well."""
     text = (
         "# Written by `boxsup train`; edit it, and run the same command again. From a checkout of boxsup_d2 this does\n"
