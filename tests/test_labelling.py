@@ -108,6 +108,7 @@ def make_cfg(output: Path, name: str = NAME) -> CfgNode:
     cfg.MODEL.WEIGHTS = ""
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.PSEUDO_MASKS.DATASETS = (name,)
+    cfg.PSEUDO_MASKS.REPORT_IMAGES = 0  # pages have tests of their own
     cfg.OUTPUT_DIR = str(output / "step")
     return cfg
 

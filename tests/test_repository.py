@@ -190,7 +190,8 @@ def test_wheel_holds_every_module(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    expected = {relative(path) for path in [*PACKAGE.rglob("*.py"), PACKAGE / "py.typed"]}
+    data = [PACKAGE / "py.typed", *(PACKAGE / "report" / "assets").iterdir()]
+    expected = {relative(path) for path in [*PACKAGE.rglob("*.py"), *data]}
     assert held == expected
 
 
