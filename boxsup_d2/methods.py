@@ -2,7 +2,7 @@
 
 For whoever has boxes and no wish to write a config: the command line and :mod:`boxsup_d2.api` start here. Configs are
 built in Python, so that they are there wherever the package is installed; a network that was trained here brings its
-own, the ``config.yaml`` that training leaves beside its weights. How to train is said in ``configs/`` of the repository.
+own, the ``config.yaml`` that training leaves beside its weights. Configs to train with are in the repository.
 """
 
 import difflib
@@ -32,7 +32,7 @@ from boxsup_d2.checkpoint.convert import (
 )
 from boxsup_d2.engine.defaults import load_config, merge_overrides, use_available_device
 
-__all__ = ["METHODS", "Method", "load_model", "method_config"]
+__all__ = ["METHODS", "Method", "file_config", "load_model", "method_config"]
 
 # ImageNet's, for images in 0..255 in the order R, G, B.
 _IMAGENET = {"MODEL.PIXEL_MEAN": [123.675, 116.280, 103.530], "MODEL.PIXEL_STD": [58.395, 57.120, 57.375]}
@@ -152,11 +152,34 @@ def method_config(
     cfg = _read(method, config_file)
     if weights:
         cfg.merge_from_list([method.weights_key, weights])
-    _clear_data(cfg)
-    cfg.MODEL.DEVICE = "cuda"
-    merge_overrides(cfg, opts)
+    _prepare(cfg, opts, device)
     _check_weights_given(cfg, method, weights)
-    _set_device(cfg, device)
+    return cfg
+
+
+def file_config(
+    config_file: str, weights: str | None = None, opts: Sequence[Any] = (), device: str | None = None
+) -> CfgNode:
+    """As :func:`method_config`, for a config file of any box-to-mask network, a retrained Mask R-CNN for instance.
+
+    Args:
+        config_file: a yaml file.
+        weights: its weights; needed by whatever is trained.
+        opts, device: as of :func:`method_config`.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`method_config`.
+    """
+    cfg = load_config(config_file)
+    named = {method.meta_architecture: method.name for method in METHODS.values()}
+    if cfg.MODEL.META_ARCHITECTURE in named:
+        return method_config(named[cfg.MODEL.META_ARCHITECTURE], weights, config_file, opts, device)
+    if cfg.ROUNDS:
+        raise ValueError(f"'{config_file}' is a rounds config: give the config of one of its steps.")
+    if not weights:
+        raise ValueError(f"'{config_file}' is the config of a {cfg.MODEL.META_ARCHITECTURE}: give its trained weights.")
+    cfg.MODEL.WEIGHTS = weights
+    _prepare(cfg, opts, device)
     return cfg
 
 
@@ -181,8 +204,8 @@ def load_model(cfg: CfgNode) -> nn.Module:
         fix = "Give the config that the checkpoint was trained with, or a checkpoint of this one."
         if cfg.MODEL.META_ARCHITECTURE == "LPG":
             fix += (
-                " An LPG generator that was trained with a segmenter (5 input channels) needs MODEL.LPG.SEGMENTER_CONFIG "
-                "and MODEL.LPG.SEGMENTER_WEIGHTS; one without (4) must not have them."
+                " An LPG generator that was trained with a segmenter (5 input channels) needs "
+                "MODEL.LPG.SEGMENTER_CONFIG and MODEL.LPG.SEGMENTER_WEIGHTS; one without (4) must not have them."
             )
         WholeCheckpointer(model, what="MODEL.WEIGHTS", fix=fix).load_whole(weights)
     return model
@@ -236,13 +259,16 @@ def _read(method: Method, config_file: str | None) -> CfgNode:
     return cfg
 
 
-def _clear_data(cfg: CfgNode) -> None:
-    """Take out of a training's config what it was trained and measured on, and what is not for labelling a box json."""
+def _prepare(cfg: CfgNode, opts: Sequence[Any], device: str | None) -> None:
+    """Take out of a config what it was trained and measured on; then overrides and device."""
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = cfg.DATASETS.PSEUDO_MASKS = ()
     cfg.PSEUDO_MASKS.DATASETS = ()
     cfg.PSEUDO_MASKS.FORMAT = "instances"
     # torch warns of more worker processes than there are cores.
     cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
+    cfg.MODEL.DEVICE = "cuda"
+    merge_overrides(cfg, opts)
+    _set_device(cfg, device)
 
 
 def _check_weights_given(cfg: CfgNode, method: Method, weights: str | None) -> None:

@@ -150,8 +150,9 @@ def test_error_of_another_process_is_told_as_it_was_raised() -> None:
     ProcessRaisedException = type("ProcessRaisedException", (Exception,), {})
     text = (
         "\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call last):\n"
-        '  File "x.py", line 1, in f\n    raise KeyError\nKeyError: 3\n\nDuring handling of the above exception, another '
-        'exception occurred:\n\nTraceback (most recent call last):\n  File "y.py", line 2, in g\n    raise ValueError(s)\n'
+        '  File "x.py", line 1, in f\n    raise KeyError\nKeyError: 3\n\nDuring handling of the above exception, '
+        "another exception occurred:\n\nTraceback (most recent call last):\n"
+        '  File "y.py", line 2, in g\n    raise ValueError(s)\n'
         "ValueError: 'a.png' is damaged: replace it.\n"
     )
     assert message_of(ProcessRaisedException(text)) == "'a.png' is damaged: replace it."

@@ -73,7 +73,7 @@ def test_masks_in_the_json_teach(tmp_path: Path, masks: int, ratio: float) -> No
     """With few of them the batch is mixed; without boxes beside them, or with many, it is not."""
     configs = planned(tmp_path, source_of(masks))
     assert configs["boxcaseg"].MODEL.BOXCASEG.TEST_HEAD == "salient"
-    assert configs["boxcaseg"].DATALOADER.BOX_RATIO == ratio
+    assert ratio == configs["boxcaseg"].DATALOADER.BOX_RATIO
     (entry,) = configs["rounds"].DATASETS.REGISTER
     assert entry == {
         "NAME": "my_boxes", "JSON": "here/boxes.json", "IMAGES": 'there/my "images"', "MASKS": "kept",
@@ -96,7 +96,8 @@ def test_weights_to_start_from_are_trained_gently(tmp_path: Path) -> None:
     new, old = (planned(tmp_path / n, source_of(0), *o) for n, o in (("a", []), ("b", ["--init", "/x/w.pth"])))
     assert old["boxcaseg"].MODEL.WEIGHTS == "/x/w.pth"
     assert old["boxcaseg"].MODEL.BOXCASEG.TEST_HEAD == "salient"
-    assert 10 * old["boxcaseg"].SOLVER.BASE_LR == pytest.approx(new["boxcaseg"].SOLVER.BASE_LR)
+    rates = [configs["boxcaseg"].SOLVER.BASE_LR for configs in (old, new)]
+    assert 10 * rates[0] == pytest.approx(rates[1])
 
 
 @pytest.mark.parametrize("size", ["small", "full"])
