@@ -332,8 +332,9 @@ def start(folder: Path, out: str, delay: float, *options: str) -> subprocess.Pop
     command = [sys.executable, "-W", "ignore", str(folder / "slow.py"), "label", *arguments, *options]
     environment = {**os.environ, "DELAY": str(delay), "LOG": str(folder / f"{out}.log")}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    command += ["--config", str(folder / "slow.yaml"), "--weights", str(folder / "slow.yaml")]  # it has none
     return subprocess.Popen(
-        [*command, "--config", str(folder / "slow.yaml"), "--out", str(folder / out)],
+        [*command, "--out", str(folder / out)],
         env=environment,
         stderr=subprocess.PIPE,
         start_new_session=True,

@@ -10,9 +10,9 @@ from detectron2.utils.file_io import PathManager
 import boxsup_d2
 from boxsup_d2.cli.console import ProgressBar
 from boxsup_d2.data.datasets import register_listed
-from boxsup_d2.engine.defaults import load_config, use_available_device
+from boxsup_d2.engine.defaults import use_available_device
 from boxsup_d2.engine.labelling import config_sha256, label_datasets, pseudo_mask_path
-from boxsup_d2.methods import load_model, method_config
+from boxsup_d2.methods import file_config, load_model, method_config
 from boxsup_d2.pseudo_masks.format import file_sha256
 
 # Name of the data set while it is labelled.
@@ -64,9 +64,7 @@ def job_config(job: LabelJob) -> CfgNode:
     if job.method:
         cfg = method_config(job.method, job.weights, job.config, job.opts, job.device)
     else:
-        cfg = load_config(job.config or "", job.opts)
-        cfg.MODEL.WEIGHTS = job.weights or cfg.MODEL.WEIGHTS
-        cfg.MODEL.DEVICE = job.device or cfg.MODEL.DEVICE
+        cfg = file_config(job.config or "", job.weights, job.opts, job.device)
     cfg.defrost()
     cfg.OUTPUT_DIR = job.output_dir
     # A config of a training names its own data; here there is one data set to label and nothing to measure.

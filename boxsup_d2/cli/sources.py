@@ -35,7 +35,7 @@ class Source:
     as_it_is: bool
 
     def json_file(self, folder: str) -> str:
-        """Path of a COCO json of the usable part: the user's own, or the one that :meth:`write` writes to ``folder``."""
+        """Path of a COCO json of the usable part: the user's own, or what :meth:`write` writes to ``folder``."""
         return self.path if self.as_it_is else os.path.join(folder, "usable.json")
 
     def write(self, folder: str) -> None:
@@ -88,7 +88,7 @@ def read_source(args: argparse.Namespace) -> Source:
         errors.print(problems_table(path, [unreadable, inspection.problems], inspection.notes))
     if mistakes and not args.keep_going:
         raise BadInput(
-            f"'{path}' has {mistakes} mistakes, listed above: nothing was done. Correct them, or use the rest with "
+            f"'{path}' has {mistakes} mistake(s), listed above: nothing was done. Correct them, or use the rest with "
             "--keep-going."
         )
     usable = inspection.usable

@@ -125,7 +125,7 @@ def _salient_folders(args: argparse.Namespace) -> tuple[str, str] | None:
     for folder in filter(None, (images, masks)):
         if not os.path.isdir(folder):
             raise BadInput(
-                f"There is no folder '{folder}'. --salient DIR needs DIR/images and DIR/masks; folders with other names "
+                f"There is no folder '{folder}'. --salient DIR needs DIR/images and DIR/masks; folders of other names "
                 "are given by --salient-images and --salient-masks."
             )
     return (os.path.abspath(images), os.path.abspath(masks)) if images else None

@@ -10,7 +10,6 @@ import json
 import os
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
 
 from boxsup_d2.cli.errors import BadInput
 from boxsup_d2.cli.sources import Source
@@ -22,8 +21,8 @@ BOXES, SALIENT = "my_boxes", "my_salient"  # names of the data sets
 
 COST_OF_BOXES_ALONE = (
     "No masks to learn from: none in the json, no --salient, no --init. The network learns the box losses alone and "
-    "answers from its box head. Measured (docs/benchmarks.md): mIoU* 46.3, against 77.7 with salient images and 55.4 for "
-    "the filled boxes, which 'boxsup label --method box' gives at no cost; 'boxsup label --method grabcut' is better too."
+    "answers from its box head. What that costs, measured (docs/benchmarks.md): mIoU* 46.3, against 77.7 with salient "
+    "images and 55.4 for the filled boxes, which 'boxsup label --method box' gives at once. GrabCut is better than both."
 )
 
 # Below this share of samples with masks, batches are mixed at a fixed ratio (as published for COCO), or the salient
@@ -106,7 +105,7 @@ def plan_training(
     few = 0 < taught < _FEW_MASKS * (len(objects) - masks + taught) and len(objects) > masks
     texts = {
         "rounds.yaml": _rounds(args, source, salient, out, "none" if predicted else "kept"),
-        "boxcaseg.yaml": _boxcaseg(args, recipe, ranks, salient is not None, few, boxes_alone, bool(taught)),
+        "boxcaseg.yaml": _boxcaseg(args, recipe, ranks, salient is not None, few, boxes_alone),
     }
     if args.mask_rcnn:
         texts["mask-rcnn.yaml"] = _mask_rcnn(args, recipe, ranks, len(source.usable["categories"]))
@@ -211,7 +210,6 @@ def _boxcaseg(
     with_salient: bool,
     few_masks: bool,
     boxes_alone: bool,
-    taught: bool,
 ) -> str:
     train = [BOXES, SALIENT] if with_salient else [BOXES]
     batch, rate = _batch(recipe, 0, ranks)
