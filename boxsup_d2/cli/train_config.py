@@ -21,8 +21,8 @@ BOXES, SALIENT = "my_boxes", "my_salient"  # names of the data sets
 
 COST_OF_BOXES_ALONE = (
     "No masks to learn from: none in the json, no --salient, no --init. The network learns the box losses alone and "
-    "answers from its box head. What that costs, measured (docs/benchmarks.md): mIoU* 46.3, against 77.7 with salient "
-    "images and 55.4 for the filled boxes, which 'boxsup label --method box' gives at once. GrabCut is better than both."
+    "answers from its box head. What that costs, measured on VOC (docs/benchmarks.md): mIoU* 46.3, less than the filled "
+    "boxes (55.4) and GrabCut's masks, which need no training; with salient images it is 77.7."
 )
 
 # Below this share of samples with masks, batches are mixed at a fixed ratio (as published for COCO), or the salient
@@ -144,8 +144,8 @@ def write_configs(folder: str, texts: dict[str, str], *, force: bool) -> str:
         edited = [name for name, digest in record.items() if _digest_of(os.path.join(folder, name)) not in ("", digest)]
         if edited and not force:
             raise BadInput(
-                f"{', '.join(edited)} in '{folder}' was edited, and this command is another one than the one that wrote "
-                "it. Run that again to use the edited files, or add --force to write them anew, or name another --out."
+                f"{', '.join(edited)} in '{folder}' was edited, and another command than this one wrote it. Run that "
+                "again to use the edited files, or add --force to write them anew, or name another --out."
             )
         for name, text in texts.items():
             with atomic_write(os.path.join(folder, name)) as file:
