@@ -6,7 +6,9 @@ both accept the same files. Both turn the image as its EXIF orientation says.
 """
 
 import io
+import os
 from collections import OrderedDict
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -15,6 +17,18 @@ from PIL import Image, UnidentifiedImageError
 
 _CV2_FLAGS = {"BGR": cv2.IMREAD_COLOR, "RGB": cv2.IMREAD_COLOR, "L": cv2.IMREAD_GRAYSCALE}
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# Cameras and archivers append a little behind the end; further back it is looked for in the whole file.
+_TAIL_BYTES = 4096
+# EXIF's orientations that exchange height and width.
+_ORIENTATION_TAG, _TURNED = 0x0112, (5, 6, 7, 8)
+
+
+def is_image_name(file_name: str) -> bool:
+    """Whether a file is an image, by its name; not what archivers of other systems leave behind ("._0001.jpg")."""
+    base = os.path.basename(file_name)
+    return base.lower().endswith(_EXTENSIONS) and not base.startswith(".")
 
 
 def read_image(file_name: str, format: str = "BGR") -> np.ndarray:
@@ -62,9 +76,61 @@ def _is_truncated_jpeg(data: bytes) -> bool:
 def _read_with_detectron2(file_name: str, format: str) -> np.ndarray:
     try:
         image = detection_utils.read_image(file_name, format=format)
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are no (whole) image
+    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to, and an error of their own for
+        # images of very many pixels
         raise ValueError(f"Image '{file_name}' is damaged or no image ({error}). Replace or remove it.") from error
     return np.ascontiguousarray(image)
+
+
+def image_size(file_name: str) -> tuple[int, int]:
+    """Height and width of an image as :func:`read_image` returns it, from the file's header alone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty, no image, or ends before its data do, as far as that is seen without decoding.
+    """
+    try:
+        with open(file_name, "rb") as file:
+            with Image.open(file) as image:
+                # Whether Pillow's size of a TIFF is turned already depends on its version; its tags are not.
+                tags = image.tag_v2 if image.format == "TIFF" else {}
+                width, height = tags.get(256, image.width), tags.get(257, image.height)
+                turned = _orientation(image) in _TURNED
+            if _ends_early(file):
+                raise ValueError("the file ends before its image does")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"Image '{file_name}' does not exist. Check the folder of the images.") from error
+    except Exception as error:  # see _read_with_detectron2
+        raise ValueError(f"Image '{file_name}' is damaged or no image ({error}). Replace or remove it.") from error
+    return (int(width), int(height)) if turned else (int(height), int(width))
+
+
+def _orientation(image: Image.Image) -> int | None:
+    # Pillow decodes a whole PNG in search of EXIF data where its head has none.
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return None
+    try:
+        return image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # damaged EXIF data: Detectron2's reader then leaves the image as it is
+        return None
+
+
+def _ends_early(file: BinaryIO) -> bool:
+    """Whether a JPEG or PNG lacks its end; only a file without an end marker near its end is read whole."""
+    file.seek(0)
+    head = file.read(len(_PNG_START))
+    if not head.startswith((_JPEG_START, _PNG_START)):
+        return False
+    file.seek(max(file.seek(0, io.SEEK_END) - _TAIL_BYTES, 0))
+    tail = file.read()
+    if head == _PNG_START:
+        return _PNG_END not in tail and _PNG_END not in _whole(file)
+    return _JPEG_END not in tail and _is_truncated_jpeg(_whole(file))
+
+
+def _whole(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def read_label_map(file_name: str) -> np.ndarray:

@@ -7,6 +7,7 @@ file format.
 
 import logging
 import os
+import reprlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,8 +18,11 @@ from detectron2.data.catalog import Metadata
 logger = logging.getLogger(__name__)
 
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
-# First examples that a summary of problems shows of each kind.
+# First examples that a summary of problems shows of each kind, and characters of each.
 _MAX_EXAMPLES = 3
+_MAX_EXAMPLE_LENGTH = 120
+_brief = reprlib.Repr()
+_brief.maxlevel, _brief.maxdict, _brief.maxstring, _brief.maxother = 2, 6, 60, 60
 
 
 def datasets_root() -> str:
@@ -115,21 +119,27 @@ def require_images(file_names: Iterable[str], dataset: str, what: str = "images"
     Raises:
         FileNotFoundError: some are missing; gives their number and the first ones.
     """
+    paths = list(file_names)
+    missing = missing_files(paths)
+    if missing:
+        fix = fix or f"Finish the download or the copy, or set {ROOT_VARIABLE} (now '{datasets_root()}')."
+        raise FileNotFoundError(
+            f"Data set '{dataset}' lacks {len(missing)} of its {len(paths)} {what}, first "
+            f"{', '.join(repr(path) for path in missing[:_MAX_EXAMPLES])}. {fix}"
+        )
+
+
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """Those of some paths that do not exist, by one listing per folder."""
     by_folder: dict[str, list[str]] = defaultdict(list)
-    for file_name in file_names:
-        folder, base = os.path.split(file_name)
+    for path in paths:
+        folder, base = os.path.split(path)
         by_folder[folder].append(base)
     missing = []
     for folder, bases in by_folder.items():
-        present = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        present = set(os.listdir(folder or os.curdir)) if os.path.isdir(folder or os.curdir) else set()
         missing += [os.path.join(folder, base) for base in bases if base not in present]
-    if missing:
-        total = sum(map(len, by_folder.values()))
-        fix = fix or f"Finish the download or the copy, or set {ROOT_VARIABLE} (now '{datasets_root()}')."
-        raise FileNotFoundError(
-            f"Data set '{dataset}' lacks {len(missing)} of its {total} {what}, first "
-            f"{', '.join(repr(path) for path in missing[:_MAX_EXAMPLES])}. {fix}"
-        )
+    return missing
 
 
 class Problems:
@@ -143,7 +153,11 @@ class Problems:
         """Note one more problem of a kind, e.g. ``add("without an id", annotation)``."""
         self._counts[kind] += 1
         if len(self._examples[kind]) < _MAX_EXAMPLES:
-            self._examples[kind].append(str(example)[:120])
+            self._examples[kind].append(_shown(example))
+
+    def kinds(self) -> list[tuple[str, int, list[str]]]:
+        """Every kind, in the order of their first examples, with its count and its first examples: for tables."""
+        return [(kind, count, list(self._examples[kind])) for kind, count in self._counts.items()]
 
     def __len__(self) -> int:
         return sum(self._counts.values())
@@ -160,3 +174,14 @@ class Problems:
         """
         if len(self):
             raise ValueError(f"'{path}' cannot be used: {self}. {fix}")
+
+
+def brief(value: Any) -> str:
+    """A value of a json for a message: of nested ones the outside, however deep and long they are."""
+    return _brief.repr(value)
+
+
+def _shown(example: Any) -> str:
+    # One line that any terminal takes: it comes out of a file that is damaged somehow.
+    text = example if isinstance(example, str) else brief(example)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_MAX_EXAMPLE_LENGTH])

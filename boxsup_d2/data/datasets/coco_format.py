@@ -7,7 +7,6 @@ fields.
 
 import json
 import logging
-import math
 import os
 from collections.abc import Callable
 from functools import lru_cache
@@ -21,6 +20,18 @@ from boxsup_d2.data.datasets.catalog import (
     register_dataset,
     require_images,
     require_path,
+)
+from boxsup_d2.data.datasets.coco_checks import (
+    Fault,
+    box_fault,
+    category_fault,
+    crowd_fault,
+    id_fault,
+    image_fault,
+    reference_fault,
+    segmentation_fault,
+    size_fault,
+    usable_polygon,
 )
 
 logger = logging.getLogger(__name__)
@@ -43,19 +54,38 @@ def read_coco_json(path: str, dataset: str, fix: str = "") -> dict[str, Any]:
         ValueError: it is no json, or not COCO's form.
     """
     try:
-        with open(require_path(path, dataset, fix), encoding="utf-8") as file:
-            data = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        with open(require_path(path, dataset, fix), "rb") as file:
+            # Of bytes, json finds out itself whether they are UTF-8, 16 or 32, with a byte order mark or without.
+            data = json.loads(file.read())
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"'{path}' is no valid json ({error}): it may have been cut off while downloading or copying. Get it again."
         ) from error
+    except OSError as error:
+        raise FileNotFoundError(f"'{path}' cannot be read ({error.strerror}). {fix}".rstrip()) from error
+    check_coco_form(data, path)
+    return data
+
+
+def check_coco_form(data: Any, path: str) -> None:
+    """Check that a json has the outer form of COCO's: an object with lists of objects.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if isinstance(data, list):
+        looks_like = data and all(isinstance(item, dict) and "image_id" in item for item in data[:1])
+        what = "detection results, without their images and classes" if looks_like else "no COCO json"
+        raise ValueError(
+            f"'{path}' holds a bare list: {what}. Export it as a COCO instances json: an object with 'images', "
+            "'annotations' and 'categories'."
+        )
     if not isinstance(data, dict):
         raise ValueError(f"'{path}' holds a {type(data).__name__}, not a COCO json. Export it in COCO's format.")
     for key in ("images", "annotations", "categories"):
         entries = data.get(key)
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(f"'{path}' has no list of objects '{key}'. Export it as a COCO instances json.")
-    return data
 
 
 def category_tables(
@@ -75,15 +105,13 @@ def category_tables(
     problems = Problems()
     names: dict[int, str] = {}
     for category in data["categories"]:
-        key, name = category.get("id"), category.get("name")
-        if not _is_int(key) or not isinstance(name, str):
-            problems.add("categories without an integer id or a name", category)
-        elif key in names:
-            problems.add("repeated category ids", key)
-        elif expected is not None and expected.get(key) != name:
-            problems.add("unknown categories", f"{key} '{name}'")
+        fault = category_fault(category, names)
+        if fault is None and expected is not None and expected.get(category["id"]) != category["name"]:
+            fault = Fault("unknown categories", f"{category['id']} '{category['name']}'")
+        if fault is not None:
+            problems.add(*fault)
         else:
-            names[key] = name
+            names[category["id"]] = category["name"]
     problems.raise_if_any(
         path, "Correct the categories" + (", or register the file by register_coco_boxes." if expected else ".")
     )
@@ -142,11 +170,15 @@ def build_dicts(
     seen: set[Any] = set()
     empty_boxes = 0
     for source in data["annotations"]:
-        iscrowd = int(source.get("iscrowd") or 0)
+        fault = crowd_fault(source)
+        iscrowd = 0 if fault else int(source.get("iscrowd") or 0)
         if iscrowd and not keep_crowds:
             continue
-        if not _check_annotation(source, records, contiguous, seen, problems):
+        fault = fault or id_fault(source, seen) or reference_fault(source, records, contiguous) or box_fault(source)
+        if fault is not None:
+            problems.add(*fault)
             continue
+        seen.add(source["id"])
         box = [float(value) for value in source["bbox"]]
         if min(box[2:]) <= 0:
             empty_boxes += 1
@@ -183,16 +215,19 @@ def coco_segmentation(value: Any, image: dict[str, Any], where: str) -> list[Any
         Polygons or a compressed RLE with str counts; None where there is no mask.
 
     Raises:
-        ValueError: it is an RLE of another image size, or none.
+        ValueError: it is an RLE of another image size, or damaged.
     """
     if not value:
         return None
+    size = [image["height"], image["width"]]
     if isinstance(value, list):
         # As Detectron2: fewer than three points are no polygon.
-        return [points for points in value if len(points) >= 6 and len(points) % 2 == 0] or None
-    size = [image["height"], image["width"]]
-    if not isinstance(value, dict) or value.get("size") != size or not isinstance(value.get("counts"), str | list):
-        raise ValueError(f"{where}: its segmentation is no RLE of size {size}. Write the file again.")
+        value = [points for points in value if usable_polygon(points)]
+    fault = segmentation_fault(value, *size)
+    if fault is not None:
+        raise ValueError(f"{where}: its segmentation is damaged, {fault}. Remove it, or write the file again.")
+    if isinstance(value, list):
+        return value or None
     if isinstance(value["counts"], list):
         rle = mask_util.frPyObjects(value, *size)
         return {"size": size, "counts": rle["counts"].decode("ascii")}
@@ -275,55 +310,19 @@ def _image_records(
     records: dict[Any, dict[str, Any]] = {}
     entries: dict[Any, dict[str, Any]] = {}
     for image in images:
-        key, file_name = image.get("id"), image.get("file_name")
-        if not _is_int(key) or not isinstance(file_name, str) or not file_name:
-            problems.add("images without an integer id or a file_name", image)
-        elif not all(_is_int(image.get(side)) and image[side] > 0 for side in ("height", "width")):
-            problems.add("images without a height and width in pixels", file_name)
-        elif key in records:
-            problems.add("repeated image ids", key)
-        else:
-            entries[key] = image
-            records[key] = {
-                "file_name": os.path.join(image_root, file_name),
-                "height": image["height"],
-                "width": image["width"],
-                "image_id": key,
-                "annotations": [],
-            }
+        fault = image_fault(image) or size_fault(image)
+        if fault is None and image["id"] in records:
+            fault = Fault("repeated image ids", image["id"])
+        if fault is not None:
+            problems.add(*fault)
+            continue
+        key = image["id"]
+        entries[key] = image
+        records[key] = {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": key,
+            "annotations": [],
+        }
     return records, entries
-
-
-def _check_annotation(
-    source: dict[str, Any],
-    records: dict[Any, dict[str, Any]],
-    contiguous: dict[int, int],
-    seen: set[Any],
-    problems: Problems,
-) -> bool:
-    """Whether an annotation is usable; notes why not."""
-    key, box = source.get("id"), source.get("bbox")
-    if not _is_int(key):
-        problems.add("annotations without an integer id", source)
-    elif key in seen:
-        problems.add("repeated annotation ids", key)
-    elif not _is_int(source.get("image_id")) or source["image_id"] not in records:
-        problems.add("annotations of unknown images", f"id {key}: image {source.get('image_id')}")
-    elif not _is_int(source.get("category_id")) or source["category_id"] not in contiguous:
-        problems.add("annotations of unknown categories", f"id {key}: category {source.get('category_id')}")
-    elif not (isinstance(box, list) and len(box) == 4 and all(_is_finite(value) for value in box)):
-        problems.add("boxes that are not four numbers", f"id {key}: {box}")
-    elif min(box[2:]) < 0:
-        problems.add("inverted boxes (negative width or height; COCO's are x, y, w, h)", f"id {key}: {box}")
-    else:
-        seen.add(key)
-        return True
-    return False
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

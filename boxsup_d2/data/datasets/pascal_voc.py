@@ -3,7 +3,7 @@ from ``SegmentationClass``.
 
 Every set follows ``ImageSets/Segmentation/<split>.txt``. Box sets never open a mask file.
 
-Frames: VOC boxes are 1-based with inclusive ends; ours are 0-based with exclusive ends (x0 = xmin − 1, x1 = xmax).
+Frames: VOC boxes are 1-based with inclusive ends; ours are 0-based with exclusive ends, see :mod:`.voc_xml`.
 """
 
 import logging
@@ -11,16 +11,14 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
-from xml.etree.ElementTree import Element
 
-import defusedxml.ElementTree
 import numpy as np
-from defusedxml.common import DefusedXmlException
 from detectron2.config import CfgNode
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
 from boxsup_d2.data.datasets.catalog import register_dataset, require_images, require_path, under_root
+from boxsup_d2.data.datasets.voc_xml import ids_of_names, parse_voc_xml, voc_image_size, voc_object
 from boxsup_d2.data.images import read_label_map
 
 logger = logging.getLogger(__name__)
@@ -246,58 +244,26 @@ def _load_all_boxes(dirname: str, split: str, name: str, classes: Sequence[str])
 
 
 def _image_ids(stems: list[str], list_file: str) -> list[int]:
-    """Ids from the names; for names of another form than VOC's, the 1-based position in the list."""
     if len(set(stems)) != len(stems):
         raise ValueError(f"'{list_file}' names an image twice. Remove the repeated lines.")
-    digits = [stem.replace("_", "") for stem in stems]
-    # More than 18 digits do not fit into int64.
-    if all(text.isascii() and text.isdigit() and len(text) <= 18 for text in digits):
-        ids = [int(text) for text in digits]
-        if len(set(ids)) == len(ids):
-            return ids
-    return list(range(1, len(stems) + 1))
+    return ids_of_names(stems)
 
 
 def _read_xml(path: str, name: str, class_ids: dict[str, int]) -> dict[str, Any]:
-    require_path(path, name)
-    try:
-        root = defusedxml.ElementTree.parse(path).getroot()
-    except (defusedxml.ElementTree.ParseError, DefusedXmlException, ValueError) as error:
-        raise ValueError(f"'{path}' is damaged or no VOC annotation ({error!r}). Unpack or copy it again.") from error
-    width, height = (_number(root, f"size/{key}", path) for key in ("width", "height"))
-    if min(width, height) < 1:
-        raise ValueError(f"'{path}': the image size is {width:g} by {height:g}. Write the true size into <size>.")
+    root = parse_voc_xml(require_path(path, name))
+    height, width = voc_image_size(root, path)
     annotations = []
-    for obj in root.findall("object"):
-        class_name = (obj.findtext("name") or "").strip()
-        if class_name not in class_ids:
-            raise ValueError(f"'{path}': unknown class '{class_name}'; known are {', '.join(class_ids)}. Rename it.")
-        xmin, ymin, xmax, ymax = (_number(obj, f"bndbox/{key}", path) for key in ("xmin", "ymin", "xmax", "ymax"))
-        # Ends are inclusive: xmin = xmax is a box one pixel wide.
-        if xmax < xmin or ymax < ymin:
-            raise ValueError(
-                f"'{path}': inverted box of a '{class_name}', xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, "
-                f"ymax {ymax:g}. Swap or remove it."
-            )
-        difficult = (obj.findtext("difficult") or "0").strip()
+    for element in root.findall("object"):
+        obj = voc_object(element, path)
+        if obj.name not in class_ids:
+            raise ValueError(f"'{path}': unknown class '{obj.name}'; known are {', '.join(class_ids)}. Rename it.")
         annotations.append(
             {
-                "bbox": [xmin - 1.0, ymin - 1.0, xmax, ymax],
+                "bbox": list(obj.box),
                 "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": class_ids[class_name],
+                "category_id": class_ids[obj.name],
                 "iscrowd": 0,
-                "difficult": int(difficult == "1"),
+                "difficult": obj.difficult,
             }
         )
-    return {"height": int(height), "width": int(width), "annotations": annotations}
-
-
-def _number(element: Element, path_in_xml: str, path: str) -> float:
-    text = element.findtext(path_in_xml)
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        raise ValueError(f"'{path}': <{path_in_xml}> is {text!r}, not a number. Correct or remove the object.")
-    return value
+    return {"height": height, "width": width, "annotations": annotations}

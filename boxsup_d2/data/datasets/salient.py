@@ -5,8 +5,7 @@ from functools import partial
 from typing import Any
 
 from boxsup_d2.data.datasets.catalog import Problems, register_dataset, require_path, under_root
-
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+from boxsup_d2.data.images import is_image_name
 
 
 def load_salient(image_root: str, mask_root: str, name: str) -> list[dict[str, Any]]:
@@ -64,10 +63,9 @@ def register_salient(name: str, image_root: str, mask_root: str) -> None:
 def _by_stem(folder: str, name: str, problems: Problems) -> dict[str, str]:
     files: dict[str, str] = {}
     for file_name in sorted(os.listdir(require_path(folder, name))):
-        stem, extension = os.path.splitext(file_name)
-        # Leading dots: what archivers of other systems leave behind ("._0001.jpg").
-        if extension.lower() not in _EXTENSIONS or file_name.startswith("."):
+        if not is_image_name(file_name):
             continue
+        stem = os.path.splitext(file_name)[0]
         if stem in files:
             problems.add("files that share a stem", f"{files[stem]} and {file_name}")
         files[stem] = file_name
