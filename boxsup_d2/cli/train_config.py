@@ -21,7 +21,7 @@ BOXES, SALIENT = "my_boxes", "my_salient"  # names of the data sets
 
 COST_OF_BOXES_ALONE = (
     "No masks to learn from: none in the json, no --salient, no --init. The network learns the box losses alone and "
-    "answers from its box head. What that costs, measured on VOC (docs/benchmarks.md): mIoU* 46.3, less than the filled "
+    "answers from its box head. What that costs, on VOC (docs/benchmarks.md): mIoU* 46.3, less than the filled "
     "boxes (55.4) and GrabCut's masks, which need no training; with salient images it is 77.7."
 )
 
