@@ -93,7 +93,7 @@ def image_size(file_name: str) -> tuple[int, int]:
         with open(file_name, "rb") as file:
             with Image.open(file) as image:
                 # Whether Pillow's size of a TIFF is turned already depends on its version; its tags are not.
-                tags = image.tag_v2 if image.format == "TIFF" else {}
+                tags = getattr(image, "tag_v2", {})
                 width, height = tags.get(256, image.width), tags.get(257, image.height)
                 turned = _orientation(image) in _TURNED
             if _ends_early(file):

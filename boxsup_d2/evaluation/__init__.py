@@ -4,6 +4,7 @@ from boxsup_d2.evaluation.box_to_mask import BoxToMaskEvaluator, InstanceScore, 
 from boxsup_d2.evaluation.build import build_evaluator, register_evaluator
 from boxsup_d2.evaluation.ground_truth import ImageTruth, load_ground_truth
 from boxsup_d2.evaluation.instance_ap import VOC_IOUS, InstanceAPEvaluator
+from boxsup_d2.evaluation.mask_files import MaskFileScores, MaskRow, compare_mask_files
 from boxsup_d2.evaluation.metrics import (
     IOU_THRESHOLDS,
     BoxToMaskSummary,
@@ -23,10 +24,13 @@ __all__ = [
     "ImageTruth",
     "InstanceAPEvaluator",
     "InstanceScore",
+    "MaskFileScores",
+    "MaskRow",
     "SemanticEvaluator",
     "SemanticSummary",
     "bootstrap_interval",
     "build_evaluator",
+    "compare_mask_files",
     "confusion_matrix",
     "evaluate_mask_json",
     "format_table",

@@ -69,6 +69,30 @@ def score_image(truth: ImageTruth, masks: Sequence[np.ndarray] | np.ndarray) -> 
     return scores
 
 
+def score_annotations(
+    truth: ImageTruth, annotations: Sequence[Mapping[str, Any]], json_file: str
+) -> list[InstanceScore]:
+    """Score the masks of a COCO json on one image: the i-th annotation against the image's i-th object.
+
+    Args:
+        truth: The image's objects.
+        annotations: Of the json, each with a ``segmentation``.
+        json_file: For messages.
+
+    Raises:
+        ValueError: As :func:`score_image`; an annotation has no mask, or one that does not fit the image.
+    """
+    masks = []
+    for annotation in annotations:
+        if not annotation.get("segmentation"):
+            raise ValueError(
+                f"Annotation {annotation.get('id')} of image {truth.image_id} in '{json_file}' has no mask: the file "
+                "is not the result of labelling a whole data set."
+            )
+        masks.append(truth.decode(annotation["segmentation"]))
+    return score_image(truth, masks)
+
+
 class BoxToMaskEvaluator(DatasetEvaluator):
     """mIoU*, mean IoU and IoU@k of the masks that a model answers to the boxes of a data set with masks.
 
@@ -225,8 +249,7 @@ def evaluate_mask_json(json_file: str, dataset_name: str) -> BoxToMaskSummary:
     scores: list[InstanceScore] = []
     shared = [truth for image_id, truth in truths.items() if image_id in by_image]
     for truth in shared:
-        masks = [_json_mask(annotation, truth, json_file) for annotation in by_image[truth.image_id]]
-        scores.extend(score_image(truth, masks))
+        scores.extend(score_annotations(truth, by_image[truth.image_id], json_file))
     logger.info(
         "Scored %d masks of '%s' on the %d images that it shares with %s (%d of the file's and %d of the data set's "
         "images have no partner).",
@@ -298,12 +321,3 @@ def _check_ids(truth: ImageTruth, ids: Sequence[Any] | None) -> None:
             f"The prompts of image {truth.image_id} ('{truth.file_name}') are annotations {list(ids)}, the data set "
             f"to compare with has {known}: load and evaluate the same data set."
         )
-
-
-def _json_mask(annotation: Mapping[str, Any], truth: ImageTruth, json_file: str) -> np.ndarray:
-    if not annotation.get("segmentation"):
-        raise ValueError(
-            f"Annotation {annotation.get('id')} of image {truth.image_id} in '{json_file}' has no mask: the file is "
-            "not the result of labelling a whole data set."
-        )
-    return truth.decode(annotation["segmentation"])

@@ -179,10 +179,7 @@ class InstanceAPEvaluator(COCOEvaluator):
         return {**averages, **extra, **results}
 
     def _all_thresholds(self) -> np.ndarray:
-        """COCO's ten thresholds and the further ones, ascending; matching at one does not depend on the others."""
-        coco = {round(100 * t) for t in _COCO_IOUS}
-        further = [k / 100 for k in set(self._iou_thresholds) - coco]
-        return np.sort(np.concatenate([_COCO_IOUS, further]))
+        return _with_coco_thresholds(self._iou_thresholds)
 
     def _to_dataset_categories(self, coco_results: list[dict[str, Any]]) -> None:
         """Contiguous class indices → category ids of the data set, in place."""
@@ -205,6 +202,34 @@ class InstanceAPEvaluator(COCOEvaluator):
             )
         if any("segmentation" not in result for result in coco_results):
             raise ValueError("Mask AP was asked for, but the model predicts only boxes: set MODEL.MASK_ON True.")
+
+
+def average_precision(
+    ground_truth: dict[str, Any], results: list[dict[str, Any]], task: str, iou_thresholds: Sequence[int] = VOC_IOUS
+) -> dict[str, float]:
+    """Average precision of results against a COCO json, over its classes with ground truth.
+
+    Args:
+        ground_truth: see :func:`average_precision_array`.
+        results: see there.
+        task: see there.
+        iou_thresholds: in percent, each reported as ``AP<k>``.
+
+    Returns:
+        ``AP`` (COCO's, the mean over .50 ... .95) and ``AP<k>``, as fractions in 0..1; NaN without any ground truth.
+    """
+    thresholds = _with_coco_thresholds(iou_thresholds)
+    precision = average_precision_array(ground_truth, results, task, thresholds=thresholds)
+    percent = [round(100 * t) for t in thresholds]
+    coco = [percent.index(round(100 * t)) for t in _COCO_IOUS]
+    values = {"AP": _ap(precision[coco]), **{f"AP{k}": _ap(precision[[percent.index(k)]]) for k in iou_thresholds}}
+    return {name: value if value >= 0 else float("nan") for name, value in values.items()}
+
+
+def _with_coco_thresholds(further: Sequence[int]) -> np.ndarray:
+    """COCO's ten thresholds and further ones, ascending; matching at one does not depend on the others."""
+    coco = {round(100 * t) for t in _COCO_IOUS}
+    return np.sort(np.concatenate([_COCO_IOUS, [k / 100 for k in set(further) - coco]]))
 
 
 def average_precision_array(

@@ -4,9 +4,10 @@ The strict reader (:mod:`.coco_format`) refuses a file that breaks one of them; 
 (:mod:`boxsup_d2.data.exchange.inspection`) counts what does and keeps the rest. No file is opened here.
 """
 
+import itertools
 import math
-from collections.abc import Container
-from typing import Any, NamedTuple
+from collections.abc import Container, Iterable, Iterator
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class Fault(NamedTuple):
     example: Any
 
 
-def is_int(value: Any) -> bool:
+def is_int(value: Any) -> TypeGuard[int]:
     """Whether a value is an integer (of 64 bits: what COCO tools store ids in) and no truth value."""
     return isinstance(value, int) and not isinstance(value, bool) and -_MAX_ID <= value < _MAX_ID
 
@@ -66,11 +67,11 @@ def image_fault(image: dict[str, Any]) -> Fault | None:
 
 def size_fault(image: dict[str, Any]) -> Fault | None:
     """What is wrong with an image's height and width, as the json gives them."""
-    sides = [image.get("height"), image.get("width")]
-    if not all(is_int(side) and side > 0 for side in sides):
+    height, width = image.get("height"), image.get("width")
+    if not (is_int(height) and is_int(width) and height > 0 and width > 0):
         return Fault("images without a height and width in pixels", image.get("file_name", image.get("id")))
-    if sides[0] * sides[1] >= _MAX_PIXELS:
-        return Fault("images of more than 2 billion pixels", f"{brief(image.get('file_name'))}: {sides}")
+    if height * width >= _MAX_PIXELS:
+        return Fault("images of more than 2 billion pixels", f"{brief(image.get('file_name'))}: {width}×{height}")
     return None
 
 
@@ -79,7 +80,7 @@ def crowd_fault(annotation: dict[str, Any]) -> Fault | None:
     value = annotation.get("iscrowd")
     if value is None or (isinstance(value, int | float) and value in (0, 1)):
         return None
-    return Fault("annotations whose iscrowd is neither 0 nor 1", f"id {brief(annotation.get('id'))}: {brief(value)}")
+    return Fault("annotations whose iscrowd is neither 0 nor 1", f"{_name(annotation)}: {brief(value)}")
 
 
 def id_fault(annotation: dict[str, Any], seen: Container[int]) -> Fault | None:
@@ -92,24 +93,38 @@ def id_fault(annotation: dict[str, Any], seen: Container[int]) -> Fault | None:
     return None
 
 
+def unused_ids(annotations: Iterable[dict[str, Any]]) -> Iterator[int]:
+    """Ids for annotations that lack one: above all that there are, or, where there is no room, between them."""
+    taken = {annotation["id"] for annotation in annotations if is_int(annotation.get("id"))}
+    first = max(taken, default=0) + 1
+    # Room for every entry that one machine can hold.
+    first = first if 0 < first < _MAX_ID - 2**40 else 1
+    return (key for key in itertools.count(first) if key not in taken)
+
+
 def reference_fault(annotation: dict[str, Any], images: Container[int], categories: Container[int]) -> Fault | None:
     """Whether an annotation names an image and a category that there are."""
-    key = brief(annotation.get("id"))
     if not is_int(annotation.get("image_id")) or annotation["image_id"] not in images:
-        return Fault("annotations of unknown images", f"id {key}: image {brief(annotation.get('image_id'))}")
+        return Fault("annotations of unknown images", f"{_name(annotation)}: image {brief(annotation.get('image_id'))}")
     if not is_int(annotation.get("category_id")) or annotation["category_id"] not in categories:
-        return Fault("annotations of unknown categories", f"id {key}: category {brief(annotation.get('category_id'))}")
+        category = brief(annotation.get("category_id"))
+        return Fault("annotations of unknown categories", f"{_name(annotation)}: category {category}")
     return None
 
 
 def box_fault(annotation: dict[str, Any]) -> Fault | None:
     """What is wrong with an annotation's box x, y, w, h, whatever its image; one without extent is not wrong."""
-    key, box = brief(annotation.get("id")), annotation.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(is_finite(value) for value in box)):
-        return Fault("boxes that are not four numbers", f"id {key}: {brief(box)}")
+    box = annotation.get("bbox")
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))):
+        return Fault("boxes that are not four numbers", f"{_name(annotation)}: {brief(box)}")
     if box[2] < 0 or box[3] < 0:
-        return Fault("inverted boxes (negative width or height; COCO's are x, y, w, h)", f"id {key}: {box}")
+        kind = "inverted boxes (negative width or height; COCO's are x, y, w, h)"
+        return Fault(kind, f"{_name(annotation)}: {box}")
     return None
+
+
+def _name(annotation: dict[str, Any]) -> str:
+    return f"id {brief(annotation.get('id'))}"
 
 
 def segmentation_fault(value: Any, height: int, width: int) -> str | None:
@@ -148,9 +163,9 @@ def rle_runs(counts: str) -> np.ndarray | None:
         digits = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - _FIRST_DIGIT
     except UnicodeEncodeError:
         return None
-    ends = np.flatnonzero((digits & _MORE) == 0)
-    if not len(digits) or digits.min() < 0 or digits.max() > 63 or ends[-1:] != len(digits) - 1:
+    if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & _MORE:
         return None
+    ends = np.flatnonzero((digits & _MORE) == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
     if place.max() > 6:  # 35 bits: more than a count of pixels has

@@ -159,7 +159,7 @@ def _instance_map(
 ) -> tuple[np.ndarray, int]:
     """H×W uint8, the 1-based position of the topmost object of each pixel, and the number of objects without one."""
     # Decoded twice rather than held: 254 masks of a large photograph are gigabytes.
-    areas = [np.count_nonzero(decode_mask(annotation, height, width)) for annotation in objects]
+    areas = [int(np.count_nonzero(decode_mask(annotation, height, width))) for annotation in objects]
     labels = np.zeros((height, width), np.uint8)
     for index in sorted(range(len(objects)), key=lambda i: (-areas[i], -i)):
         labels[decode_mask(objects[index], height, width)] = index + 1

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from boxsup_d2.data.images import is_image_name
+from boxsup_d2.data.datasets.catalog import Problems
+from boxsup_d2.data.images import image_size, is_image_name
 
 
 def require_folder(path: str, what: str) -> str:
@@ -68,6 +69,17 @@ class ImageFinder:
             self._by_stem.get(stem.rsplit("/", 1)[-1], []),
         ]
         return next((images[0] for images in candidates if len(images) == 1), None)
+
+
+def header_size(root: str, image: str, problems: Problems) -> tuple[int, int] | None:
+    """Height and width of an image below a folder, from its header; None, and a problem, where it cannot be read."""
+    path = os.path.join(root, image)
+    try:
+        return image_size(path)
+    except (FileNotFoundError, ValueError) as error:
+        # Messages name the path, of which only the last part tells examples apart.
+        problems.add("images that cannot be read", str(error).replace(path, image))
+        return None
 
 
 def output_stems(images: Sequence[dict[str, Any]]) -> list[str]:

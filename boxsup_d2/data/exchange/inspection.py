@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from boxsup_d2.data.datasets.catalog import Problems, missing_files
+from boxsup_d2.data.datasets.catalog import Problems, brief, missing_files
 from boxsup_d2.data.datasets.coco_checks import (
     Fault,
     box_fault,
@@ -25,6 +25,7 @@ from boxsup_d2.data.datasets.coco_checks import (
     reference_fault,
     segmentation_fault,
     size_fault,
+    unused_ids,
 )
 from boxsup_d2.data.datasets.coco_format import check_coco_form
 from boxsup_d2.data.images import image_size
@@ -84,8 +85,8 @@ def inspect_coco(data: dict[str, Any], image_root: str, *, path: str, headers: b
     * Annotations without an id, as many tools export them, get one (that is no problem, but said in ``filled``). Of a
       repeated id the first keeps it, an exact copy is left out, and others, for the boxes are good, get a new one.
     * Annotations of unknown images or categories, or with an unusable box (not four finite numbers, inverted, without
-      extent, less than a pixel wide or high, or wholly outside of the image) are left out. Boxes partly outside are
-      kept as they are: methods cut them off. Crowd regions may have any box.
+      extent, smaller than a pixel in width and height, or wholly outside of the image) are left out. Boxes partly
+      outside are kept as they are: methods cut them off. Crowd regions may have any box.
     * A damaged mask is taken from its annotation, whose box is good: it will be labelled as if it had none.
 
     Args:
@@ -125,6 +126,7 @@ class _Inspector:
         self._category_ids: set[int] = set()
         self._sizes: dict[int, tuple[int, int]] = {}  # height and width of the usable images
         self._left_out: set[int] = set()  # images that the file has, but that cannot be used
+        self._known: set[int] = set()  # both
 
     def categories(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The usable ones."""
@@ -153,7 +155,7 @@ class _Inspector:
             if path in missing:
                 self._leave_out(entry, Fault(f"images that are not in '{self._root}'", entry["file_name"]))
             elif isinstance(size, ValueError):
-                self._leave_out(entry, Fault("images that cannot be read", str(size)))
+                self._leave_out(entry, Fault("images that cannot be read", str(size).replace(path, entry["file_name"])))
             else:
                 usable += self._sized(entry, size)
         return usable
@@ -231,11 +233,9 @@ class _Inspector:
 
     def annotations(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The usable ones, each with an id of its own."""
-        ids = [entry.get("id") for entry in entries]
-        next_id = max(filter(is_int, ids), default=0) + 1
-        if next_id < 1 or not is_int(next_id + len(ids)):
-            next_id = 1  # below all ids, or so far up that there is no room: ids from 1 on that nobody has
-        taken, seen = set(filter(is_int, ids)), dict[int, dict[str, Any]]()
+        self._known = self._sizes.keys() | self._left_out
+        new_ids = unused_ids(entries)
+        seen: dict[int, dict[str, Any]] = {}
         usable = []
         for entry in entries:
             fault = self._annotation_fault(entry)
@@ -243,7 +243,7 @@ class _Inspector:
                 self.problems.add(*fault)
                 continue
             if entry["image_id"] not in self._sizes:
-                self.notes.add("annotations of images that are left out", f"id {entry.get('id')}")
+                self.notes.add("annotations of images that are left out", f"id {brief(entry.get('id'))}")
                 continue
             fault = id_fault(entry, seen)
             if fault is not None:
@@ -251,26 +251,22 @@ class _Inspector:
                     self.problems.add(*fault)
                 if is_int(entry.get("id")) and entry == seen[entry["id"]]:
                     continue
-                while next_id in taken:
-                    next_id += 1
-                entry = {**entry, "id": next_id}
-                taken.add(next_id)
+                entry = {**entry, "id": next(new_ids)}
                 self.filled[IDS_MADE] += 1
             seen[entry["id"]] = entry
             usable.append(self._with_sound_mask(entry))
         return usable
 
     def _annotation_fault(self, entry: dict[str, Any]) -> Fault | None:
-        known = _Either(self._sizes, self._left_out)
-        fault = crowd_fault(entry) or reference_fault(entry, known, self._category_ids) or box_fault(entry)
+        fault = crowd_fault(entry) or reference_fault(entry, self._known, self._category_ids) or box_fault(entry)
         if fault is not None or entry.get("iscrowd") or entry["image_id"] not in self._sizes:
             return fault
         x, y, w, h = entry["bbox"]
         height, width = self._sizes[entry["image_id"]]
         if w == 0 or h == 0:
             return Fault("boxes without width or height", _place(entry))
-        if w < 1 or h < 1:
-            return Fault("boxes less than a pixel wide or high (COCO's are in pixels, not in 0..1)", _place(entry))
+        if w < 1 and h < 1:
+            return Fault("boxes smaller than a pixel (COCO's are in pixels, not in 0..1)", _place(entry))
         if x >= width or y >= height or x + w <= 0 or y + h <= 0:
             return Fault("boxes outside of their image", f"{_place(entry)} in {width}×{height}")
         if min(x, y) < -_TOLERANCE or x + w > width + _TOLERANCE or y + h > height + _TOLERANCE:
@@ -285,18 +281,8 @@ class _Inspector:
         return {key: value for key, value in entry.items() if key != "segmentation"}
 
 
-class _Either:
-    """What is in one of two collections."""
-
-    def __init__(self, first: Any, second: Any):
-        self._collections = (first, second)
-
-    def __contains__(self, item: Any) -> bool:
-        return any(item in collection for collection in self._collections)
-
-
 def _place(entry: dict[str, Any]) -> str:
-    return f"id {entry.get('id')}, image {entry['image_id']}: {entry['bbox']}"
+    return f"id {brief(entry.get('id'))}, image {entry['image_id']}: {entry['bbox']}"
 
 
 def _try_size(path: str | None) -> tuple[int, int] | ValueError | None:

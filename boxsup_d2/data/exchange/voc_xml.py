@@ -10,8 +10,7 @@ from xml.etree.ElementTree import Element
 
 from boxsup_d2.data.datasets.catalog import Problems
 from boxsup_d2.data.datasets.voc_xml import VocObject, ids_of_names, parse_voc_xml, voc_image_size, voc_object
-from boxsup_d2.data.exchange.folders import ImageFinder, list_files, require_folder
-from boxsup_d2.data.images import image_size
+from boxsup_d2.data.exchange.folders import ImageFinder, header_size, list_files, require_folder
 
 
 def read_voc_xml(annotations: str, images: str, report: Problems | None = None) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def read_voc_xml(annotations: str, images: str, report: Problems | None = None) 
         try:
             root = parse_voc_xml(path)
         except ValueError as error:
-            problems.add("damaged XML files", str(error))
+            problems.add("damaged XML files", str(error).replace(path, relative))
             continue
         image = finder.find(relative, (root.findtext("filename") or "").strip())
         if image is None:
@@ -56,23 +55,19 @@ def read_voc_xml(annotations: str, images: str, report: Problems | None = None) 
         if image in found:
             problems.add("XML files of an image that another one describes", f"{relative} ({image})")
             continue
-        size = _size(root, path, os.path.join(images, image), problems)
+        size = _size(root, images, image, problems)
         if size is not None:
-            found[image] = size, _objects(root, path, problems)
+            found[image] = size, _objects(root, relative, problems)
     if report is None:
         problems.raise_if_any(annotations, "Correct or remove these, or go on with the others.")
     return _to_coco(found)
 
 
-def _size(root: Element, path: str, image: str, problems: Problems) -> tuple[int, int] | None:
+def _size(root: Element, folder: str, image: str, problems: Problems) -> tuple[int, int] | None:
     try:
-        return voc_image_size(root, path)
+        return voc_image_size(root, image)
     except ValueError:  # many tools leave it at 0
-        try:
-            return image_size(image)
-        except (FileNotFoundError, ValueError) as error:
-            problems.add("images that cannot be read", str(error))
-            return None
+        return header_size(folder, image, problems)
 
 
 def _objects(root: Element, path: str, problems: Problems) -> list[VocObject]:

@@ -7,8 +7,7 @@ import yaml
 
 from boxsup_d2.data.datasets.catalog import Problems
 from boxsup_d2.data.datasets.coco_checks import is_int
-from boxsup_d2.data.exchange.folders import ImageFinder, list_files, require_folder
-from boxsup_d2.data.images import image_size
+from boxsup_d2.data.exchange.folders import ImageFinder, header_size, list_files, require_folder
 
 # Where tools put the names of the classes, beside the labels or above.
 _NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "_darknet.labels")
@@ -54,16 +53,14 @@ def read_yolo(labels: str, images: str, names: str | None = None, report: Proble
         "categories": [{"id": index, "name": name} for index, name in enumerate(class_names, start=1)],
     }
     for image in finder.images:
-        try:
-            height, width = image_size(os.path.join(images, image))
-        except (FileNotFoundError, ValueError) as error:
-            problems.add("images that cannot be read", str(error))
+        size = header_size(images, image, problems)
+        if size is None:
             continue
+        height, width = size
         image_id = len(data["images"]) + 1
         data["images"].append({"id": image_id, "file_name": image, "height": height, "width": width})
         if image in label_files:
-            path = os.path.join(labels, label_files[image])
-            for annotation in _read_labels(path, len(class_names), width, height, problems):
+            for annotation in _read_labels(labels, label_files[image], len(class_names), size, problems):
                 data["annotations"].append({"id": len(data["annotations"]) + 1, "image_id": image_id, **annotation})
     if report is None:
         problems.raise_if_any(labels, "Correct or remove these, or go on with the others.")
@@ -138,17 +135,19 @@ def _label_files(labels: str, names_file: str, finder: ImageFinder, problems: Pr
     return found
 
 
-def _read_labels(path: str, num_classes: int, width: int, height: int, problems: Problems) -> list[dict[str, Any]]:
-    """The boxes of a file, without ids."""
+def _read_labels(
+    folder: str, relative: str, num_classes: int, size: tuple[int, int], problems: Problems
+) -> list[dict[str, Any]]:
+    """The boxes of a file, without ids; ``size``: height and width of the image."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(os.path.join(folder, relative), encoding="utf-8-sig") as file:
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        problems.add("label files that cannot be read", f"{path} ({error})")
+        problems.add("label files that cannot be read", f"{relative} ({error})")
         return []
     annotations = []
     for number, line in enumerate(lines, start=1):
-        where = f"{path}, line {number}: {line.strip()[:60]}"
+        where = f"{relative}, line {number}: {line.strip()[:60]}"
         try:
             values = [float(text) for text in line.split()]
         except ValueError:
@@ -167,11 +166,11 @@ def _read_labels(path: str, num_classes: int, width: int, height: int, problems:
         elif max(values[1:5]) > 1.5:
             problems.add("lines in pixels (the format's boxes are in 0..1 of the image's sides)", where)
         else:
-            annotations.append(_annotation(values, width, height))
+            annotations.append(_annotation(values, *size))
     return annotations
 
 
-def _annotation(values: list[float], width: int, height: int) -> dict[str, Any]:
+def _annotation(values: list[float], height: int, width: int) -> dict[str, Any]:
     class_number, cx, cy, w, h, *score = values
     return {
         "category_id": int(class_number) + 1,
