@@ -297,6 +297,8 @@ def _check_image(image: Any) -> tuple[np.ndarray, str]:
 
 def _check_boxes(boxes: Any, height: int, width: int) -> np.ndarray:
     """Boxes as N×4 float64."""
+    if isinstance(boxes, torch.Tensor):
+        boxes = boxes.detach().cpu().numpy()
     try:
         corners = np.array(boxes, dtype=np.float64)
     except (TypeError, ValueError) as error:
