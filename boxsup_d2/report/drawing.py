@@ -16,6 +16,8 @@ Window = tuple[int, int, int, int]
 COLORS = (
     (28, 159, 255), (240, 201, 76), (80, 220, 124), (60, 220, 255), (171, 89, 247), (255, 130, 160), (71, 99, 255),
 )  # fmt: skip
+# Below every line, so that it is seen on ground of its own colour.
+_DARK = (20, 20, 20)
 _QUALITY = 80
 _OPACITY = 0.5
 # A crop of a few pixels is enlarged, but not to a mosaic.
@@ -66,7 +68,7 @@ class Canvas:
         return other
 
     def mask(self, mask: np.ndarray, color: Sequence[int]) -> None:
-        """Lay a mask (H×W bool) over the picture, half transparent and outlined in color (B, G, R)."""
+        """Lay a mask (H×W bool) over the picture, half transparent and outlined."""
         x0, y0, x1, y1 = self._window
         part = np.ascontiguousarray(mask[y0:y1, x0:x1]).view(np.uint8)
         shrinks = self._size[0] < part.shape[1]
@@ -75,10 +77,11 @@ class Canvas:
         tinted = self.pixels[small] * (1 - _OPACITY) + np.array(color) * _OPACITY
         self.pixels[small] = tinted.astype(np.uint8)
         contours, _ = cv2.findContours(small.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(self.pixels, contours, -1, _DARK, 3)
         cv2.drawContours(self.pixels, contours, -1, tuple(color), 1)
 
     def box(self, box: Sequence[float], color: Sequence[int] = (255, 255, 255)) -> None:
-        """Draw a box x, y, w, h of the image, on a dark line that sets it off from bright pictures."""
+        """Draw a box x, y, w, h of the image."""
         x0, y0, x1, y1 = self._window
         ratio = self._size[0] / (x1 - x0), self._size[1] / (y1 - y0)
         # Far numbers do not fit OpenCV's integers; what lies outside is not seen anyway.
@@ -89,7 +92,7 @@ class Canvas:
             )
         ]
         first, last = (round(ends[0]), round(ends[1])), (round(ends[2]) - 1, round(ends[3]) - 1)
-        cv2.rectangle(self.pixels, first, last, (20, 20, 20), 3)
+        cv2.rectangle(self.pixels, first, last, _DARK, 3)
         cv2.rectangle(self.pixels, first, last, tuple(color), 1)
 
     def labels(self, labels: np.ndarray) -> None:

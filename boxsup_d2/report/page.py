@@ -46,7 +46,7 @@ def page_content(collection: Collection, scenes: Sequence[Rendered], title: str,
     labels = [obj.class_index for obj in objects]
     measures = present_measures(rows, collection.semantic)
     sizes = [math.sqrt(max(obj.box[2], 0) * max(obj.box[3], 0)) for obj in objects]
-    shown_sizes = [] if collection.semantic else sizes
+    summary = summary_rows(rows, labels or [0] * len(rows), len(collection.classes))
     return {
         "title": title,
         "version": boxsup_d2.__version__,
@@ -60,9 +60,10 @@ def page_content(collection: Collection, scenes: Sequence[Rendered], title: str,
         "problems": _problems(collection, scenes),
         "measures": measures,
         "thresholds": IOU_THRESHOLDS,
-        "summary": summary_rows(rows, labels or [0] * len(rows), len(collection.classes)),
+        "summary": summary,
+        "partly_compared": any(row["compared"] < row["objects"] for row in summary),
         "classes": [] if collection.semantic else class_rows(rows, labels, collection.classes),
-        "histograms": _histograms(measures, rows, shown_sizes, len(collection.sets)),
+        "histograms": _histograms(measures, rows, sizes, len(collection.sets)),
         "provenance": _provenance_table(collection.provenance),
         "data": _script_data(collection, scenes, measures, rows, sizes, folder),
     }
