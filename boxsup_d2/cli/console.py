@@ -101,16 +101,21 @@ def problems_table(path: str, problems: Iterable["Problems"], notes: "Problems")
 
 
 @contextlib.contextmanager
-def quiet_setup() -> Iterator[None]:
+def quiet_setup(*, new_networks: bool) -> Iterator[None]:
     """Keep what Detectron2's set-up logs out of the terminal, and show people what concerns them from then on.
 
     Detectron2 gives its loggers a handler on the standard output of the moment: within this block that is nothing.
     Log files are not touched.
+
+    Args:
+        new_networks: networks start from weights of another task: that their heads are not among these is no news.
     """
     sink = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the loggers' handlers keep it
     with contextlib.redirect_stdout(sink):
         yield
     handler = RichHandler(console=errors, show_path=False, show_level=False, markup=False, log_time_format="%H:%M:%S")
+    quiet = ("fvcore.common.checkpoint",) if new_networks else ()
+    handler.addFilter(lambda record: record.name not in quiet)
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name in _TOLD)
     for name in ("boxsup_d2", "detectron2", "fvcore"):
         logging.getLogger(name).addHandler(handler)

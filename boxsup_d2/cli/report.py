@@ -5,6 +5,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from boxsup_d2.cli.errors import BadInput
+
 _EPILOG = """
 examples:
   $ boxsup report masks.json --images photos
@@ -38,6 +40,7 @@ def run(args: argparse.Namespace) -> None:
     """Write the page.
 
     Raises:
+        BadInput: there is no such json.
         FileNotFoundError, ValueError, OSError: a json or image is missing or damaged, or the page cannot be written.
     """
     write(args.masks, args.images, args.out, truth=args.truth, max_images=args.max_images)
@@ -58,8 +61,12 @@ def write(
     from boxsup_d2.cli.console import show
     from boxsup_d2.report import MaskSet, write_report
 
+    for path in [*masks, *([truth] if truth else [])]:
+        if not os.path.isfile(path):
+            raise BadInput(f"There is no file '{path}'.")
+
     stems = [os.path.splitext(os.path.basename(path))[0] for path in masks]
-    # Files of one name in several folders are told apart by these.
+    # Files of one name in several folders are told apart by their paths.
     names = [stem if stems.count(stem) == 1 else path for stem, path in zip(stems, masks, strict=True)]
     sets = [MaskSet(name=name, path=path) for name, path in zip(names, masks, strict=True)]
     page = write_report(sets, images, out, truth=truth, title=", ".join(names), max_images=max_images)

@@ -109,7 +109,8 @@ def run(args: argparse.Namespace) -> None:
     show(plan.told)
     if plan.boxes_alone:
         show(COST_OF_BOXES_ALONE, style="yellow")
-    launch(run_rounds_config, processes, args=(rounds_config, tuple(args.opts), processes, args.verbose))
+    arguments = (rounds_config, tuple(args.opts), processes, args.verbose, not args.init)
+    launch(run_rounds_config, processes, args=arguments)
     show(summary(out, source, mask_rcnn=args.mask_rcnn))
 
 

@@ -14,7 +14,7 @@ from boxsup_d2.engine.labelling import pseudo_mask_path
 from boxsup_d2.engine.rounds import run_rounds
 
 
-def run_rounds_config(path: str, opts: Sequence[str], processes: int, verbose: bool) -> None:
+def run_rounds_config(path: str, opts: Sequence[str], processes: int, verbose: bool, new_networks: bool) -> None:
     """Run a rounds config, as ``train_net.py`` does; all ranks call it together.
 
     Args:
@@ -22,11 +22,12 @@ def run_rounds_config(path: str, opts: Sequence[str], processes: int, verbose: b
         opts: overrides for all steps, in pairs.
         processes: as ``--num-gpus`` says.
         verbose: show the whole log; else what people wait for.
+        new_networks: see :func:`boxsup_d2.cli.console.quiet_setup`.
     """
     args = argparse.Namespace(
         config_file=path, opts=list(opts), num_gpus=processes, round="", eval_only=False, resume=False
     )
-    with contextlib.nullcontext() if verbose else quiet_setup():
+    with contextlib.nullcontext() if verbose else quiet_setup(new_networks=new_networks):
         cfg = setup(args)
     run_rounds(cfg, args)
 
