@@ -239,6 +239,9 @@ def test_mistakes_stop_the_work_or_are_left_out(
     capsys.readouterr()
     assert label(tmp_path, "--keep-going") == 0
     assert "is done" in capsys.readouterr().out
+    (tmp_path / "images" / "gone.png").write_bytes((tmp_path / "images" / "90.png").read_bytes())
+    assert label(tmp_path, "--keep-going", "--force") == 0, "the image is back: there is more to do"
+    assert read(tmp_path / "masks.json")["annotations"][-1]["segmentation"]
 
 
 def test_sizes_and_ids_are_filled_in(tmp_path: Path, data: dict[str, Any]) -> None:

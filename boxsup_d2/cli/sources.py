@@ -23,7 +23,7 @@ class Source:
         image_root: folder of the images, absolute.
         data: COCO dict as it was read; what is written in the end is made of it.
         usable: COCO dict of its good part, image sizes filled in.
-        sha256: of the json, or of what was made of the other format's files.
+        sha256: of the json, or of what was made of the other format's files; and of its usable part.
         as_it_is: whether the file at ``path`` can be registered directly, because all of it is usable.
     """
 
@@ -97,6 +97,8 @@ def read_source(args: argparse.Namespace) -> Source:
     for what, count in inspection.filled.items():
         tell(f"{what}: {count}")
     as_it_is = bool(args.json) and not mistakes and not inspection.filled
+    if not as_it_is:  # what is usable changes when missing images come back
+        digest = hashlib.sha256((digest + json.dumps(usable, sort_keys=True)).encode()).hexdigest()
     return Source(path, image_root, data, usable, digest, as_it_is)
 
 
