@@ -198,7 +198,7 @@ def test_wheel_holds_every_module(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    data = [PACKAGE / "py.typed", *(PACKAGE / "report" / "assets").iterdir()]
+    data = [PACKAGE / "py.typed", *(PACKAGE / "report" / "assets").iterdir(), *(PACKAGE / "cli/recipes").iterdir()]
     expected = {relative(path) for path in [*PACKAGE.rglob("*.py"), *data]}
     assert held == expected
 

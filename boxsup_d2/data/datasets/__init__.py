@@ -16,7 +16,7 @@ from boxsup_d2.data.datasets.pascal_voc import (
 )
 from boxsup_d2.data.datasets.pseudo_masks import register_pseudo_masks, register_pseudo_masks_from_cfg
 from boxsup_d2.data.datasets.salient import register_salient
-from boxsup_d2.data.datasets.user_data import load_coco_masks, register_coco_masks, register_listed
+from boxsup_d2.data.datasets.user_data import register_listed
 
 register_builtin_datasets()
 

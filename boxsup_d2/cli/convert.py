@@ -1,0 +1,48 @@
+"""``boxsup convert``: published checkpoints as files that torch's safe loader reads."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from boxsup_d2.cli.errors import BadInput
+
+_EPILOG = """
+examples:
+  $ boxsup convert published.pth --out boxcaseg.pth
+  a pickle that holds more than tensors, if you trust where it comes from:
+    $ boxsup convert published.pth --out boxcaseg.pth --trust
+
+Published checkpoints are read as they are by every other command; converted ones are smaller and can run no code.
+"""
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the subcommand; returns its parser."""
+    parser = commands.add_parser(
+        "convert",
+        help="published BoxCaseg and LPG checkpoints to ours",
+        description="Convert a published checkpoint of BoxCaseg or LPG.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("checkpoint", metavar="CKPT", help="a published checkpoint")
+    parser.add_argument("--out", required=True, metavar="F", help="file to write (.pth)")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.add_argument("--trust", action="store_true", help="let the file run code while it is read")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert.
+
+    Raises:
+        BadInput: there is no such checkpoint.
+        ValueError, OSError: it is of no known kind, or cannot be read or written.
+    """
+    if not os.path.isfile(args.checkpoint):
+        raise BadInput(f"There is no file '{args.checkpoint}'.")
+    from boxsup_d2.checkpoint.convert import convert_checkpoint
+    from boxsup_d2.cli.console import show
+
+    done = convert_checkpoint(Path(args.checkpoint), Path(args.out), trust=args.trust, force=args.force)
+    show(str(done))

@@ -1,0 +1,100 @@
+"""``boxsup eval``: masks of one json against the true masks of another."""
+
+import argparse
+import csv
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from boxsup_d2.cli.errors import bad_input
+
+if TYPE_CHECKING:  # these need torch, which takes seconds to import
+    from rich.table import Table
+
+    from boxsup_d2.evaluation.mask_files import MaskFileScores
+
+_EPILOG = """
+examples:
+  $ boxsup eval masks.json truth.json
+  the IoU of every object, for a spreadsheet; all figures, for a program:
+    $ boxsup eval masks.json truth.json --csv objects.csv --json-out figures.json
+
+Objects are matched by annotation id, else by class and box; images by file name, else by id. mIoU* is the mean over
+classes of the mean IoU of their objects; IoU@50 the share of objects whose IoU is at least 0.5; AP ranks masks by
+'score' or 'confidence'.
+"""
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the subcommand; returns its parser."""
+    parser = commands.add_parser(
+        "eval",
+        help="masks against true masks: mIoU*, IoU@k, AP, per class and per object",
+        description="Compare the masks of a COCO json with the true masks of another one.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("predicted", metavar="PRED.json", help="json with masks, such as 'boxsup label' writes")
+    parser.add_argument("truth", metavar="TRUTH.json", help="json with true masks, of all or some of the objects")
+    parser.add_argument(
+        "--rank-by", metavar="FIELD", help="field that ranks masks for AP (default: score or confidence)"
+    )
+    parser.add_argument("--csv", metavar="F", help="write the IoU of every object")
+    parser.add_argument("--json-out", metavar="F", help="write all figures, in percent")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compare, and print.
+
+    Raises:
+        BadInput: a json is missing or damaged, or no object of one is in the other.
+        OSError: an output cannot be written.
+    """
+    from boxsup_d2.cli.console import output, show
+    from boxsup_d2.evaluation.mask_files import compare_mask_files
+
+    with bad_input():
+        scores = compare_mask_files(args.predicted, args.truth, rank_by=args.rank_by)
+    output.print(_table(scores))
+    if scores.ap:
+        figures = ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.ap.items())
+        show(f"masks ranked by {scores.ranking}: {figures}")
+    for what, count in scores.unmatched.items():
+        show(f"not compared: {what}: {count}")
+    if args.csv:
+        _write_csv(scores, args.csv)
+    if args.json_out:
+        # What is not a number, json has no word for.
+        results = {key: None if math.isnan(value) else value for key, value in scores.results().items()}
+        with open(args.json_out, "w", encoding="utf-8") as file:
+            json.dump({"results": results, "ranking": scores.ranking, "unmatched": scores.unmatched}, file, indent=1)
+
+
+def _table(scores: "MaskFileScores") -> "Table":
+    """Figures of each class that has objects, and of all; percent."""
+    from rich.table import Table
+    from rich.text import Text
+
+    summary = scores.summary
+    table = Table(title="percent", title_justify="left")
+    table.add_column("class")
+    for column in ("objects", "mIoU*", *(f"IoU@{k}" for k in summary.iou_at)):
+        table.add_column(column, justify="right")
+    for index, name in enumerate(scores.class_names):
+        if summary.counts[index]:
+            values = [summary.per_class_iou[index], *(at[index] for at in summary.per_class_iou_at.values())]
+            table.add_row(Text(name), str(summary.counts[index]), *(f"{100 * value:.1f}" for value in values))
+    table.add_section()
+    values = [summary.miou_present, *summary.iou_at.values()]
+    table.add_row("all", str(summary.counts.sum()), *(f"{100 * value:.1f}" for value in values), style="bold")
+    return table
+
+
+def _write_csv(scores: "MaskFileScores", path: str) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["annotation_id", "truth_id", "image_id", "file_name", "class", "iou", "matched_by"])
+        for row in scores.rows:
+            matched_by = "id" if row.by_id else "box"
+            values = [row.annotation_id, row.truth_id, row.image_id, row.file_name, row.class_name]
+            writer.writerow([*values, f"{row.iou:.6f}", matched_by])

@@ -1,0 +1,171 @@
+"""``boxsup label``: a mask for every box of a json."""
+
+import argparse
+import os
+import shutil
+from typing import Any
+
+from boxsup_d2.cli.errors import BadInput, bad_input
+from boxsup_d2.cli.sources import Source, add_source_arguments, read_source
+
+_EPILOG = """
+examples:
+  masks by GrabCut, on the CPU, without any training (about 0.2 s a box):
+    $ boxsup label --json boxes.json --images photos --out masks.json
+  by a network that 'boxsup train' left:
+    $ boxsup label --json boxes.json --images photos --config my/boxcaseg/config.yaml
+  by weights of BoxCaseg, refined along the edges of the image (slower), by four processes:
+    $ boxsup label --json boxes.json --images photos --method boxcaseg --weights boxcaseg.pth --crf --num-gpus 4
+  from Pascal VOC's files to YOLO's:
+    $ boxsup label --voc-xml Annotations --images JPEGImages --yolo-seg labels
+
+What comes out is your json: its ids, order, crowd regions and fields that nobody knows are as they were; every other
+annotation has 'segmentation' (run lengths, which any COCO tool reads), 'area', and 'confidence' between 0 and 1: how
+well the mask fills its box. Masks that were there are kept, with confidence 1.
+
+Work under way lies beside the output in <out>.work: the same command goes on there after a crash or Ctrl-C, and does
+nothing once the output is whole.
+"""
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the subcommand; returns its parser."""
+    parser = commands.add_parser(
+        "label",
+        help="boxes to masks: a json with boxes in, the same json with masks out",
+        description="Give every box of a json its mask.",
+        epilog=_EPILOG,
+    )
+    add_source_arguments(parser, only_json=False)
+    method = parser.add_argument_group("method")
+    method.add_argument(
+        "--method",
+        metavar="NAME",
+        help="box (the whole box), grabcut (default; colours alone), boxcaseg or lpg (networks: need --weights), "
+        "salient-onnx, sam (need their packages and weights)",
+    )
+    method.add_argument("--weights", metavar="F", help="trained weights; default: model_final.pth beside --config")
+    method.add_argument("--config", metavar="F", help="a config of a network, such as those that 'boxsup train' leaves")
+    method.add_argument("--crf", action="store_true", help="refine masks by a dense CRF; about 0.1 s a mask more")
+    method.add_argument("--overwrite-masks", action="store_true", help="label boxes that have a mask, too")
+    method.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys to set, in pairs")
+    machine = parser.add_argument_group("machine")
+    add_machine_arguments(machine)
+    machine.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
+    results = parser.add_argument_group("results")
+    results.add_argument("--out", default="masks.json", metavar="F", help="json to write (default: %(default)s)")
+    results.add_argument("--force", action="store_true", help="replace an output that another command wrote")
+    results.add_argument("--polygons", action="store_true", help="polygons instead of run lengths; not exact")
+    for option, what in _EXPORTS.items():
+        results.add_argument(f"--{option}", metavar="DIR", help=f"also write {what}")
+    results.add_argument(
+        "--report", metavar="F", help="also write a page to look at the masks, as 'boxsup report' does"
+    )
+    return parser
+
+
+_EXPORTS = {
+    "png": "a black and white PNG per mask",
+    "voc-png": "SegmentationObject/ and SegmentationClass/ as Pascal VOC has them",
+    "yolo-seg": "a txt file of polygons per image, as YOLO has them",
+}
+
+
+def add_machine_arguments(group: Any) -> None:
+    """Add ``--num-gpus`` and its other name, ``--workers``."""
+    group.add_argument(
+        "--num-gpus",
+        "--workers",
+        dest="num_gpus",
+        type=_count,
+        metavar="N",
+        help="processes that share the images: one per GPU, or on the CPU where there is none (default: 1); 0: one "
+        "process on the CPU. Every process needs the memory of the network once more",
+    )
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {value}")
+    return value
+
+
+def run(args: argparse.Namespace) -> None:
+    """Label.
+
+    Raises:
+        BadInput: before anything is done.
+        RuntimeError, ValueError, OSError: an image is damaged, the disk is full, another run is at work.
+    """
+    processes = 1 if args.num_gpus is None else args.num_gpus
+    if args.device == "cpu" and processes > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # several processes use GPUs wherever they see some
+    out = os.path.abspath(os.path.expanduser(args.out))
+    if args.json and os.path.exists(out) and os.path.exists(args.json) and os.path.samefile(out, args.json):
+        raise BadInput(f"--out is the file that is labelled, '{out}': name another one.")
+
+    from boxsup_d2.cli.console import show
+    from boxsup_d2.cli.label_job import LabelJob, job_config, label, request_of
+    from boxsup_d2.cli.label_output import export, finish, is_done
+    from boxsup_d2.engine.launch import launch
+    from boxsup_d2.engine.lock import acquire_lock
+
+    exports = {option: getattr(args, option.replace("-", "_")) for option in _EXPORTS}
+    exports = {option: os.path.abspath(folder) for option, folder in exports.items() if folder}
+    source = read_source(args)
+    job = _job(args, source, out, processes, LabelJob)
+    with bad_input():
+        request = request_of(job, job_config(job), source.sha256, polygons=args.polygons)
+    work = os.path.dirname(job.output_dir)
+    if is_done(out, request, force=args.force):
+        show(f"'{out}' is done: the same command has written it. Nothing was labelled.")
+        export(out, exports)
+        shutil.rmtree(work, ignore_errors=True)  # what a kill after the last write left
+    else:
+        os.makedirs(job.output_dir, exist_ok=True)
+        with acquire_lock(work, "lock"):
+            source.write(work)
+            launch(label, processes, args=(job,))
+            summary = finish(job.result, out, source, request, exports, polygons=args.polygons)
+            shutil.rmtree(work, ignore_errors=True)
+        show(_told(summary, out))
+    if args.report:
+        from boxsup_d2.cli.report import write
+
+        write([out], source.image_root, args.report)
+
+
+def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kind: Any) -> Any:
+    """What every process has to know."""
+    work = f"{out}.work"
+    config, weights, method = args.config, args.weights, args.method
+    if method is None and config is None:
+        method = "grabcut"
+    if config and not weights:
+        beside = os.path.join(os.path.dirname(os.path.abspath(config)), "model_final.pth")
+        weights = beside if os.path.isfile(beside) else None
+    for name, path in (("--config", config), ("--weights", weights)):
+        if path and "://" not in path and not os.path.isfile(path):
+            raise BadInput(f"{name}: there is no file '{path}'.")
+    return kind(
+        json_file=source.json_file(work),
+        image_root=source.image_root,
+        output_dir=os.path.join(work, method or "network"),
+        method=method,
+        config=config,
+        weights=weights,
+        opts=tuple(args.opts),
+        crf=args.crf,
+        overwrite=args.overwrite_masks,
+        device=args.device,
+        processes=processes,
+    )
+
+
+def _told(summary: dict[str, Any], out: str) -> str:
+    kept = f", {summary['kept']} masks kept" if summary.get("kept") else ""
+    return (
+        f"{summary['instances']} masks on {summary['images']} images{kept}; mean confidence "
+        f"{summary['mean_confidence_exact']:.2f}, {summary['share_empty']:.1%} empty -> '{out}'"
+    )

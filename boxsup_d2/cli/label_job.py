@@ -1,0 +1,110 @@
+"""What each process of ``boxsup label`` does, and what tells one labelling from another."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+import boxsup_d2
+from boxsup_d2.cli.console import ProgressBar
+from boxsup_d2.data.datasets import register_listed
+from boxsup_d2.engine.defaults import use_available_device
+from boxsup_d2.engine.labelling import config_sha256, label_datasets, pseudo_mask_path
+from boxsup_d2.methods import file_config, load_model, method_config
+from boxsup_d2.pseudo_masks.format import file_sha256
+
+# Name of the data set while it is labelled.
+_NAME = "boxes"
+
+
+@dataclass(frozen=True)
+class LabelJob:
+    """A labelling; paths are absolute.
+
+    Attributes:
+        json_file: COCO json of the boxes.
+        image_root: folder of its images.
+        output_dir: ``OUTPUT_DIR`` of the labelling.
+        method: name of a method, or None: that of ``config``.
+        config: a config file, or None.
+        weights: a checkpoint, or None: the config's own.
+        opts: config overrides, in pairs.
+        crf: refine masks by a dense CRF.
+        overwrite: label annotations that have a mask, too.
+        device: "cpu", "cuda" or None: what there is.
+        processes: as ``--num-gpus`` says.
+    """
+
+    json_file: str
+    image_root: str
+    output_dir: str
+    method: str | None = None
+    config: str | None = None
+    weights: str | None = None
+    opts: tuple[Any, ...] = ()
+    crf: bool = False
+    overwrite: bool = False
+    device: str | None = None
+    processes: int = 1
+
+    @property
+    def result(self) -> str:
+        """The file that the engine writes."""
+        return pseudo_mask_path(self.output_dir, _NAME)
+
+
+def job_config(job: LabelJob) -> CfgNode:
+    """The whole config of a job, frozen.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such method, config or key; weights are missing.
+    """
+    if job.method:
+        cfg = method_config(job.method, job.weights, job.config, job.opts, job.device)
+    else:
+        cfg = file_config(job.config or "", job.weights, job.opts, job.device)
+    cfg.defrost()
+    cfg.OUTPUT_DIR = job.output_dir
+    # A config of a training names its own data; here there is one data set to label and nothing to measure.
+    masks = {"NAME": _NAME, "JSON": job.json_file, "IMAGES": job.image_root, "MASKS": "kept"}
+    cfg.DATASETS.REGISTER, cfg.DATASETS.TEST, cfg.DATASETS.PSEUDO_MASKS = [masks], (), ()
+    cfg.PSEUDO_MASKS.DATASETS, cfg.PSEUDO_MASKS.FORMAT = (_NAME,), "instances"
+    cfg.PSEUDO_MASKS.CRF = job.crf or cfg.PSEUDO_MASKS.CRF
+    cfg.PSEUDO_MASKS.OVERWRITE = job.overwrite
+    cfg.PSEUDO_MASKS.STEP = "label"
+    cfg.PSEUDO_MASKS.REPORT_IMAGES = 0  # --report writes the page, of the output
+    use_available_device(cfg, job.processes)
+    cfg.freeze()
+    return cfg
+
+
+def request_of(job: LabelJob, cfg: CfgNode, source_sha256: str, *, polygons: bool) -> dict[str, Any]:
+    """What decides what the output holds; two commands with the same one write the same file.
+
+    Raises:
+        FileNotFoundError: the weights are missing.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    try:
+        digest = file_sha256(PathManager.get_local_path(weights)) if weights else ""
+    except OSError as error:
+        raise FileNotFoundError(f"Weights '{weights}' cannot be read ({error}). Correct --weights.") from error
+    return {
+        "source_sha256": source_sha256,
+        "method": job.method or cfg.MODEL.META_ARCHITECTURE,
+        "config_sha256": config_sha256(cfg),
+        "weights_sha256": digest,
+        "overwrite": job.overwrite,
+        "polygons": polygons,
+        "code_version": boxsup_d2.__version__,
+    }
+
+
+def label(job: LabelJob) -> None:
+    """Label this process's share of the images; rank 0 writes :attr:`LabelJob.result`. All ranks call it together."""
+    cfg = job_config(job)
+    register_listed(cfg.DATASETS.REGISTER)
+    model = load_model(cfg)
+    label_datasets(cfg, model, cfg.MODEL.WEIGHTS, progress=ProgressBar if comm.is_main_process() else None)

@@ -1,0 +1,131 @@
+"""From the engine's file to what the user asked for: his json with masks, and other formats."""
+
+import json
+import os
+from typing import Any
+
+from boxsup_d2.cli.errors import BadInput
+from boxsup_d2.cli.sources import Source
+from boxsup_d2.pseudo_masks.format import PROVENANCE_KEY, read_provenance, read_pseudo_masks, write_pseudo_masks
+
+# Keys of an annotation that labelling decides; ids are made where there is none, or one twice.
+_ANSWER = ("id", "segmentation", "area", "confidence", "confidence_exact")
+# Keys of an image that are read from its file where the json has none.
+_FILLED = ("height", "width")
+# Keys of the provenance that this module adds: what was asked for, and the other formats that were written.
+_REQUEST, _EXPORTS = "request", "exports"
+
+
+def is_done(out: str, request: dict[str, Any], *, force: bool) -> bool:
+    """Whether the output is there already, made of the same by the same.
+
+    Raises:
+        BadInput: another file is there, and not ``force``.
+    """
+    if not os.path.exists(out):
+        return False
+    provenance = read_provenance(out)
+    if provenance is not None and provenance.get(_REQUEST) == request:
+        return True
+    if force:
+        return False
+    if provenance is None:
+        what = "was not written by this program"
+    else:
+        former = provenance.get(_REQUEST) or provenance
+        differs = sorted(key for key, value in request.items() if former.get(key) != value)
+        what = f"was written by {former.get('method')} on {provenance.get('date')} (other {', '.join(differs)})"
+    raise BadInput(f"'{out}' {what}: replace it with --force, or name another --out.")
+
+
+def finish(
+    result: str, out: str, source: Source, request: dict[str, Any], exports: dict[str, str], *, polygons: bool
+) -> dict[str, Any]:
+    """Write everything that was asked for; the output json last, so that one that is there means that all is done.
+
+    Args:
+        result: file that the engine wrote.
+        out: json to write.
+        source: the user's boxes.
+        request: what was asked for, see :func:`boxsup_d2.cli.label_job.request_of`.
+        exports: other formats → folders.
+        polygons: polygons instead of RLE.
+
+    Returns:
+        The summary of the labelling.
+    """
+    labelled = read_pseudo_masks(result)
+    provenance = labelled["info"][PROVENANCE_KEY]
+    provenance = {**provenance, "source_json": os.path.basename(source.path), _REQUEST: request, _EXPORTS: exports}
+    _export(labelled, exports)
+    final = {
+        **source.data,
+        "images": _merged(source.data["images"], source.usable["images"], labelled["images"], _FILLED),
+        "annotations": _merged(
+            source.data["annotations"], source.usable["annotations"], labelled["annotations"], _ANSWER
+        ),
+    }
+    if polygons:
+        from boxsup_d2.data.exchange import to_polygons
+
+        final = to_polygons(final)
+    write_pseudo_masks(out, final, provenance)
+    return provenance["summary"]
+
+
+def export(out: str, exports: dict[str, str]) -> None:
+    """Write a finished output in those other formats that were not written with it.
+
+    Args:
+        out: the json.
+        exports: formats → folders.
+    """
+    provenance = read_provenance(out) or {}
+    done = provenance.get(_EXPORTS, {})
+    new = {name: folder for name, folder in exports.items() if done.get(name) != folder or not os.path.isdir(folder)}
+    if not new:
+        return
+    with open(out, encoding="utf-8") as file:
+        data = json.load(file)
+    _export(data, new)
+    write_pseudo_masks(out, data, {**provenance, _EXPORTS: {**done, **new}})
+
+
+def _export(data: dict[str, Any], exports: dict[str, str]) -> None:
+    if not exports:
+        return
+    from boxsup_d2.cli.console import tell
+    from boxsup_d2.data.exchange import write_mask_pngs, write_voc_png, write_yolo_seg
+
+    writers = {"png": write_mask_pngs, "voc-png": write_voc_png, "yolo-seg": write_yolo_seg}
+    for name, folder in exports.items():
+        tell(f"writing --{name} '{folder}'")
+        writers[name](data, folder)
+
+
+def _merged(
+    entries: list[dict[str, Any]], usable: list[dict[str, Any]], results: list[dict[str, Any]], keys: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """The user's entries, with what was decided of those that were usable; the others are as they were.
+
+    Args:
+        entries: images or annotations, in his order.
+        usable: some of them, in the same order, ``keys`` apart.
+        results: what became of each usable one.
+        keys: what is taken from the results.
+    """
+    merged, position = [], 0
+    for entry in entries:
+        if position < len(usable) and _same(entry, usable[position], keys):
+            result = results[position]
+            entry = {**entry, **{key: result[key] for key in keys if key in result}}
+            position += 1
+        merged.append(entry)
+    if position < len(usable):
+        raise RuntimeError(f"{len(usable) - position} labelled entries are not among the source's: {usable[position]}")
+    return merged
+
+
+def _same(entry: dict[str, Any], usable: dict[str, Any], keys: tuple[str, ...]) -> bool:
+    """Whether the inspection made the one of the other."""
+    return entry is usable or all(entry.get(key) == value for key, value in usable.items() if key not in keys)

@@ -1,0 +1,80 @@
+"""The parser of ``boxsup`` and what becomes of errors."""
+
+import argparse
+import multiprocessing
+import sys
+from collections.abc import Sequence
+
+from boxsup_d2 import __version__
+from boxsup_d2.cli import convert, evaluate, label, report, train
+from boxsup_d2.cli.errors import BAD_INPUT, EXPECTED, FAILED, INTERRUPTED, BadInput, message_of
+
+_EPILOG = """
+from boxes to masks, and to a network of your own:
+  $ boxsup label --json boxes.json --images photos --out masks.json         masks by GrabCut; needs no training
+  $ boxsup report masks.json --images photos                                a page to look at them
+  $ boxsup train --json boxes.json --images photos --salient DUTS --out my  a network from your boxes
+  $ boxsup eval masks.json truth.json                                       where you have true masks
+
+'boxsup COMMAND --help' explains a command and what its options cost. An interrupted command goes on when it is run
+again. Exit codes: 0 done, 1 the work failed, 2 bad usage or bad input (nothing was done), 130 interrupted.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all subcommands; every one sets ``run``, a function of the parsed arguments."""
+    parser = argparse.ArgumentParser(
+        prog="boxsup",
+        description="Masks from bounding boxes, and networks that learn from boxes.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"boxsup_d2 {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for module in (label, train, evaluate, report, convert):
+        command = module.add_parser(commands)
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        arguments: words after ``boxsup``; default those of this process.
+
+    Returns:
+        the exit code. Bad usage ends in ``SystemExit(2)``, as argparse has it.
+    """
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    if not hasattr(args, "run"):
+        parser.print_help(sys.stderr)
+        return BAD_INPUT
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():  # or the interpreter would wait for them
+            process.terminate()
+        _tell("Interrupted. Run the same command again to go on.")
+        return INTERRUPTED
+    except Exception as error:
+        if args.debug:
+            raise
+        if isinstance(error, (*EXPECTED, BadInput)):
+            _tell(f"boxsup: error: {message_of(error)}")
+        else:
+            _tell(
+                f"boxsup: unexpected {type(error).__name__}: {message_of(error)} (a mistake in boxsup_d2: run it again "
+                "with --debug, and report what it shows)"
+            )
+        return BAD_INPUT if isinstance(error, BadInput) else FAILED
+    return 0
+
+
+def _tell(message: str) -> None:
+    from boxsup_d2.cli.console import tell
+
+    tell(message, style="bold red")

@@ -1,0 +1,73 @@
+"""``boxsup report``: a page to look at masks with."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from boxsup_d2.cli.errors import BadInput
+
+_EPILOG = """
+examples:
+  $ boxsup report masks.json --images photos
+  two methods side by side, sorted by IoU with true masks, worst first:
+    $ boxsup report grabcut.json boxcaseg.json --images photos --truth truth.json --out compare.html
+
+The page needs no server and no network: open it in a browser, copy it, attach it. Up to 300 images it is one file;
+above, thumbnails lie in a folder beside it. It takes about 20 images a second to write.
+"""
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the subcommand; returns its parser."""
+    parser = commands.add_parser(
+        "report",
+        help="a page to look at masks: a gallery, figures, and several files side by side",
+        description="Write an HTML page that shows the masks of one or more jsons over their images.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument(
+        "masks", nargs="+", metavar="MASKS.json", help="COCO jsons with masks; images are the first one's"
+    )
+    parser.add_argument("--images", metavar="DIR", required=True, help="folder that the file names are relative to")
+    parser.add_argument("--truth", metavar="F", help="COCO json with true masks: IoU of every mask, and the averages")
+    parser.add_argument("--out", default="report.html", metavar="F", help="page to write (default: %(default)s)")
+    parser.add_argument("--max-images", type=int, metavar="N", help="show so many at most, over all confidences")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the page.
+
+    Raises:
+        BadInput: there is no such json.
+        FileNotFoundError, ValueError, OSError: a json or image is missing or damaged, or the page cannot be written.
+    """
+    write(args.masks, args.images, args.out, truth=args.truth, max_images=args.max_images)
+
+
+def write(
+    masks: Sequence[str], images: str, out: str, *, truth: str | None = None, max_images: int | None = None
+) -> None:
+    """Write a page, and say where it is.
+
+    Args:
+        masks: COCO jsons with masks.
+        images: folder of the first one's images.
+        out: path of the page.
+        truth: COCO json with true masks.
+        max_images: to show at most.
+    """
+    from boxsup_d2.cli.console import show
+    from boxsup_d2.report import MaskSet, write_report
+
+    for path in [*masks, *([truth] if truth else [])]:
+        if not os.path.isfile(path):
+            raise BadInput(f"There is no file '{path}'.")
+
+    stems = [os.path.splitext(os.path.basename(path))[0] for path in masks]
+    # Files of one name in several folders are told apart by their paths.
+    names = [stem if stems.count(stem) == 1 else path for stem, path in zip(stems, masks, strict=True)]
+    sets = [MaskSet(name=name, path=path) for name, path in zip(names, masks, strict=True)]
+    page = write_report(sets, images, out, truth=truth, title=", ".join(names), max_images=max_images)
+    show(f"report -> '{page}'")

@@ -1,0 +1,126 @@
+"""Boxes in, whatever they are written in: reading, and the inspection that comes before any work.
+
+The formats are :mod:`boxsup_d2.data.exchange`'s. A source is inspected as a whole; with ``--keep-going`` its good part
+is worked on, and the rest of the file goes through untouched.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from boxsup_d2.cli.errors import BadInput, bad_input
+
+
+@dataclass(frozen=True)
+class Source:
+    """Boxes that were read and inspected.
+
+    Attributes:
+        path: the json or folder that they came from, absolute.
+        image_root: folder of the images, absolute.
+        data: COCO dict as it was read; what is written in the end is made of it.
+        usable: COCO dict of its good part, image sizes filled in.
+        sha256: of the json, or of what was made of the other format's files; and of its usable part.
+        as_it_is: whether the file at ``path`` can be registered directly, because all of it is usable.
+    """
+
+    path: str
+    image_root: str
+    data: dict[str, Any]
+    usable: dict[str, Any]
+    sha256: str
+    as_it_is: bool
+
+    def json_file(self, folder: str) -> str:
+        """Path of a COCO json of the usable part: the user's own, or what :meth:`write` writes to ``folder``."""
+        return self.path if self.as_it_is else os.path.join(folder, "usable.json")
+
+    def write(self, folder: str) -> None:
+        """Write :meth:`json_file`, unless it is the user's own."""
+        from boxsup_d2.pseudo_masks.format import atomic_write
+
+        if not self.as_it_is:
+            with atomic_write(self.json_file(folder)) as file:
+                json.dump(self.usable, file)
+
+
+def add_source_arguments(parser: argparse.ArgumentParser, *, only_json: bool) -> None:
+    """Add the options that name boxes and images.
+
+    Args:
+        parser: of a subcommand.
+        only_json: whether other formats than COCO's are left out.
+    """
+    group = parser.add_argument_group("boxes and images")
+    formats = group.add_mutually_exclusive_group(required=True)
+    formats.add_argument("--json", metavar="F", help="boxes as a COCO-format json; unknown fields are kept")
+    if not only_json:
+        formats.add_argument("--voc-xml", metavar="DIR", help="boxes as a folder of Pascal VOC's xml files")
+        formats.add_argument("--yolo", metavar="DIR", help="boxes as a folder of YOLO's txt files")
+        group.add_argument(
+            "--names", metavar="F", help="class names of --yolo: a txt file with a name per line, or yaml"
+        )
+    group.add_argument("--images", metavar="DIR", required=True, help="folder that the file names are relative to")
+    group.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="use the good part of data that have mistakes; without it any mistake stops the command before the work",
+    )
+
+
+def read_source(args: argparse.Namespace) -> Source:
+    """Read and inspect what :func:`add_source_arguments` named, and show what is wrong with it.
+
+    Raises:
+        BadInput: files are missing or damaged, there are no boxes, or there are mistakes and no ``--keep-going``.
+    """
+    from boxsup_d2.cli.console import errors, problems_table, tell
+    from boxsup_d2.data.exchange import inspect_coco
+
+    with bad_input():
+        path, image_root, data, digest, unreadable = _read(args)
+        inspection = inspect_coco(data, image_root, path=path)
+    mistakes = len(unreadable) + len(inspection.problems)
+    if mistakes or len(inspection.notes):
+        errors.print(problems_table(path, [unreadable, inspection.problems], inspection.notes))
+    if mistakes and not args.keep_going:
+        raise BadInput(
+            f"'{path}' has {mistakes} mistake(s), listed above: nothing was done. Correct them, or use the rest with "
+            "--keep-going."
+        )
+    usable = inspection.usable
+    if not any(not annotation.get("iscrowd") for annotation in usable["annotations"]):
+        raise BadInput(f"'{path}' has no usable box: there is nothing to do.")
+    for what, count in inspection.filled.items():
+        tell(f"{what}: {count}")
+    as_it_is = bool(args.json) and not mistakes and not inspection.filled
+    if not as_it_is:  # what is usable changes when missing images come back
+        digest = hashlib.sha256((digest + json.dumps(usable, sort_keys=True)).encode()).hexdigest()
+    return Source(path, image_root, data, usable, digest, as_it_is)
+
+
+def _read(args: argparse.Namespace) -> tuple[str, str, dict[str, Any], str, Any]:
+    """Path, image folder, COCO dict, its sha256, and what of other formats could not be read."""
+    from boxsup_d2.data.datasets.catalog import Problems
+    from boxsup_d2.data.datasets.coco_format import read_coco_json
+    from boxsup_d2.pseudo_masks.format import file_sha256
+
+    given = args.json or args.voc_xml or args.yolo
+    path, image_root = (os.path.abspath(os.path.expanduser(value)) for value in (given, args.images))
+    for name, where, exists in (("--images", image_root, os.path.isdir), ("boxes", path, os.path.exists)):
+        if not exists(where):
+            raise FileNotFoundError(f"{name}: there is no '{where}'.")
+    if args.json:
+        return path, image_root, read_coco_json(path, "boxes"), file_sha256(path), Problems()
+    from boxsup_d2.data.exchange import read_voc_xml, read_yolo
+
+    unreadable = Problems()
+    if args.voc_xml:
+        data = read_voc_xml(path, image_root, unreadable)
+    else:
+        data = read_yolo(path, image_root, args.names, unreadable)
+    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    return path, image_root, data, digest, unreadable

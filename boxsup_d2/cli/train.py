@@ -1,0 +1,132 @@
+"""``boxsup train``: networks from the boxes of a json, by a rounds config that is written for them."""
+
+import argparse
+import os
+from typing import Any
+
+from boxsup_d2.cli.errors import BadInput, bad_input
+from boxsup_d2.cli.label import add_machine_arguments
+from boxsup_d2.cli.sources import add_source_arguments, read_source
+
+_EPILOG = """
+examples:
+  from boxes and any photographs of single objects with masks (DUTS: images/ and masks/ inside DIR):
+    $ boxsup train --json boxes.json --images photos --salient DIR --out my
+  the same, then a Mask R-CNN on the masks that the first network gives your boxes:
+    $ boxsup train --json boxes.json --images photos --salient DIR --out my --mask-rcnn
+  masks for some of the boxes are in the json already: they teach, and are kept
+    $ boxsup train --json some_masks.json --images photos --out my
+  go on with a network that was trained before:
+    $ boxsup train --json boxes.json --images photos --init other/boxcaseg/model_final.pth --out my
+
+Where do masks come from? The box losses say where an object ends, not what it looks like. A network needs some true
+masks, of any objects: those in the json, --salient, or --init. With none of these it learns from boxes alone and
+answers from its box head, and its masks are worse than the filled boxes: mIoU* 46.3 against 55.4, and 77.7 with salient
+images (docs/benchmarks.md). Classes and their number are the json's. Nothing has to be validated.
+
+What it costs: --size small takes about 15 minutes for 1,200 iterations on two CPU cores, as long again for the Mask
+R-CNN; --size full is the published network, for GPUs (8 GB at least each), and downloads its ImageNet weights.
+
+All is written to --out: configs/ (yours to edit; the same command then uses them as they are), a folder per step with
+weights, log and masks, and rounds.json. The same command goes on after a crash or Ctrl-C and skips what is done.
+"""
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the subcommand; returns its parser."""
+    parser = commands.add_parser(
+        "train",
+        help="networks from boxes: a box-to-mask network, and on request a Mask R-CNN",
+        description="Train a box-to-mask network (BoxCaseg) on boxes of yours, give each of them a mask by it, and on "
+        "request train a Mask R-CNN on these masks.",
+        epilog=_EPILOG,
+    )
+    add_source_arguments(parser, only_json=True)
+    masks = parser.add_argument_group("where masks come from, beside those in the json")
+    masks.add_argument("--salient", metavar="DIR", help="salient images: folders images/ and masks/ of the same stems")
+    masks.add_argument("--salient-images", metavar="DIR", help="the two folders by name, instead of --salient")
+    masks.add_argument("--salient-masks", metavar="DIR", help="white is the object; png or jpg")
+    masks.add_argument(
+        "--init", metavar="CKPT", help="weights of a box-to-mask network of the same --size to start from"
+    )
+    networks = parser.add_argument_group("networks")
+    networks.add_argument(
+        "--size",
+        choices=["small", "full"],
+        default="small",
+        help="small: EfficientNet-lite0, also without a GPU (default); full: HRNet-W48 and ResNet-50, as published",
+    )
+    networks.add_argument("--mask-rcnn", action="store_true", help="also train a Mask R-CNN; doubles the time")
+    networks.add_argument(
+        "--iterations", type=_positive, metavar="N", help="updates of the box-to-mask network (default: the recipe's)"
+    )
+    networks.add_argument(
+        "--mask-rcnn-iterations", type=_positive, metavar="N", help="updates of the Mask R-CNN (default: 1.5 times N)"
+    )
+    networks.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys for all steps, in pairs"
+    )
+    machine = parser.add_argument_group("machine and results")
+    add_machine_arguments(machine)
+    machine.add_argument(
+        "--out", default="boxsup-train", metavar="DIR", help="folder to write to (default: %(default)s)"
+    )
+    machine.add_argument("--force", action="store_true", help="replace configs in --out that were edited")
+    machine.add_argument("--verbose", action="store_true", help="show the whole log")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
+    return value
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train.
+
+    Raises:
+        BadInput: before anything is trained.
+        RuntimeError, ValueError, OSError: a step failed; what is done is kept.
+    """
+    folders = _salient_folders(args)
+    if args.init and not os.path.isfile(args.init) and "://" not in args.init:
+        raise BadInput(f"--init: there is no file '{args.init}'.")
+
+    from boxsup_d2.cli.console import show
+    from boxsup_d2.cli.train_config import COST_OF_BOXES_ALONE, plan_training, write_configs
+    from boxsup_d2.cli.train_job import run_rounds_config, summary
+    from boxsup_d2.engine.launch import launch
+
+    out = os.path.abspath(os.path.expanduser(args.out))
+    source = read_source(args)
+    processes = 1 if args.num_gpus is None else args.num_gpus
+    with bad_input():
+        plan = plan_training(args, source, folders, out, processes)
+        rounds_config = write_configs(os.path.join(out, "configs"), plan.files, force=args.force)
+        source.write(os.path.join(out, "configs"))
+    show(plan.told)
+    if plan.boxes_alone:
+        show(COST_OF_BOXES_ALONE, style="yellow")
+    arguments = (rounds_config, tuple(args.opts), processes, args.verbose, not args.init)
+    launch(run_rounds_config, processes, args=arguments)
+    show(summary(out, source, mask_rcnn=args.mask_rcnn))
+
+
+def _salient_folders(args: argparse.Namespace) -> tuple[str, str] | None:
+    """Folders of the salient images and of their masks; None where none are given."""
+    images, masks = args.salient_images, args.salient_masks
+    if args.salient:
+        if images or masks:
+            raise BadInput("--salient names both folders: leave --salient-images and --salient-masks out.")
+        images, masks = (os.path.join(args.salient, name) for name in ("images", "masks"))
+    if bool(images) != bool(masks):
+        raise BadInput("--salient-images and --salient-masks belong together: give both, or --salient.")
+    for folder in filter(None, (images, masks)):
+        if not os.path.isdir(folder):
+            raise BadInput(
+                f"There is no folder '{folder}'. --salient DIR needs DIR/images and DIR/masks; folders of other names "
+                "are given by --salient-images and --salient-masks."
+            )
+    return (os.path.abspath(images), os.path.abspath(masks)) if images else None

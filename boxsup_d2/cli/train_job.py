@@ -1,0 +1,50 @@
+"""What each process of ``boxsup train`` does, and what there is to tell in the end."""
+
+import argparse
+import contextlib
+import os
+import shlex
+from collections.abc import Sequence
+
+from boxsup_d2.cli.console import quiet_setup
+from boxsup_d2.cli.sources import Source
+from boxsup_d2.cli.train_config import BOXES
+from boxsup_d2.engine.defaults import setup
+from boxsup_d2.engine.labelling import pseudo_mask_path
+from boxsup_d2.engine.rounds import run_rounds
+
+
+def run_rounds_config(path: str, opts: Sequence[str], processes: int, verbose: bool, new_networks: bool) -> None:
+    """Run a rounds config, as ``train_net.py`` does; all ranks call it together.
+
+    Args:
+        path: of the rounds config.
+        opts: overrides for all steps, in pairs.
+        processes: as ``--num-gpus`` says.
+        verbose: show the whole log; else what people wait for.
+        new_networks: see :func:`boxsup_d2.cli.console.quiet_setup`.
+    """
+    args = argparse.Namespace(
+        config_file=path, opts=list(opts), num_gpus=processes, round="", eval_only=False, resume=False
+    )
+    with contextlib.nullcontext() if verbose else quiet_setup(new_networks=new_networks):
+        cfg = setup(args)
+    run_rounds(cfg, args)
+
+
+def summary(out: str, source: Source, *, mask_rcnn: bool) -> str:
+    """Where everything is, and the commands that use it."""
+    lines = []
+    for step, what in [("boxcaseg", "box-to-mask network"), ("mask-rcnn", "Mask R-CNN")][: 1 + mask_rcnn]:
+        lines.append(f"{what}: {os.path.join(out, step, 'model_final.pth')}")
+    masks = pseudo_mask_path(os.path.join(out, "boxcaseg"), BOXES)
+    lines.append(f"masks of your boxes: {masks}")
+    lines.append("look at them:")
+    lines.append(f"  boxsup report {shlex.quote(masks)} --images {shlex.quote(source.image_root)}")
+    lines.append("masks for boxes of other images, by these weights:")
+    step = "mask-rcnn" if mask_rcnn else "boxcaseg"
+    lines.append(
+        f"  boxsup label --json boxes.json --images DIR --config {shlex.quote(os.path.join(out, step, 'config.yaml'))} "
+        f"--weights {shlex.quote(os.path.join(out, step, 'model_final.pth'))} --out masks.json"
+    )
+    return "\n".join(lines)

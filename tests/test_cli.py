@@ -1,0 +1,440 @@
+"""The command ``boxsup``: what people type, what they are told, and that nothing of their data is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from boxsup_d2.cli import main
+from boxsup_d2.cli.errors import message_of
+from boxsup_d2.cli.main import build_parser
+from boxsup_d2.modeling.meta_arch.baselines import BoxFill
+
+COMMANDS = ("label", "train", "eval", "report", "convert")
+
+# A method that is slow enough to be killed, and notes the images that it was asked about.
+SLOW = """
+import os, sys, time
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Instances
+
+@META_ARCH_REGISTRY.register()
+class SlowBoxToMask(torch.nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+
+    def forward(self, batched_inputs):
+        answers = []
+        for item in batched_inputs:
+            time.sleep(float(os.environ.get("DELAY", 0)))
+            with open(os.environ["LOG"], "a") as file:
+                file.write(f"{item['image_id']}\\n")
+            boxes = item["instances"].gt_boxes.tensor
+            masks = torch.zeros((len(boxes), *item["image"].shape[1:]), dtype=torch.bool)
+            for mask, (x0, y0, x1, y1) in zip(masks, boxes.long().tolist()):
+                mask[y0:y1, x0:x1] = item["image"][0, y0:y1, x0:x1] > 100
+            answers.append({"instances": Instances(tuple(item["image"].shape[1:]), pred_masks=masks)})
+        return answers
+
+if __name__ == "__main__":
+    from boxsup_d2.cli import main
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, Any]:
+    """``boxes.json`` with everything that has to survive, and ``images/`` of eight images."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    source: dict[str, Any] = {
+        "info": {"year": 2024},
+        "own": {"x": [1]},
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 7, "name": "cat", "colour": "red"}],
+    }
+    for number in range(8):
+        image_id = 90 - number
+        pixels = rng.integers(0, 200, (40, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"images/{image_id}.png")
+        source["images"].append(
+            {"id": image_id, "height": 40, "width": 60, "file_name": f"{image_id}.png", "taken_by": "me"}
+        )
+        source["annotations"].append(
+            {"id": 500 - number, "image_id": image_id, "category_id": 7, "bbox": [5.5, 4, 30, 20 + number]}
+            | {"iscrowd": 0, "track": number}
+        )
+    source["annotations"][3]["segmentation"] = [[6, 5, 20, 5, 20, 20]]
+    crowd = {"id": 1, "image_id": 88, "category_id": 7, "iscrowd": 1, "bbox": [0, 0, 9, 9], "area": 5}
+    source["annotations"].insert(1, crowd | {"segmentation": {"size": [40, 60], "counts": [2300, 50, 50]}})
+    (tmp_path / "boxes.json").write_text(json.dumps(source))
+    return source
+
+
+def label(folder: Path, *options: str, method: str = "box", out: str = "masks.json") -> int:
+    """``boxsup label`` on the data of the fixture, in this process."""
+    chosen = ["--method", method] if method else []
+    arguments = ["--json", str(folder / "boxes.json"), "--images", str(folder / "images"), "--num-gpus", "0"]
+    return main(["label", *arguments, *chosen, "--out", str(folder / out), *options])
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+# ------------------------------------------------------------------------------------------------- the parser
+def test_help_and_import_need_no_torch() -> None:
+    code = (
+        "import sys, boxsup_d2.cli\n"
+        "for words in ([], *([name] for name in sys.argv[1:])):\n"
+        "    try:\n        boxsup_d2.cli.main([*words, '--help'])\n    except SystemExit as end:\n"
+        "        assert end.code == 0\n"
+        "heavy = {'torch', 'detectron2', 'numpy', 'cv2', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *COMMANDS], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    for command in COMMANDS:
+        assert f"usage: boxsup {command}" in run.stdout
+        assert f"$ boxsup {command}" in run.stdout, "an example of every command"
+
+
+def test_module_and_function_are_one_program() -> None:
+    run = subprocess.run([sys.executable, "-m", "boxsup_d2", "--version"], capture_output=True, text=True, timeout=60)
+    assert run.stdout.startswith("boxsup_d2 ")
+
+
+def test_every_option_says_what_it_does() -> None:
+    (subparsers,) = (action for action in build_parser()._actions if action.choices)
+    for name, parser in subparsers.choices.items():
+        for action in parser._actions:
+            assert action.help, f"{name} {action.option_strings}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["label"],
+        ["label", "--json", "a"],
+        ["label", "--json", "a", "--yolo", "b", "--images", "c"],
+        ["train", "--json", "a", "--images", "b", "--iterations", "0"],
+        ["label", "--json", "a", "--images", "b", "--workers", "-1"],
+        ["nothing"],
+    ],
+)
+def test_bad_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "boxsup label" in capsys.readouterr().err
+
+
+def test_error_of_another_process_is_told_as_it_was_raised() -> None:
+    ProcessRaisedException = type("ProcessRaisedException", (Exception,), {})
+    text = (
+        "\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call last):\n"
+        '  File "x.py", line 1, in f\n    raise KeyError\nKeyError: 3\n\nDuring handling of the above exception, '
+        "another exception occurred:\n\nTraceback (most recent call last):\n"
+        '  File "y.py", line 2, in g\n    raise ValueError(s)\n'
+        "ValueError: 'a.png' is damaged: replace it.\n"
+    )
+    assert message_of(ProcessRaisedException(text)) == "'a.png' is damaged: replace it."
+    assert message_of(ValueError("plain")) == "plain"
+
+
+# ------------------------------------------------------------------------------------------------- label
+def test_nothing_of_the_json_is_lost(tmp_path: Path, data: dict[str, Any]) -> None:
+    assert label(tmp_path) == 0
+    result = read(tmp_path / "masks.json")
+    for key in ("own", "images", "categories"):
+        assert result[key] == data[key]
+    assert result["info"]["year"] == 2024
+    assert [a["id"] for a in result["annotations"]] == [a["id"] for a in data["annotations"]]
+    for annotation, former in zip(result["annotations"], data["annotations"], strict=True):
+        if former["iscrowd"]:
+            assert annotation == former
+            continue
+        assert {key: annotation[key] for key in former} == former, "fields that were there are as they were"
+        assert annotation["segmentation"]
+        assert 0 <= annotation["confidence"] <= 1
+    assert result["annotations"][4]["confidence"] == 1, "a mask that was there is kept"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["boxes.json", "images", "masks.json"]
+
+
+def test_masks_that_are_there_can_be_overwritten(tmp_path: Path, data: dict[str, Any]) -> None:
+    assert label(tmp_path, "--overwrite-masks") == 0
+    assert read(tmp_path / "masks.json")["annotations"][4]["segmentation"] != data["annotations"][4]["segmentation"]
+
+
+def test_finished_output_is_left_alone_and_others_are_refused(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert label(tmp_path) == 0
+    before = (tmp_path / "masks.json").read_bytes()
+    capsys.readouterr()
+    assert label(tmp_path) == 0
+    assert "is done" in capsys.readouterr().out
+    assert (tmp_path / "masks.json").read_bytes() == before
+
+    assert label(tmp_path, method="grabcut") == 2
+    assert "--force" in capsys.readouterr().err
+    assert (tmp_path / "masks.json").read_bytes() == before
+    assert label(tmp_path, "--force", method="grabcut") == 0
+    assert read(tmp_path / "masks.json")["info"]["boxsup_d2"]["method"] == "GrabCut"
+
+    assert label(tmp_path, "--force", out="boxes.json") == 2, "the input is never an output"
+    assert read(tmp_path / "boxes.json") == data
+    (tmp_path / "masks.json").write_text("mine")
+    assert label(tmp_path) == 2
+    assert (tmp_path / "masks.json").read_text() == "mine"
+
+
+def test_mistakes_stop_the_work_or_are_left_out(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [a["id"] for a in data["annotations"] if not a["iscrowd"]]
+    wrong = [
+        {"id": 500, "image_id": 90, "category_id": 7, "bbox": [1, 1, 2], "why": "no box"},
+        {"id": 600, "image_id": 90, "category_id": 99, "bbox": [1, 1, 5, 5]},
+        {"id": 601, "image_id": 4711, "category_id": 7, "bbox": [1, 1, 5, 5]},
+        {"id": 602, "image_id": 91, "category_id": 7, "bbox": [1, 1, 5, 5]},
+    ]
+    data["annotations"] = [wrong[0], *data["annotations"], *wrong[1:]]
+    data["images"].append({"id": 91, "height": 40, "width": 60, "file_name": "gone.png"})
+    (tmp_path / "boxes.json").write_text(json.dumps(data))
+    assert label(tmp_path) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "gone.png" in told
+    assert "unknown categories" in told
+    assert "--keep-going" in told
+    assert not (tmp_path / "masks.json").exists()
+    assert not list(tmp_path.glob("*.work")), "nothing was begun"
+
+    assert label(tmp_path, "--keep-going") == 0
+    result = read(tmp_path / "masks.json")
+    assert [a["id"] for a in result["annotations"]] == [a["id"] for a in data["annotations"]]
+    for annotation, former in zip(result["annotations"], data["annotations"], strict=True):
+        labelled = former["id"] in good and former not in wrong
+        assert ("confidence" in annotation) == labelled
+        assert labelled or annotation == former
+    assert result["images"] == data["images"]
+    capsys.readouterr()
+    assert label(tmp_path, "--keep-going") == 0
+    assert "is done" in capsys.readouterr().out
+    (tmp_path / "images" / "gone.png").write_bytes((tmp_path / "images" / "90.png").read_bytes())
+    assert label(tmp_path, "--keep-going", "--force") == 0, "the image is back: there is more to do"
+    assert read(tmp_path / "masks.json")["annotations"][-1]["segmentation"]
+
+
+def test_sizes_and_ids_are_filled_in(tmp_path: Path, data: dict[str, Any]) -> None:
+    del data["images"][0]["height"], data["annotations"][0]["id"]
+    (tmp_path / "boxes.json").write_text(json.dumps(data))
+    assert label(tmp_path) == 0
+    result = read(tmp_path / "masks.json")
+    assert result["images"][0] == {**data["images"][0], "height": 40}
+    assert isinstance(result["annotations"][0]["id"], int)
+    assert result["annotations"][0]["segmentation"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--json", "absent.json"], "absent.json"),
+        (["--images", "absent"], "absent"),
+        (["--opts", "MODEL.NOTHING", "1"], "MODEL.NOTHING"),
+        (["--weights", "absent.pth"], "absent.pth"),
+        (["--method", "boxcaseq"], "boxcaseq"),
+    ],
+)
+def test_what_is_missing_is_named_in_one_line(
+    tmp_path: Path, data: dict[str, Any], options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert label(tmp_path, *options) == 2  # of an option that is given twice, the last one counts
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, data: dict[str, Any]) -> None:
+    with pytest.raises(Exception, match=r"absent\.json"):
+        label(tmp_path, "--debug", "--json", "absent.json")
+
+
+def test_failure_in_the_work_ends_with_1_and_the_rest_is_kept(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def forward(self: Any, batched_inputs: list[dict[str, Any]]) -> Any:
+        asked.append(batched_inputs[0]["image_id"])
+        if batched_inputs[0]["image_id"] == 85 and asked.count(85) == 1:
+            raise ValueError(f"'{batched_inputs[0]['file_name']}' is damaged: replace it.")
+        return answer(self, batched_inputs)
+
+    answer = BoxFill.forward
+    monkeypatch.setattr(BoxFill, "forward", forward)
+    assert label(tmp_path) == 1
+    error = capsys.readouterr().err
+    assert "boxsup: error: '" in error
+    assert "85.png' is damaged: replace it." in error
+    assert label(tmp_path) == 0
+    assert sorted(asked) == [83, 84, 85, 85, 86, 88, 89, 90], "only the one that failed is asked again"
+    assert len(read(tmp_path / "masks.json")["annotations"]) == len(data["annotations"])
+
+
+def test_voc_and_yolo_come_in_and_go_out(tmp_path: Path, data: dict[str, Any]) -> None:
+    (tmp_path / "yolo").mkdir()
+    (tmp_path / "names.txt").write_text("cat\n")
+    (tmp_path / "yolo" / "90.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    common = ["--images", str(tmp_path / "images"), "--method", "box", "--num-gpus", "0"]
+    out = ["--png", str(tmp_path / "png"), "--yolo-seg", str(tmp_path / "seg"), "--voc-png", str(tmp_path / "voc")]
+    yolo = ["--yolo", str(tmp_path / "yolo"), "--names", str(tmp_path / "names.txt"), "--polygons"]
+    assert main(["label", *yolo, *common, *out, "--out", str(tmp_path / "y.json")]) == 0
+    assert isinstance(read(tmp_path / "y.json")["annotations"][0]["segmentation"], list)
+    assert list((tmp_path / "png").rglob("*.png"))
+    assert list((tmp_path / "seg").rglob("90.txt"))
+    assert (tmp_path / "voc" / "SegmentationObject" / "90.png").is_file()
+
+    (tmp_path / "xml").mkdir()
+    (tmp_path / "xml" / "90.xml").write_text(
+        "<annotation><filename>90.png</filename><size><width>60</width><height>40</height><depth>3</depth></size>"
+        "<object><name>cat</name><bndbox><xmin>16</xmin><ymin>11</ymin><xmax>45</xmax><ymax>30</ymax></bndbox></object>"
+        "</annotation>"
+    )
+    assert main(["label", "--voc-xml", str(tmp_path / "xml"), *common, "--out", str(tmp_path / "x.json")]) == 0
+    (annotation,) = read(tmp_path / "x.json")["annotations"]
+    assert annotation["bbox"] == [15, 10, 30, 20]
+    assert annotation["area"] == 600
+
+
+def test_exports_are_added_to_a_finished_output(tmp_path: Path, data: dict[str, Any]) -> None:
+    assert label(tmp_path) == 0
+    masks = [a.get("segmentation") for a in read(tmp_path / "masks.json")["annotations"]]
+    assert label(tmp_path, "--png", str(tmp_path / "png")) == 0
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "png").rglob("*.png")}
+    assert files
+    assert [a.get("segmentation") for a in read(tmp_path / "masks.json")["annotations"]] == masks
+    assert label(tmp_path, "--png", str(tmp_path / "png")) == 0
+    assert {path: path.stat().st_mtime_ns for path in files} == files, "and not written again"
+
+
+# ------------------------------------------------------------------------------------------------- the others
+def test_eval_compares_prints_and_writes(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert label(tmp_path) == 0
+    capsys.readouterr()
+    masks = str(tmp_path / "masks.json")
+    files = ["--csv", str(tmp_path / "rows.csv"), "--json-out", str(tmp_path / "figures.json")]
+    assert main(["eval", masks, masks, *files]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"cat\W+8\W+100\.0", out)
+    assert "ranked by confidence" in out
+    rows = (tmp_path / "rows.csv").read_text().splitlines()
+    assert len(rows) == 1 + 8
+    assert all(row.endswith("1.000000,id") for row in rows[1:])
+    assert read(tmp_path / "figures.json")["results"]["mIoU*"] == 100
+    assert main(["eval", masks, str(tmp_path / "absent.json")]) == 2
+    assert "absent.json" in capsys.readouterr().err
+
+
+def test_report_is_written_by_two_commands(tmp_path: Path, data: dict[str, Any]) -> None:
+    assert label(tmp_path, "--report", str(tmp_path / "a.html")) == 0
+    (tmp_path / "other.json").write_bytes((tmp_path / "masks.json").read_bytes())
+    masks = [str(tmp_path / name) for name in ("masks.json", "other.json")]
+    assert main(["report", *masks, "--images", str(tmp_path / "images"), "--out", str(tmp_path / "b.html")]) == 0
+    for name in ("a.html", "b.html"):
+        assert "<html" in (tmp_path / name).read_text()[:500]
+
+
+def test_convert_says_what_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(tmp_path / "absent.pth"), "--out", str(tmp_path / "x.pth")]) == 2
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    assert main(["convert", str(tmp_path / "text.pth"), "--out", str(tmp_path / "x.pth")]) == 1
+    told = capsys.readouterr().err
+    assert "absent.pth" in told
+    assert "text.pth" in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "x.pth").exists()
+
+
+# ------------------------------------------------------------------------------------------------- killed for real
+def start(folder: Path, out: str, delay: float, *options: str) -> subprocess.Popen[bytes]:
+    """``boxsup label`` by the slow method, in a process group of its own, as a shell starts it."""
+    arguments = ["--json", str(folder / "boxes.json"), "--images", str(folder / "images"), "--num-gpus", "0"]
+    command = [sys.executable, "-W", "ignore", str(folder / "slow.py"), "label", *arguments, *options]
+    environment = {**os.environ, "DELAY": str(delay), "LOG": str(folder / f"{out}.log")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    command += ["--config", str(folder / "slow.yaml"), "--weights", str(folder / "slow.yaml")]  # it has none
+    return subprocess.Popen(
+        [*command, "--out", str(folder / out)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def stop_after(process: subprocess.Popen[bytes], folder: Path, out: str, images: int, number: int) -> tuple[int, str]:
+    """Send a signal to the group when so many images are labelled; the exit code and what was told."""
+    deadline = time.monotonic() + 200
+    while sum(shard.read_text().count("\n") for shard in folder.glob(f"{out}.work/*/*/*/*/*.jsonl")) < images:
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    told = process.communicate(timeout=60)[1].decode()
+    return process.returncode, told
+
+
+def without_dates(path: Path) -> str:
+    text = path.read_text()
+    return text.replace(read(path)["info"]["boxsup_d2"]["date"], "DATE")
+
+
+def test_killed_and_interrupted_runs_go_on(tmp_path: Path, data: dict[str, Any]) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "slow.yaml").write_text(
+        'MODEL: {META_ARCHITECTURE: "SlowBoxToMask"}\nDATALOADER: {NUM_WORKERS: 0}\nVERSION: 2\n'
+    )
+    unkilled = start(tmp_path, "whole.json", 0.0)
+    code, told = stop_after(start(tmp_path, "masks.json", 0.5), tmp_path, "masks.json", 2, signal.SIGINT)
+    assert code == 130, told
+    assert re.search(r"Run the same command again to go on", told)
+    assert "Traceback" not in told
+    code, _ = stop_after(start(tmp_path, "masks.json", 0.5), tmp_path, "masks.json", 4, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not (tmp_path / "masks.json").exists()
+    done = [
+        json.loads(line)["image_id"]
+        for shard in tmp_path.glob("masks.json.work/*/*/*/*/*.jsonl")
+        for line in shard.read_text().splitlines()
+    ]
+    assert 4 <= len(done) < 7
+    (tmp_path / "masks.json.log").unlink()
+    last = start(tmp_path, "masks.json", 0.0, "--workers", "2")
+    assert last.wait(timeout=120) == 0, last.stderr.read().decode()
+    redone = [int(line) for line in (tmp_path / "masks.json.log").read_text().split()]
+    # Image 87's only box has a mask already: nobody is asked about it.
+    assert sorted(done + redone) == [83, 84, 85, 86, 88, 89, 90]
+    assert unkilled.wait(timeout=120) == 0, unkilled.stderr.read().decode()
+    assert without_dates(tmp_path / "masks.json") == without_dates(tmp_path / "whole.json")
+    assert not list(tmp_path.glob("*.work"))

@@ -1,0 +1,220 @@
+"""``boxsup train``: the configs that it writes for what there is to learn from, and a training whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from detectron2.config import CfgNode
+
+from boxsup_d2.cli import main
+from boxsup_d2.cli.errors import BadInput
+from boxsup_d2.cli.main import build_parser
+from boxsup_d2.cli.sources import Source
+from boxsup_d2.cli.train_config import plan_training, write_configs
+from boxsup_d2.engine.defaults import load_config
+
+# Nothing of a network's size, and no weights to be found anywhere.
+TINY = ["MODEL.WEIGHTS", "", "DATALOADER.NUM_WORKERS", "0", "INPUT.BOX_CROP.TRAIN_SIZE", "32", "SOLVER.IMS_PER_BATCH"]
+TINY += ["2", "INPUT.BOX_CROP.SALIENT_SIZE", "36", "INPUT.BOX_CROP.TEST_SIZE", "32", "PSEUDO_MASKS.REPORT_IMAGES", "0"]
+
+
+def source_of(masks: int, boxes: int = 10, classes: int = 3, **info: Any) -> Source:
+    """A source of as many boxes, the first of them with masks."""
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "iscrowd": 0}
+        | ({"segmentation": [[1, 1, 9, 1, 9, 9]]} if i < masks else {})
+        for i in range(boxes)
+    ]
+    data = {
+        "info": info,
+        "images": [{"id": 1, "file_name": "a: b.png", "height": 20, "width": 20}],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": str(i)} for i in range(1, classes + 1)],
+    }
+    return Source("here/boxes.json", 'there/my "images"', data, data, "0", True)
+
+
+def planned(folder: Path, source: Source, *options: str, salient: Any = None, processes: int = 1) -> dict[str, CfgNode]:
+    """The configs that a command writes, read back."""
+    args = build_parser().parse_args(["train", "--json", "x", "--images", "y", "--out", str(folder), *options])
+    plan = plan_training(args, source, salient, str(folder), processes)
+    write_configs(str(folder), plan.files, force=False)
+    configs = {name.removesuffix(".yaml"): load_config(str(folder / name)) for name in plan.files}
+    assert plan.boxes_alone == (configs["boxcaseg"].MODEL.BOXCASEG.TEST_HEAD == "box")
+    return configs
+
+
+@pytest.fixture
+def salient(tmp_path: Path) -> tuple[str, str]:
+    """Folders of two salient images and their masks."""
+    rng = np.random.default_rng(0)
+    for folder in ("salient/images", "salient/masks"):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(2):
+            pixels = rng.integers(0, 2, (30, 40, 3), dtype=np.uint8) * 255
+            cv2.imwrite(str(tmp_path / folder / f"{number}.png"), pixels)
+    return str(tmp_path / "salient/images"), str(tmp_path / "salient/masks")
+
+
+def test_boxes_alone_answer_from_the_box_head(tmp_path: Path) -> None:
+    configs = planned(tmp_path, source_of(masks=0))
+    assert configs["boxcaseg"].MODEL.BOXCASEG.TEST_HEAD == "box"
+    assert set(configs) == {"rounds", "boxcaseg", "Base-BoxCaseg"}
+
+
+@pytest.mark.parametrize(("masks", "ratio"), [(1, 0.6875), (5, -1.0), (10, -1.0)])
+def test_masks_in_the_json_teach(tmp_path: Path, masks: int, ratio: float) -> None:
+    """With few of them the batch is mixed; without boxes beside them, or with many, it is not."""
+    configs = planned(tmp_path, source_of(masks))
+    assert configs["boxcaseg"].MODEL.BOXCASEG.TEST_HEAD == "salient"
+    assert ratio == configs["boxcaseg"].DATALOADER.BOX_RATIO
+    (entry,) = configs["rounds"].DATASETS.REGISTER
+    assert entry == {
+        "NAME": "my_boxes", "JSON": "here/boxes.json", "IMAGES": 'there/my "images"', "MASKS": "kept",
+    }  # fmt: skip
+
+
+def test_predicted_masks_do_not_teach(tmp_path: Path) -> None:
+    configs = planned(tmp_path, source_of(10, boxsup_d2={"method": "GrabCut"}))
+    assert configs["boxcaseg"].MODEL.BOXCASEG.TEST_HEAD == "box"
+    assert configs["rounds"].DATASETS.REGISTER[0]["MASKS"] == "none"
+
+
+def test_salient_images_are_listed(tmp_path: Path, salient: tuple[str, str]) -> None:
+    configs = planned(tmp_path, source_of(0), salient=salient)
+    assert list(configs["boxcaseg"].DATASETS.TRAIN) == ["my_boxes", "my_salient"]
+    assert configs["rounds"].DATASETS.REGISTER[1]["SALIENT_MASKS"] == salient[1]
+
+
+def test_weights_to_start_from_are_trained_gently(tmp_path: Path) -> None:
+    new, old = (planned(tmp_path / n, source_of(0), *o) for n, o in (("a", []), ("b", ["--init", "/x/w.pth"])))
+    assert old["boxcaseg"].MODEL.WEIGHTS == "/x/w.pth"
+    assert old["boxcaseg"].MODEL.BOXCASEG.TEST_HEAD == "salient"
+    rates = [configs["boxcaseg"].SOLVER.BASE_LR for configs in (old, new)]
+    assert 10 * rates[0] == pytest.approx(rates[1])
+
+
+@pytest.mark.parametrize("size", ["small", "full"])
+def test_classes_iterations_and_processes(tmp_path: Path, size: str) -> None:
+    options = ["--mask-rcnn", "--iterations", "40", "--size", size]
+    configs = planned(tmp_path, source_of(4, classes=7), *options, processes=5)
+    mask_rcnn, boxcaseg = configs["mask-rcnn"], configs["boxcaseg"]
+    assert mask_rcnn.MODEL.ROI_HEADS.NUM_CLASSES == 7
+    assert (boxcaseg.SOLVER.MAX_ITER, mask_rcnn.SOLVER.MAX_ITER) == (40, 60)
+    for cfg in (mask_rcnn, boxcaseg):
+        assert cfg.SOLVER.WARMUP_ITERS * 10 <= cfg.SOLVER.MAX_ITER
+        assert cfg.SOLVER.IMS_PER_BATCH % 5 == 0
+        assert not cfg.SOLVER.MAX_EPOCHS
+        assert tuple(cfg.DATASETS.TEST) == (), "no validation masks are needed"
+    assert list(mask_rcnn.DATASETS.TRAIN) == ["my_boxes_pseudo"]
+    steps = configs["rounds"].ROUNDS[0]["STEPS"]
+    assert [step["NAME"] for step in steps] == ["boxcaseg", "mask-rcnn"]
+
+
+def test_recipes_are_those_of_the_repository(project_root: Path) -> None:
+    recipes = sorted((project_root / "boxsup_d2/cli/recipes").glob("*.yaml"))
+    assert len(recipes) == 4
+    for recipe in recipes:
+        (original,) = project_root.glob(f"configs/*/{recipe.name}")
+        assert recipe.read_text() == original.read_text()
+
+
+def test_edited_configs_are_used_and_never_lost(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    path = write_configs(folder, {"rounds.yaml": "a: 1\n", "b.yaml": "b: 1\n"}, force=False)
+    assert path == str(tmp_path / "rounds.yaml")
+    (tmp_path / "b.yaml").write_text("b: 2\n")
+    write_configs(folder, {"rounds.yaml": "a: 1\n", "b.yaml": "b: 1\n"}, force=False)
+    assert (tmp_path / "b.yaml").read_text() == "b: 2\n", "the same command again"
+    with pytest.raises(BadInput, match=r"b\.yaml .*--force"):
+        write_configs(folder, {"rounds.yaml": "a: 2\n", "b.yaml": "b: 1\n"}, force=False)
+    assert (tmp_path / "rounds.yaml").read_text() == "a: 1\n", "all or nothing"
+    write_configs(folder, {"rounds.yaml": "a: 2\n", "b.yaml": "b: 1\n"}, force=True)
+    assert (tmp_path / "b.yaml").read_text() == "b: 1\n"
+    write_configs(folder, {"rounds.yaml": "a: 3\n", "b.yaml": "b: 1\n"}, force=False)
+    assert (tmp_path / "rounds.yaml").read_text() == "a: 3\n", "another command may replace what nobody edited"
+
+
+# ------------------------------------------------------------------------------------------------- whole
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    """Four images with a box each, one with a mask, of two classes."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    data: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 3, "name": "a"}, {"id": 9, "name": "b"}],
+    }
+    for number in range(1, 5):
+        cv2.imwrite(str(tmp_path / f"images/{number}.png"), rng.integers(0, 255, (48, 64, 3), dtype=np.uint8))
+        data["images"].append({"id": number, "file_name": f"{number}.png", "height": 48, "width": 64})
+        data["annotations"].append(
+            {"id": number, "image_id": number, "category_id": 3, "bbox": [8, 8, 30, 30], "iscrowd": 0}
+        )
+    data["annotations"][0]["segmentation"] = [[8, 8, 38, 8, 38, 38]]
+    (tmp_path / "boxes.json").write_text(json.dumps(data))
+    return tmp_path
+
+
+def test_from_boxes_to_masks_by_a_network_of_ones_own(
+    scene: Path, salient: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxes = ["--json", str(scene / "boxes.json"), "--images", str(scene / "images"), "--num-gpus", "0"]
+    train = ["train", *boxes, "--salient", str(scene / "salient"), "--iterations", "2", "--out", str(scene / "my")]
+    train += ["--mask-rcnn", "--mask-rcnn-iterations", "1", "--opts", *TINY]
+    assert main(train) == 0
+    told = capsys.readouterr().out
+    assert "3 boxes, 1 boxes with masks, 2 salient images; 2 classes" in told
+    masks = json.loads((scene / "my/boxcaseg/pseudo_masks/my_boxes_pseudo.json").read_text())
+    assert masks["annotations"][0]["confidence"] == 1, "the mask that was there is kept"
+    assert all(annotation["segmentation"] for annotation in masks["annotations"])
+    state = json.loads((scene / "my/rounds.json").read_text())
+    weights = scene / "my/mask-rcnn/model_final.pth"
+    written = weights.stat().st_mtime_ns
+
+    assert main(train) == 0
+    assert json.loads((scene / "my/rounds.json").read_text())["steps"].keys() == state["steps"].keys()
+    assert weights.stat().st_mtime_ns == written, "what is done is skipped"
+
+    capsys.readouterr()
+    (command,) = (line.split() for line in told.splitlines() if line.startswith("  boxsup label"))
+    assert str(weights) in command
+    for step in ("boxcaseg", "mask-rcnn"):
+        config = ["--config", str(scene / f"my/{step}/config.yaml")]
+        assert main(["label", *boxes, *config, "--out", str(scene / f"{step}.json")]) == 0
+        provenance = json.loads((scene / f"{step}.json").read_text())["info"]["boxsup_d2"]
+        assert provenance["checkpoint"] == str(scene / f"my/{step}/model_final.pth"), "the weights beside the config"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--salient", "absent"], "absent/images"),
+        (["--salient-images", "."], "--salient-masks"),
+        (["--salient", ".", "--salient-masks", "."], "both folders"),
+        (["--init", "absent.pth"], "absent.pth"),
+        (["--json", "absent.json"], "absent.json"),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_the_work(
+    scene: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxes = ["--json", str(scene / "boxes.json"), "--images", str(scene / "images"), "--out", str(scene / "my")]
+    assert main(["train", *boxes, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (scene / "my").exists()
+
+
+def test_rounds_config_of_a_user_reads_well(tmp_path: Path) -> None:
+    planned(tmp_path, source_of(3), "--mask-rcnn")
+    text = (tmp_path / "rounds.yaml").read_text()
+    assert yaml.safe_load(text)["ROUNDS"]
+    assert text.startswith("# Written by `boxsup train`")
+    assert max(map(len, text.splitlines())) <= 120
