@@ -46,7 +46,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     method.add_argument("--weights", metavar="F", help="trained weights; default: model_final.pth beside --config")
     method.add_argument("--config", metavar="F", help="a config of a network, such as those that 'boxsup train' leaves")
-    method.add_argument("--crf", action="store_true", help="refine masks by a dense CRF; about 0.1 s a mask more")
+    method.add_argument("--crf", action="store_true", help="refine masks by a dense CRF: better edges, slower")
     method.add_argument("--overwrite-masks", action="store_true", help="label boxes that have a mask, too")
     method.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys to set, in pairs")
     machine = parser.add_argument_group("machine")
@@ -102,6 +102,10 @@ def run(args: argparse.Namespace) -> None:
     if args.device == "cpu" and processes > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # several processes use GPUs wherever they see some
     out = os.path.abspath(os.path.expanduser(args.out))
+    if os.path.isdir(out):
+        raise BadInput(
+            f"--out: '{out}' is a folder; name a file in it, such as '{os.path.join(args.out, 'masks.json')}'."
+        )
     if args.json and os.path.exists(out) and os.path.exists(args.json) and os.path.samefile(out, args.json):
         raise BadInput(f"--out is the file that is labelled, '{out}': name another one.")
 

@@ -14,7 +14,7 @@ examples:
     $ boxsup report grabcut.json boxcaseg.json --images photos --truth truth.json --out compare.html
 
 The page needs no server and no network: open it in a browser, copy it, attach it. Up to 300 images it is one file;
-above, thumbnails lie in a folder beside it. It takes about 20 images a second to write.
+above, thumbnails lie in a folder beside it.
 """
 
 
