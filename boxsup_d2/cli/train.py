@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     if args.init and not os.path.isfile(args.init) and "://" not in args.init:
         raise BadInput(f"--init: there is no file '{args.init}'.")
 
-    from boxsup_d2.cli.console import show
+    from boxsup_d2.cli.console import short, show
     from boxsup_d2.cli.train_config import COST_OF_BOXES_ALONE, plan_training, write_configs
     from boxsup_d2.cli.train_job import run_rounds_config, summary
     from boxsup_d2.engine.launch import launch
@@ -106,12 +106,12 @@ def run(args: argparse.Namespace) -> None:
         plan = plan_training(args, source, folders, out, processes)
         rounds_config = write_configs(os.path.join(out, "configs"), plan.files, force=args.force)
         source.write(os.path.join(out, "configs"))
-    show(plan.told)
+    show(f"{plan.told} -> '{short(out)}'")
     if plan.boxes_alone:
         show(COST_OF_BOXES_ALONE, style="yellow")
     arguments = (rounds_config, tuple(args.opts), processes, args.verbose, not args.init)
     launch(run_rounds_config, processes, args=arguments)
-    show(summary(out, source, mask_rcnn=args.mask_rcnn))
+    show(summary(short(out), args.images, mask_rcnn=args.mask_rcnn))
 
 
 def _salient_folders(args: argparse.Namespace) -> tuple[str, str] | None:
