@@ -24,8 +24,8 @@ masks, of any objects: those in the json, --salient, or --init. With none of the
 answers from its box head, and its masks are worse than the filled boxes: mIoU* 46.3 against 55.4, and 77.7 with salient
 images (docs/benchmarks.md). Classes and their number are the json's. Nothing has to be validated.
 
-What it costs: --size small took 24 minutes on a busy machine of two CPU cores (1,200 iterations); the Mask R-CNN takes
-about as long again. --size full is the published network, for GPUs, and downloads its ImageNet weights.
+What it costs: --size small took 24 minutes on one thread of a busy CPU (1,200 iterations); the Mask R-CNN takes about
+as long again. --size full is the published network, for GPUs, and downloads its ImageNet weights.
 
 All is written to --out: configs/ (yours to edit; the same command then uses them as they are), a folder per step with
 weights, log and masks, and rounds.json. The same command goes on after a crash or Ctrl-C and skips what is done.
