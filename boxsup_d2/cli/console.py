@@ -3,11 +3,11 @@
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -41,6 +41,26 @@ def show(text: str, style: str = "") -> None:
 def tell(text: str, style: str = "") -> None:
     """What is said beside results."""
     errors.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def short(path: str) -> str:
+    """A path as people would type it: below the working folder without that."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith(os.pardir) else relative
+
+
+class _LogLines(logging.Handler):
+    """The part of the log that concerns people: warnings, what the steps are doing, losses and the time left."""
+
+    def __init__(self, hidden: tuple[str, ...]) -> None:
+        super().__init__()
+        self._hidden = hidden
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # The summary of the command says what the rounds' own table does.
+        told = record.name in _TOLD and not record.msg.startswith("Rounds in")
+        if record.name not in self._hidden and (told or record.levelno >= logging.WARNING):
+            tell(f"{time.strftime('%H:%M:%S')} {record.getMessage().strip()}")
 
 
 class _Rate(ProgressColumn):
@@ -113,9 +133,6 @@ def quiet_setup(*, new_networks: bool) -> Iterator[None]:
     sink = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the loggers' handlers keep it
     with contextlib.redirect_stdout(sink):
         yield
-    handler = RichHandler(console=errors, show_path=False, show_level=False, markup=False, log_time_format="%H:%M:%S")
-    quiet = ("fvcore.common.checkpoint",) if new_networks else ()
-    handler.addFilter(lambda record: record.name not in quiet)
-    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name in _TOLD)
+    handler = _LogLines(("fvcore.common.checkpoint",) if new_networks else ())
     for name in ("boxsup_d2", "detectron2", "fvcore"):
         logging.getLogger(name).addHandler(handler)

@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json and os.path.exists(out) and os.path.exists(args.json) and os.path.samefile(out, args.json):
         raise BadInput(f"--out is the file that is labelled, '{out}': name another one.")
 
-    from boxsup_d2.cli.console import show
+    from boxsup_d2.cli.console import short, show
     from boxsup_d2.cli.label_job import LabelJob, job_config, label, request_of
     from boxsup_d2.cli.label_output import export, finish, is_done
     from boxsup_d2.engine.launch import launch
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
         request = request_of(job, job_config(job), source.sha256, polygons=args.polygons)
     work = os.path.dirname(job.output_dir)
     if is_done(out, request, force=args.force):
-        show(f"'{out}' is done: the same command has written it. Nothing was labelled.")
+        show(f"'{short(out)}' is done: the same command has written it. Nothing was labelled.")
         export(out, exports)
         shutil.rmtree(work, ignore_errors=True)  # what a kill after the last write left
     else:
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> None:
             launch(label, processes, args=(job,))
             summary = finish(job.result, out, source, request, exports, polygons=args.polygons)
             shutil.rmtree(work, ignore_errors=True)
-        show(_told(summary, out))
+        show(_told(summary, short(out)))
     if args.report:
         from boxsup_d2.cli.report import write
 

@@ -24,8 +24,8 @@ masks, of any objects: those in the json, --salient, or --init. With none of the
 answers from its box head, and its masks are worse than the filled boxes: mIoU* 46.3 against 55.4, and 77.7 with salient
 images (docs/benchmarks.md). Classes and their number are the json's. Nothing has to be validated.
 
-What it costs: --size small took 24 minutes on a busy machine of two CPU cores (1,200 iterations); the Mask R-CNN takes
-about as long again. --size full is the published network, for GPUs, and downloads its ImageNet weights.
+What it costs: --size small took 24 minutes on one thread of a busy CPU (1,200 iterations); the Mask R-CNN takes about
+as long again. --size full is the published network, for GPUs, and downloads its ImageNet weights.
 
 All is written to --out: configs/ (yours to edit; the same command then uses them as they are), a folder per step with
 weights, log and masks, and rounds.json. The same command goes on after a crash or Ctrl-C and skips what is done.
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     if args.init and not os.path.isfile(args.init) and "://" not in args.init:
         raise BadInput(f"--init: there is no file '{args.init}'.")
 
-    from boxsup_d2.cli.console import show
+    from boxsup_d2.cli.console import short, show
     from boxsup_d2.cli.train_config import COST_OF_BOXES_ALONE, plan_training, write_configs
     from boxsup_d2.cli.train_job import run_rounds_config, summary
     from boxsup_d2.engine.launch import launch
@@ -106,12 +106,12 @@ def run(args: argparse.Namespace) -> None:
         plan = plan_training(args, source, folders, out, processes)
         rounds_config = write_configs(os.path.join(out, "configs"), plan.files, force=args.force)
         source.write(os.path.join(out, "configs"))
-    show(plan.told)
+    show(f"{plan.told} -> '{short(out)}'")
     if plan.boxes_alone:
         show(COST_OF_BOXES_ALONE, style="yellow")
     arguments = (rounds_config, tuple(args.opts), processes, args.verbose, not args.init)
     launch(run_rounds_config, processes, args=arguments)
-    show(summary(out, source, mask_rcnn=args.mask_rcnn))
+    show(summary(short(out), args.images, mask_rcnn=args.mask_rcnn))
 
 
 def _salient_folders(args: argparse.Namespace) -> tuple[str, str] | None:

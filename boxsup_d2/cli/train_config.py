@@ -96,7 +96,8 @@ def plan_training(
         FileNotFoundError, ValueError: the salient folders do not fit each other.
     """
     recipe, ranks = _RECIPES[args.size], max(processes, 1)
-    predicted = PROVENANCE_KEY in (source.data.get("info") or {})
+    info = source.data.get("info")
+    predicted = isinstance(info, dict) and PROVENANCE_KEY in info
     objects = [annotation for annotation in source.usable["annotations"] if not annotation.get("iscrowd")]
     masks = 0 if predicted else sum(has_mask(annotation.get("segmentation")) for annotation in objects)
     salient_images = len(load_salient(*salient, SALIENT)) if salient else 0
@@ -113,10 +114,10 @@ def plan_training(
         texts[base] = files("boxsup_d2.cli").joinpath("recipes", base).read_text(encoding="utf-8")
     told = (
         f"{len(objects) - masks} boxes, {masks} boxes with masks, {salient_images} salient images; "
-        f"{len(source.usable['categories'])} classes -> '{out}'"
+        f"{len(source.usable['categories'])} classes"
     )
     if predicted:
-        told += f"\nThe masks in '{source.path}' are predictions of this program: only its boxes are used."
+        told += f" (the masks in '{source.path}' are predictions of this program: only its boxes are used)"
     return Plan(texts, told, boxes_alone)
 
 

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Sequence
 
 from boxsup_d2.cli.console import quiet_setup
-from boxsup_d2.cli.sources import Source
 from boxsup_d2.cli.train_config import BOXES
 from boxsup_d2.engine.defaults import setup
 from boxsup_d2.engine.labelling import pseudo_mask_path
@@ -32,15 +31,21 @@ def run_rounds_config(path: str, opts: Sequence[str], processes: int, verbose: b
     run_rounds(cfg, args)
 
 
-def summary(out: str, source: Source, *, mask_rcnn: bool) -> str:
-    """Where everything is, and the commands that use it."""
+def summary(out: str, images: str, *, mask_rcnn: bool) -> str:
+    """Where everything is, and the commands that use it.
+
+    Args:
+        out: folder of the training.
+        images: folder of its images.
+        mask_rcnn: whether there is a Mask R-CNN.
+    """
     lines = []
     for step, what in [("boxcaseg", "box-to-mask network"), ("mask-rcnn", "Mask R-CNN")][: 1 + mask_rcnn]:
         lines.append(f"{what}: {os.path.join(out, step, 'model_final.pth')}")
     masks = pseudo_mask_path(os.path.join(out, "boxcaseg"), BOXES)
     lines.append(f"masks of your boxes: {masks}")
     lines.append("look at them:")
-    lines.append(f"  boxsup report {shlex.quote(masks)} --images {shlex.quote(source.image_root)}")
+    lines.append(f"  boxsup report {shlex.quote(masks)} --images {shlex.quote(images)}")
     lines.append("masks for boxes of other images, by these weights:")
     step = "mask-rcnn" if mask_rcnn else "boxcaseg"
     lines.append(
