@@ -325,7 +325,7 @@ def test_label_takes_configs_and_refuses_unknown_data_sets(tmp_path, registered)
 def test_an_interrupted_labelling_goes_on(tmp_path, registered, monkeypatch):
     make_json(tmp_path)
     registered.append(register(tmp_path / "api_test_boxes.json", tmp_path / "images"))
-    cfg = method_config("box", opts=ALONE, device="cpu")
+    cfg = method_config("box", opts=[*ALONE, "PSEUDO_MASKS.IMS_PER_BATCH", 1], device="cpu")
     model = load_model(cfg)
     asked = []
     forward = model.forward
