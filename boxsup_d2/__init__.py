@@ -7,6 +7,7 @@ that configs can name them. No file is opened and no network is built.
 them that is used.
 """
 
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,12 @@ except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+unknown"
 
 # Imported for what they register; the version stands above because some of them write it into files.
-from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.data import dataset_mappers, datasets
-from boxsup_d2.modeling import backbone, meta_arch, roi_heads, sem_seg_heads
+with warnings.catch_warnings():
+    # Detectron2 and timm use it where they are imported, which nobody who runs a command can change.
+    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+    from boxsup_d2.config import add_boxsup_config
+    from boxsup_d2.data import dataset_mappers, datasets
+    from boxsup_d2.modeling import backbone, meta_arch, roi_heads, sem_seg_heads
 
 if TYPE_CHECKING:
     from boxsup_d2.api import label, load, register

@@ -5,7 +5,6 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -21,8 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:  # it needs Detectron2, which takes seconds to import
-    from boxsup_d2.data.datasets.catalog import Problems
+from boxsup_d2.data.datasets.catalog import Problems
 
 # Results go to the first, so that they can be piped; what is said beside them to the second.
 output = Console()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from boxsup_d2.cli.errors import bad_input
 
-if TYPE_CHECKING:  # these need torch, which takes seconds to import
+if TYPE_CHECKING:  # imported when the command runs
     from rich.table import Table
 
     from boxsup_d2.evaluation.mask_files import MaskFileScores

@@ -108,6 +108,8 @@ def _cpu_worker(
     comm.synchronize()
     try:
         main_func(*args)
+        # Nobody leaves while another one still talks to it: gloo's threads abort the process otherwise.
+        comm.synchronize()
     finally:
         dist.destroy_process_group()
 
