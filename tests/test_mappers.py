@@ -385,6 +385,20 @@ def test_bad_input_is_named(cfg, tmp_path, photo):
         mapper(record(tmp_path / "missing.jpg", []))
 
 
+def test_damaged_png_is_no_image_and_a_whole_one_is_what_opencv_reads(tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    path = tmp_path / "whole.png"
+    cv2.imwrite(str(path), image)
+    np.testing.assert_array_equal(read_image(str(path)), image)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"IDAT") + 4 + 2000
+    data[at : at + 500] = bytes(500)  # OpenCV prints to stderr and returns an image
+    path = tmp_path / "zeroed.png"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"zeroed\.png.*damaged"):
+        read_image(str(path))
+
+
 def test_registry(cfg):
     for name in ("BoxCropDatasetMapper", "BoxPromptDatasetMapper", "PseudoMaskDatasetMapper"):
         assert type(build_dataset_mapper(cfg, name, True)).__name__ == name
