@@ -87,10 +87,8 @@ def _is_damaged_png(data: bytes) -> bool:
     while start + 12 <= len(data):
         length, name = struct.unpack_from(">I4s", data, start)
         end = start + 8 + length
-        if (
-            name[:1].isupper()
-            and zlib.crc32(memoryview(data)[start + 4 : end]).to_bytes(4, "big") != data[end : end + 4]
-        ):
+        checksum = zlib.crc32(memoryview(data)[start + 4 : end]).to_bytes(4, "big")
+        if name[:1].isupper() and checksum != data[end : end + 4]:
             return True
         if name == _PNG_END:
             return False
