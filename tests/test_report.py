@@ -444,6 +444,11 @@ def test_label_maps_are_shown_by_image(tmp_path):
     changed = np.abs(plain - shown).max(axis=2) > 30
     assert changed[12:28, 22:38].mean() > 0.8
     assert changed[35:, :].mean() < 0.05
+    for picture, label in ((1, 0), (2, 1)):
+        red, green, blue = bytes.fromhex(page.data["colors"][label][1:])
+        plain, shown = (page.picture(f"images/{picture}-{column}").astype(float) for column in (0, 1))
+        tint = (2 * shown - plain)[14:26, 24:36].mean(axis=(0, 1))
+        assert tint == pytest.approx([blue, green, red], abs=12), "the legend has the colours of the picture"
 
 
 # ------------------------------------------------------------------------------------------------ who writes one
