@@ -19,7 +19,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from boxsup_d2.checkpoint import WholeCheckpointer
+from boxsup_d2.checkpoint import load_trained
 from boxsup_d2.checkpoint.convert import (
     BOXCASEG,
     BOXCASEG_MEAN,
@@ -192,22 +192,11 @@ def load_model(cfg: CfgNode) -> nn.Module:
         cfg: from :func:`method_config`, or any config of a box-to-mask network.
 
     Raises:
-        FileNotFoundError: the weights are missing.
-        RuntimeError: the weights are damaged, or not those of this network.
+        ValueError, FileNotFoundError, RuntimeError: see :func:`boxsup_d2.checkpoint.load_trained`.
         ImportError: the method needs a package that is not installed.
     """
     model = build_model(cfg).eval()
-    weights = cfg.MODEL.WEIGHTS
-    if any(parameter.requires_grad for parameter in model.parameters()):
-        if not weights:
-            raise ValueError(f"MODEL.WEIGHTS is empty, but {cfg.MODEL.META_ARCHITECTURE} needs trained weights.")
-        fix = "Give the config that the checkpoint was trained with, or a checkpoint of this one."
-        if cfg.MODEL.META_ARCHITECTURE == "LPG":
-            fix += (
-                " An LPG generator that was trained with a segmenter (5 input channels) needs "
-                "MODEL.LPG.SEGMENTER_CONFIG and MODEL.LPG.SEGMENTER_WEIGHTS; one without (4) must not have them."
-            )
-        WholeCheckpointer(model, what="MODEL.WEIGHTS", fix=fix).load_whole(weights)
+    load_trained(model, cfg.MODEL.WEIGHTS)
     return model
 
 

@@ -14,7 +14,7 @@ from pycocotools import mask as mask_util
 
 from boxsup_d2.data.datasets.pascal_voc import encode_masks
 from boxsup_d2.evaluation import MaskFileScores, compare_mask_files
-from boxsup_d2.evaluation.mask_matching import match_objects
+from boxsup_d2.evaluation.mask_matching import match_images, match_objects
 
 H, W = 24, 32
 Json = dict[str, Any]
@@ -150,14 +150,59 @@ def test_ids_that_agree_by_chance_are_no_match(compare: Callable[..., MaskFileSc
 
 
 def test_greedy_matching_takes_the_most_similar_pairs_first() -> None:
-    def annotation(key: int, *box: float, category: int = 0) -> Json:
-        return {"id": key, "bbox": list(box), "category_id": category}
+    def annotation(key: int, *box: float) -> Json:
+        return {"id": key, "bbox": list(box)}
 
-    ours = [annotation(1, 1, 0, 10, 10), annotation(2, 0, 0, 10, 10), annotation(3, 0, 0, 10, 10, category=1)]
+    ours = [annotation(1, 1, 0, 10, 10), annotation(2, 0, 0, 10, 10), annotation(3, 0, 0, 10, 10)]
     theirs = [annotation(11, 0, 0, 10, 10), annotation(12, 2, 0, 10, 10), annotation(13, 8, 0, 10, 10)]
-    assert match_objects(ours, theirs, ["x", "y"], ["x", "z"]) == [(0, 1, False), (1, 0, False)]
-    assert match_objects([], theirs, ["x"], ["x"]) == []
-    assert match_objects(ours, [], ["x"], ["x"]) == []
+    assert match_objects(ours, theirs, ["x", "x", "y"], ["x", "x", "x"]) == [(0, 1, False), (1, 0, False)]
+    assert match_objects([], theirs, [], ["x"] * 3) == []
+    assert match_objects(ours, [], ["x"] * 3, []) == []
+
+
+def test_objects_are_matched_by_id_else_by_class_and_box() -> None:
+    own: list[Json] = [{"id": n, "bbox": [9 * n, 5, 10, 12]} for n in range(5)]
+    names = ["b", "a", "b", "a", "b"]
+
+    def found(other: list[Json], classes: list[str]) -> dict[int, int]:
+        return {pair.ours: other[pair.theirs]["id"] for pair in match_objects(own, other, names, classes)}
+
+    other = [copy.deepcopy(own[n]) for n in (3, 0, 4)]
+    assert found(other, ["a", "b", "b"]) == {0: 0, 3: 3, 4: 4}
+    other[1]["bbox"] = [2, 7, 3, 3]
+    assert found(other, ["a", "b", "b"]) == {0: 0, 3: 3, 4: 4}, "the id decides"
+    other[1]["bbox"] = [300, 7, 3, 3]
+    assert found(other, ["a", "b", "b"]) == {3: 3, 4: 4}, "no touch"
+    # Another tool's file: other ids, another order, boxes a pixel off.
+    order = (4, 2, 0, 1, 3)
+    other = [{"id": 100 + n, "bbox": [9 * n + 1, 5, 10, 12]} for n in order]
+    classes = [names[n] for n in order]
+    assert found(other, classes) == {n: 100 + n for n in range(5)}
+    assert found(other, ["c"] * 5) == {}, "no class in common"
+    for annotation in other:
+        annotation["bbox"] = [500, 5, 10, 12]
+    assert found(other, classes) == {}, "boxes elsewhere"
+    twins: list[Json] = [{"bbox": [0, 0, 5, 5]} for _ in range(2)]
+    assert match_objects(twins, twins, ["a"] * 2, ["a"] * 2) == [(0, 0, False), (1, 1, False)], "without ids"
+
+
+def test_images_are_matched_by_name_else_by_id_and_size() -> None:
+    names = {1: "x/a.jpg", 2: "b.jpg", 3: "y/a.jpg", 4: "z/c.png"}
+    others = [{"id": key, "file_name": name, "height": 5, "width": 6} for key, name in names.items()]
+
+    def found(key: int, name: str, height: int = 5) -> int | None:
+        image = {"id": key, "file_name": name, "height": height, "width": 6}
+        (position,) = match_images([image], others, "id")
+        return None if position is None else int(others[position]["id"])
+
+    assert found(1, "b.jpg") == 2, "another file numbers its images otherwise"
+    assert found(9, "w/c.jpg") == 4, "folder and extension aside"
+    assert found(9, "a.jpg") is None, "two folders have an a.jpg"
+    assert found(9, "y/a.jpg") == 3
+    assert found(2, "renamed.jpg") == 2
+    assert found(2, "renamed.jpg", height=7) is None
+    nameless = [{"id": 2, "file_name": name, "height": 5, "width": 6} for name in ("b.jpg", "renamed.jpg")]
+    assert match_images(nameless, others, "id") == [1, None], "each partner once"
 
 
 def test_what_has_no_partner_is_counted(compare: Callable[..., MaskFileScores]) -> None:

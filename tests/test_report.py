@@ -1,4 +1,4 @@
-"""The report without a browser: matching, drawing, figures, the page's parts, and who writes one."""
+"""The report without a browser: mask sets, drawing, figures, the page's parts, and who writes one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from boxsup_d2.pseudo_masks.format import provenance_digest, read_provenance
 from boxsup_d2.report import MaskSet, write_report
 from boxsup_d2.report.drawing import Canvas, crop_window
 from boxsup_d2.report.mask_sets import load_collection, spread
-from boxsup_d2.report.matching import match_images, match_objects
 from boxsup_d2.report.render import Measured, Renderer, render_scenes
 from boxsup_d2.report.statistics import MEASURES, class_rows, histogram, summary_rows
 
@@ -74,47 +73,7 @@ def save(folder: Path, name: str, data: dict[str, Any]) -> None:
     (folder / f"{name}.json").write_text(json.dumps(data))
 
 
-# ------------------------------------------------------------------------------------------------ matching
-
-
-def test_objects_are_matched_by_id_else_by_class_and_box():
-    names = {1: "a", 2: "b"}
-    own = [{"id": n, "category_id": 1 + n % 2, "bbox": [9 * n, 5, 10, 12]} for n in range(5)]
-    other = [copy.deepcopy(own[n]) for n in (3, 0, 4)]
-    assert [p and p["id"] for p in match_objects(own, other, names, names)] == [0, None, None, 3, 4]
-    other[1]["bbox"] = [2, 7, 3, 3]
-    assert [p and p["id"] for p in match_objects(own, other, names, names)] == [0, None, None, 3, 4], "the id decides"
-    other[1]["bbox"] = [300, 7, 3, 3]
-    assert [p and p["id"] for p in match_objects(own, other, names, names)] == [None, None, None, 3, 4], "no touch"
-    # Another tool's file: other ids, other category ids, another order, boxes a pixel off.
-    swapped = {8: "b", 9: "a"}
-    order = (4, 2, 0, 1, 3)
-    other = [{"id": 100 + n, "category_id": 9 - n % 2, "bbox": [9 * n + 1, 5, 10, 12], "n": n} for n in order]
-    assert [p and p["n"] for p in match_objects(own, other, names, swapped)] == [0, 1, 2, 3, 4]
-    assert match_objects(own, other, names, {8: "c", 9: "d"}) == [None] * 5, "no class in common"
-    for annotation in other:
-        annotation["bbox"] = [500, 5, 10, 12]
-    assert match_objects(own, other, names, swapped) == [None] * 5, "boxes elsewhere"
-    twins = [{"id": n, "category_id": 1, "bbox": [0, 0, 5, 5]} for n in range(2)]
-    others = [{"id": n + 7, "category_id": 1, "bbox": [0, 0, 5, 5]} for n in range(2)]
-    assert [p and p["id"] for p in match_objects(twins, others, names, names)] == [7, 8], "each partner once, in order"
-    assert match_objects([], others, names, names) == []
-
-
-def test_images_are_matched_by_name_else_by_id_and_size():
-    names = {1: "x/a.jpg", 2: "b.jpg", 3: "y/a.jpg", 4: "z/c.png"}
-    others = [{"id": key, "file_name": name, "height": 5, "width": 6} for key, name in names.items()]
-
-    def found(key: int, name: str, height: int = 5) -> int | None:
-        (partner,) = match_images([{"id": key, "file_name": name, "height": height, "width": 6}], others)
-        return None if partner is None else partner["id"]
-
-    assert found(1, "b.jpg") == 2, "another file numbers its images otherwise"
-    assert found(9, "w/c.jpg") == 4, "folder and extension aside"
-    assert found(9, "a.jpg") is None, "two folders have an a.jpg"
-    assert found(9, "y/a.jpg") == 3
-    assert found(2, "renamed.jpg") == 2
-    assert found(2, "renamed.jpg", height=7) is None
+# ------------------------------------------------------------------------------------------------ mask sets
 
 
 def test_sample_is_spread_over_the_values():
@@ -485,6 +444,11 @@ def test_label_maps_are_shown_by_image(tmp_path):
     changed = np.abs(plain - shown).max(axis=2) > 30
     assert changed[12:28, 22:38].mean() > 0.8
     assert changed[35:, :].mean() < 0.05
+    for picture, label in ((1, 0), (2, 1)):
+        red, green, blue = bytes.fromhex(page.data["colors"][label][1:])
+        plain, shown = (page.picture(f"images/{picture}-{column}").astype(float) for column in (0, 1))
+        tint = (2 * shown - plain)[14:26, 24:36].mean(axis=(0, 1))
+        assert tint == pytest.approx([blue, green, red], abs=12), "the legend has the colours of the picture"
 
 
 # ------------------------------------------------------------------------------------------------ who writes one

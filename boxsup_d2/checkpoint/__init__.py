@@ -1,6 +1,6 @@
 """Checkpoints: Detectron2's format, the published systems', and weights that come inside Python packages."""
 
-from boxsup_d2.checkpoint.checkpointer import BoxSupCheckpointer, PackagePathHandler, WholeCheckpointer
+from boxsup_d2.checkpoint.checkpointer import BoxSupCheckpointer, PackagePathHandler, WholeCheckpointer, load_trained
 from boxsup_d2.checkpoint.formats import (
     convert_efficientnet_lite,
     convert_published_boxcaseg,
@@ -16,4 +16,5 @@ __all__ = [
     "convert_published_boxcaseg",
     "convert_published_hourglass",
     "grow_input_channels",
+    "load_trained",
 ]

@@ -49,16 +49,10 @@ class BoxSupCheckpointer(DetectionCheckpointer):
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
         path = Path(self.save_dir) / f"{name}.pth"
-        partial = path.with_suffix(".pth.partial")
         logger.info("Saving checkpoint to %s", path)
         try:
-            with open(partial, "wb") as f:
-                torch.save(data, f)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(partial, path)
+            save_atomically(data, path)
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
             raise RuntimeError(
                 f"cannot write checkpoint '{path}': {error}. Free some space and run the same command with --resume; "
                 "earlier checkpoints are intact."
@@ -140,6 +134,23 @@ class BoxSupCheckpointer(DetectionCheckpointer):
         super()._log_incompatible_keys(incompatible)
 
 
+def save_atomically(content: dict[str, Any], path: Path) -> None:
+    """``torch.save`` under a temporary name, which a failure removes, and move into place.
+
+    Raises:
+        OSError, RuntimeError: the file cannot be written; an older one is untouched.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 class WholeCheckpointer(BoxSupCheckpointer):
     """Takes nothing but checkpoints that hold every parameter, in its shape: nobody would train those left random."""
 
@@ -183,6 +194,36 @@ class WholeCheckpointer(BoxSupCheckpointer):
                 f"lacks {len(lacking)} parameters of the network, first {', '.join(lacking[:3])}{other}"
             )
         super()._log_incompatible_keys(incompatible)
+
+
+def load_trained(model: nn.Module, weights: str) -> None:
+    """Load ``MODEL.WEIGHTS`` into a network that will not be trained any more.
+
+    A parameter that is missing would stay random, and nobody would notice. A method that has nothing to learn needs no
+    weights, and none are read.
+
+    Args:
+        model: to load into.
+        weights: path or URL of the checkpoint.
+
+    Raises:
+        ValueError: the network has parameters to learn, and ``weights`` is empty.
+        FileNotFoundError: there is no such file.
+        RuntimeError: it is damaged, or not of this network: names the file and what is missing.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return
+    if not weights:
+        raise ValueError(
+            f"MODEL.WEIGHTS is empty, but nothing trains this {type(model).__name__}: name its trained weights."
+        )
+    fix = "Give the config that the checkpoint was trained with, or a checkpoint of this one."
+    if getattr(model, "input_convolution", ""):
+        fix += (
+            " An LPG generator that was trained with a segmenter (5 input channels) needs "
+            "MODEL.LPG.SEGMENTER_CONFIG and MODEL.LPG.SEGMENTER_WEIGHTS; one without (4) must not have them."
+        )
+    WholeCheckpointer(model, what="MODEL.WEIGHTS", fix=fix).load_whole(weights)
 
 
 class _IncompleteCheckpointError(RuntimeError):

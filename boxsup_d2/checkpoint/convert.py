@@ -4,7 +4,6 @@
 does them for a file. How published parameters are named is known to :mod:`boxsup_d2.checkpoint.formats`.
 """
 
-import os
 import pickle
 import re
 import zipfile
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from boxsup_d2 import __version__
-from boxsup_d2.checkpoint.checkpointer import recognise
+from boxsup_d2.checkpoint.checkpointer import recognise, save_atomically
 from boxsup_d2.checkpoint.formats import is_efficientnet_lite, is_published_boxcaseg, is_published_hourglass
 
 BOXCASEG = "published BoxCaseg"
@@ -200,17 +199,10 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
         OSError: the file cannot be written, a full disk for instance; an older one is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        save_atomically(content, path)
     except (OSError, RuntimeError) as error:
         raise OSError(f"cannot write '{path}': {_reason(error)}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

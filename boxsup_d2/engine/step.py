@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from detectron2.config import CfgNode
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from torch import nn
 
-from boxsup_d2.checkpoint import BoxSupCheckpointer, WholeCheckpointer
+from boxsup_d2.checkpoint import BoxSupCheckpointer, load_trained
 from boxsup_d2.engine.labelling import label_datasets
 from boxsup_d2.engine.trainer import Trainer
 
@@ -40,23 +39,11 @@ def run_step(cfg: CfgNode, *, resume: bool, eval_only: bool) -> OrderedDict:
     model = Trainer.build_model(cfg)
     checkpointer = BoxSupCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     weights = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
-    _load_all(model, weights)
+    load_trained(model, weights)
     results = _joined(label_datasets(cfg, model, weights), Trainer.test(cfg, model))
     if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
         verify_results(cfg, results)
     return results
-
-
-def _load_all(model: nn.Module, weights: str) -> None:
-    """Load a network that will not be trained any more: what is missing would stay random, and nobody would notice."""
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        return  # a method that has nothing to learn
-    if not weights:
-        raise ValueError(
-            f"MODEL.WEIGHTS is empty, and --eval-only does not train: name trained weights of {type(model).__name__}"
-        )
-    fix = "--eval-only needs trained weights of this very network: name the config that they were trained with."
-    WholeCheckpointer(model, what="MODEL.WEIGHTS", fix=fix).load_whole(weights)
 
 
 def _joined(labelled: Mapping[str, Mapping], evaluated: Mapping[str, Mapping]) -> OrderedDict:

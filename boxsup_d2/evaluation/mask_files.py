@@ -16,8 +16,8 @@ from boxsup_d2.evaluation.instance_ap import average_precision
 from boxsup_d2.evaluation.mask_matching import (
     MaskFile,
     image_frame,
-    match_images,
     match_objects,
+    match_records,
     objects_of,
     read_mask_file,
 )
@@ -113,7 +113,7 @@ def compare_mask_files(predicted: str, truth: str, *, rank_by: str | None = None
             in both files, or ``rank_by`` is missing somewhere.
     """
     ours, theirs = read_mask_file(predicted), read_mask_file(truth)
-    partners = match_images(ours, theirs)
+    partners = match_records(ours, theirs)
     rows = [row for record, partner in partners for row in _score(record, partner, ours, theirs)]
     unmatched = _count_unmatched(ours, theirs, partners, rows)
     if not rows:
@@ -139,13 +139,18 @@ def compare_mask_files(predicted: str, truth: str, *, rank_by: str | None = None
 def _score(record: dict[str, Any], partner: dict[str, Any], ours: MaskFile, theirs: MaskFile) -> list[MaskRow]:
     """Rows of one image."""
     predicted, true = objects_of(record), objects_of(partner)
-    pairs = match_objects(predicted, true, ours.class_names, theirs.class_names)
-    pairs = [pair for pair in pairs if true[pair.truth]["segmentation"]]
+    pairs = match_objects(
+        predicted,
+        true,
+        [ours.class_names[annotation["category_id"]] for annotation in predicted],
+        [theirs.class_names[annotation["category_id"]] for annotation in true],
+    )
+    pairs = [pair for pair in pairs if true[pair.theirs]["segmentation"]]
     height, width = image_frame(record)
     truth = ImageTruth(
-        record["image_id"], record["file_name"], height, width, [true[pair.truth] for pair in pairs], void=None
+        record["image_id"], record["file_name"], height, width, [true[pair.theirs] for pair in pairs], void=None
     )
-    answers = [predicted[pair.predicted] for pair in pairs]
+    answers = [predicted[pair.ours] for pair in pairs]
     answers = [{**a, "segmentation": a["segmentation"] or empty_rle(height, width)} for a in answers]
     return [
         MaskRow(

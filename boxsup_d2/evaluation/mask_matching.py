@@ -1,12 +1,15 @@
 """Which masks of two COCO jsons are about the same object: by ids, else by image, class and box.
 
 Files that were made from one another share ids, files of two tools perhaps only the names of their images and classes.
+The evaluation of files and the report both pair by these rules: an object that is shown with its truth is one that
+counts.
 """
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,10 +24,10 @@ _SAME_BOX = 0.5
 
 
 class Pair(NamedTuple):
-    """Positions of two annotations of an image that are one object."""
+    """Positions of two annotations of an image that are one object; whether their ids or their boxes say so."""
 
-    truth: int
-    predicted: int
+    theirs: int
+    ours: int
     by_id: bool
 
 
@@ -73,41 +76,65 @@ def objects_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [annotation for annotation in record["annotations"] if not annotation["iscrowd"]]
 
 
-def match_images(ours: MaskFile, theirs: MaskFile) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def match_records(ours: MaskFile, theirs: MaskFile) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Records of the same image, predicted and true, in the order of the true file.
 
     Raises:
         ValueError: Images of one name differ in size.
     """
-    by_id = {record["image_id"]: record for record in theirs.records}
-    by_name, by_stem = _unique(theirs.records, str), _unique(theirs.records, _stem)
-    stems = _unique(ours.records, _stem)
-    partners: dict[int, dict[str, Any]] = {}  # by the true image's id
     problems = Problems()
-    for record in ours.records:
-        named = by_name.get(record["file_name"])
-        if named is None and _stem(record["file_name"]) in stems:
-            named = by_stem.get(_stem(record["file_name"]))
-        partner = by_id.get(record["image_id"])
-        if named is not None:
-            partner = named
-        elif partner is not None and image_frame(partner) != image_frame(record):
-            partner = None  # only a number in common
-        if partner is None or partner["image_id"] in partners:
+    pairs = []
+    for record, position in zip(ours.records, match_images(ours.records, theirs.records, "image_id"), strict=True):
+        if position is None:
             continue
+        partner = theirs.records[position]
         if image_frame(partner) != image_frame(record):
             example = f"{record['file_name']}: {image_frame(record)} and {image_frame(partner)}"
             problems.add("images of different height and width in the two files", example)
-        partners[partner["image_id"]] = record
+        pairs.append((position, record))
     problems.raise_if_any(ours.path, f"Its masks must be in the frame of the images of '{theirs.path}'.")
-    return [(partners[key], record) for key, record in by_id.items() if key in partners]
+    return [(record, theirs.records[position]) for position, record in sorted(pairs, key=itemgetter(0))]
 
 
-def _unique(records: Iterable[dict[str, Any]], key: Callable[[str], str]) -> dict[str, dict[str, Any]]:
-    """Records by a key of their file names; without those that share one."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for record in records:
-        found[key(record["file_name"])].append(record)
+def match_images(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], id_key: str
+) -> list[int | None]:
+    """Partners of images in another file.
+
+    Images are the same if their names are, with their folders, or, if no other has it, without folders and extension;
+    where no name fits, if their ids and sizes are.
+
+    Args:
+        ours: The images of one file, with ``file_name``, an id, and where they are known ``height`` and ``width``.
+        theirs: Those of the other file.
+        id_key: Key of the id: "id" of COCO's images, "image_id" of dataset dicts.
+
+    Returns:
+        For each of ``ours`` the position of its partner or None; each of ``theirs`` is a partner once at most.
+    """
+    by_id = {image[id_key]: position for position, image in enumerate(theirs)}
+    by_name, by_stem = _unique(theirs, str), _unique(theirs, _stem)
+    stems = _unique(ours, _stem)
+    partners: list[int | None] = []
+    taken = set()
+    for image in ours:
+        partner = by_name.get(image["file_name"])
+        if partner is None and (stem := _stem(image["file_name"])) in stems:
+            partner = by_stem.get(stem)
+        if partner is None:
+            partner = by_id.get(image[id_key])
+            if partner is not None and any(theirs[partner].get(key) != image.get(key) for key in ("height", "width")):
+                partner = None  # only a number in common
+        partners.append(None if partner in taken else partner)
+        taken.add(partner)
+    return partners
+
+
+def _unique(images: Iterable[Mapping[str, Any]], key: Callable[[str], str]) -> dict[str, int]:
+    """Positions of images by a key of their file names; without those that share one."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for position, image in enumerate(images):
+        found[key(image["file_name"])].append(position)
     return {name: same[0] for name, same in found.items() if len(same) == 1}
 
 
@@ -121,28 +148,41 @@ def image_frame(record: dict[str, Any]) -> tuple[int, int]:
 
 
 def match_objects(
-    ours: list[dict[str, Any]], theirs: list[dict[str, Any]], our_names: Sequence[str], their_names: Sequence[str]
+    ours: Sequence[Mapping[str, Any]],
+    theirs: Sequence[Mapping[str, Any]],
+    our_classes: Sequence[str],
+    their_classes: Sequence[str | None],
 ) -> list[Pair]:
-    """Pairs of objects of one image, in the order of the true ones; each is in one pair at most."""
+    """Pairs of objects of one image.
+
+    Objects are the same if their class names are and their annotation ids agree, for which their boxes have to touch;
+    else, one by one from the most similar pair on, if their boxes have an IoU of 0.5.
+
+    Args:
+        ours: Annotations of the image in one file, with ``bbox`` (x, y, w, h).
+        theirs: Those in the other file.
+        our_classes: Class name of each of ``ours``.
+        their_classes: Class name of each of ``theirs``; None is no class of ours.
+
+    Returns:
+        In the order of ``theirs``; each object is in one pair at most.
+    """
     if not ours or not theirs:
         return []
     overlap = mask_util.iou([a["bbox"] for a in ours], [a["bbox"] for a in theirs], [0] * len(theirs))
-    same_class = np.array(
-        [[our_names[a["category_id"]] == their_names[b["category_id"]] for b in theirs] for a in ours]
-    )
-    overlap = np.where(same_class, overlap, 0.0)
-    position = {annotation["id"]: index for index, annotation in enumerate(theirs)}
+    overlap *= np.array([[one == other for other in their_classes] for one in our_classes])
     pairs = []
+
+    def pair(index: int, partner: int, by_id: bool) -> None:
+        pairs.append(Pair(partner, index, by_id))
+        overlap[index], overlap[:, partner] = 0, 0
+
+    position = {annotation["id"]: index for index, annotation in enumerate(theirs) if annotation.get("id") is not None}
     for index, annotation in enumerate(ours):
-        partner = position.get(annotation["id"])
+        partner = position.get(annotation.get("id"))
         if partner is not None and overlap[index, partner] > 0:
-            pairs.append(Pair(partner, index, True))
-    for pair in pairs:
-        overlap[pair.predicted] = 0
-        overlap[:, pair.truth] = 0
+            pair(index, partner, by_id=True)
     while overlap.max() >= _SAME_BOX:
         index, partner = map(int, np.unravel_index(overlap.argmax(), overlap.shape))
-        pairs.append(Pair(partner, index, False))
-        overlap[index] = 0
-        overlap[:, partner] = 0
+        pair(index, partner, by_id=False)
     return sorted(pairs)

@@ -99,13 +99,23 @@ class Canvas:
         """Lay a label map (H×W uint8) over the picture in VOC's colours; the background stays as it is."""
         x0, y0, x1, y1 = self._window
         small = cv2.resize(labels[y0:y1, x0:x1], self._size, interpolation=cv2.INTER_NEAREST)
-        palette = np.array(voc_palette(), np.uint8).reshape(256, 3)[:, ::-1]
         known = small > 0
-        self.pixels[known] = (self.pixels[known] * (1 - _OPACITY) + palette[small[known]] * _OPACITY).astype(np.uint8)
+        colors = _palette()[small[known]][:, ::-1]
+        self.pixels[known] = (self.pixels[known] * (1 - _OPACITY) + colors * _OPACITY).astype(np.uint8)
 
     def jpeg(self) -> bytes:
         """The picture as JPEG."""
         return encode_jpeg(self.pixels)
+
+
+def label_colors(number: int) -> list[str]:
+    """The colours ("#rrggbb") that :meth:`Canvas.labels` lays over labels 1 to ``number``."""
+    return [f"#{bytes(color).hex()}" for color in _palette()[1 : number + 1]]
+
+
+def _palette() -> np.ndarray:
+    """256×3 uint8, RGB."""
+    return np.array(voc_palette(), np.uint8).reshape(256, 3)
 
 
 def encode_jpeg(pixels: np.ndarray) -> bytes:

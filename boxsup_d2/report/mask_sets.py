@@ -14,8 +14,8 @@ from typing import Any
 from boxsup_d2.data.datasets.catalog import Problems
 from boxsup_d2.data.datasets.coco_format import read_coco_json
 from boxsup_d2.data.datasets.pseudo_sem_seg import SEM_SEG_SUFFIX, read_manifest
+from boxsup_d2.evaluation.mask_matching import match_images, match_objects
 from boxsup_d2.pseudo_masks.format import PROVENANCE_KEY
-from boxsup_d2.report.matching import match_images, match_objects
 
 _FIX = "Check the path of the mask file."
 
@@ -207,16 +207,16 @@ def _instance_collection(sets: list[MaskSet], files: list[dict[str, Any]]) -> Co
     objects = [_usable_objects(data, problems) for data in files]
     names = [{c.get("id"): str(c.get("name", c.get("id"))) for c in data["categories"]} for data in files]
     class_indices = {key: index for index, key in enumerate(names[0])}
-    partners = [match_images(images[0], entries) for entries in images]
+    partners = [_partners(images[0], entries) for entries in images[1:]]
     matched = [0] * len(files)
     scenes = []
     for place, image in enumerate(images[0]):
         own = [a for a in objects[0][image["id"]] if _has_class(a, class_indices, problems)]
         columns: list[Sequence[Mapping[str, Any] | None]] = [own]
-        for found_images, others, other_names in zip(partners[1:], objects[1:], names[1:], strict=True):
+        for found_images, others, other_names in zip(partners, objects[1:], names[1:], strict=True):
             partner = found_images[place]
             found = others[partner["id"]] if partner is not None else []
-            columns.append(match_objects(own, found, names[0], other_names))
+            columns.append(_answers(own, found, names[0], other_names))
         for number, column in enumerate(columns):
             matched[number] += sum(annotation is not None for annotation in column)
         scenes.append(
@@ -243,6 +243,23 @@ def _instance_collection(sets: list[MaskSet], files: list[dict[str, Any]]) -> Co
     )
 
 
+def _partners(images: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    """The same image in another file, or None, for each image."""
+    return [None if found is None else others[found] for found in match_images(images, others, "id")]
+
+
+def _answers(
+    own: list[dict[str, Any]], others: list[dict[str, Any]], names: Mapping[Any, str], other_names: Mapping[Any, str]
+) -> list[dict[str, Any] | None]:
+    """The same object in another file, or None, for each object of an image."""
+    classes, other_classes = (
+        [names[a["category_id"]] for a in own],
+        [other_names.get(a.get("category_id")) for a in others],
+    )
+    found = {pair.ours: others[pair.theirs] for pair in match_objects(own, others, classes, other_classes)}
+    return [found.get(place) for place in range(len(own))]
+
+
 def _has_class(annotation: Mapping[str, Any], known: Mapping[Any, int], problems: Problems) -> bool:
     if annotation.get("category_id") in known:
         return True
@@ -261,7 +278,7 @@ def _semantic_collection(sets: list[MaskSet], files: list[dict[str, Any]]) -> Co
             )
     problems = Problems()
     images = [_usable_images(data, problems) for data in files]
-    partners = [match_images(images[0], entries) for entries in images]
+    partners = [_partners(images[0], entries) for entries in images]
     matched = [0] * len(files)
     scenes = []
     for place, image in enumerate(images[0]):

@@ -14,6 +14,7 @@ import jinja2
 import boxsup_d2
 from boxsup_d2.data.datasets.catalog import Problems
 from boxsup_d2.evaluation.metrics import IOU_THRESHOLDS
+from boxsup_d2.report.drawing import label_colors
 from boxsup_d2.report.mask_sets import Collection
 from boxsup_d2.report.render import Measured, Rendered
 from boxsup_d2.report.statistics import (
@@ -30,6 +31,8 @@ _PROVENANCE_KEYS = (
     "source_dataset", "method", "config_name", "config_sha256", "checkpoint", "checkpoint_sha256", "step", "date",
     "code_version",
 )  # fmt: skip
+# What the command line keeps to go on from: its parts are among the others, or are no matter of the masks.
+_HIDDEN_KEYS = ("request", "exports")
 
 
 def page_content(collection: Collection, scenes: Sequence[Rendered], title: str, folder: str) -> dict[str, Any]:
@@ -125,9 +128,10 @@ def _histograms(
 
 def _provenance_table(provenance: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """Rows of key and the value of each set; empty where no file says where it comes from."""
-    keys = dict.fromkeys(key for each in provenance for key in each)
+    keys = dict.fromkeys(key for each in provenance for key in each if key not in _HIDDEN_KEYS)
     ordered = [key for key in _PROVENANCE_KEYS if key in keys] + [key for key in keys if key not in _PROVENANCE_KEYS]
-    return [(key.replace("_", " "), [_text(each.get(key, "")) for each in provenance]) for key in ordered]
+    rows = [(key.replace("_", " "), [_text(each.get(key, "")) for each in provenance]) for key in ordered]
+    return [(key, values) for key, values in rows if any(values)]
 
 
 def _text(value: Any) -> str:
@@ -159,6 +163,7 @@ def _script_data(
         "truth": collection.has_truth,
         "semantic": collection.semantic,
         "classes": collection.classes,
+        "colors": label_colors(len(collection.classes)) if collection.semantic else [],
         "measures": [{"key": m.key, "label": m.label, "perSet": m.per_set} for m in measures],
         "files": [scene.file_name for scene in collection.scenes],
         "image": images,

@@ -140,6 +140,20 @@
     return `${entry.items.length} object${entry.items.length > 1 ? "s" : ""}`;
   }
 
+  // Of a label map each class with the colour that it is drawn in.
+  function titleLine(entry) {
+    const line = element("span", "class");
+    line.title = titleOf(entry);
+    const labels = data.semantic ? data.labels[entry.items[0]] : [];
+    if (!labels.length) line.append(titleOf(entry));
+    labels.forEach((label, place) => {
+      const swatch = element("span", "chip swatch");
+      swatch.style.background = data.colors[label];
+      line.append(place ? ", " : "", swatch, data.classes[label]);
+    });
+    return line;
+  }
+
   function valueText(entry) {
     const chosen = sort.selectedOptions[0];
     return sort.value && entry.value !== null ? `${chosen.textContent} ${format(entry.value, sort.value)}` : "";
@@ -162,7 +176,7 @@
       tiles.append(one);
     });
     const head = element("span", "head");
-    head.append(element("span", "class", titleOf(entry)));
+    head.append(titleLine(entry));
     const base = element("span", "file", file.split("/").pop());
     base.title = file;
     head.append(base);
@@ -218,7 +232,7 @@
       for (const measure of data.measures.filter((m) => m.perSet)) {
         addRow(table, measure.label, data.sets.map((_, set) => valueOf(item, measure.key, set)), (v) => v.toFixed(3));
       }
-      addRow(table, "Mask, pixels", data.sets.map((_, set) => data.areas[set][item]), String);
+      addRow(table, data.semantic ? "Labelled, pixels" : "Mask, pixels", data.sets.map((_, set) => data.areas[set][item]), String);
     }
     return table;
   }
@@ -256,7 +270,7 @@
       whole.append(tile(name, picture(`images/${entry.image}-${column}`), `${file}, ${name}`, column ? column - 1 : Infinity));
     });
     body.append(whole);
-    if (data.semantic) body.append(detailTable(entry.items));
+    if (data.semantic) body.append(titleLine(entry), detailTable(entry.items));
     if (!viewer.open) viewer.showModal();
     body.focus();
     viewer.scrollTop = 0;
