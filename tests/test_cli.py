@@ -407,7 +407,8 @@ def without_dates(path: Path) -> str:
 def test_killed_and_interrupted_runs_go_on(tmp_path: Path, data: dict[str, Any]) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     (tmp_path / "slow.yaml").write_text(
-        'MODEL: {META_ARCHITECTURE: "SlowBoxToMask"}\nDATALOADER: {NUM_WORKERS: 0}\nVERSION: 2\n'
+        'MODEL: {META_ARCHITECTURE: "SlowBoxToMask"}\nDATALOADER: {NUM_WORKERS: 0}\n'
+        "PSEUDO_MASKS: {IMS_PER_BATCH: 1}\nVERSION: 2\n"
     )
     unkilled = start(tmp_path, "whole.json", 0.0)
     code, told = stop_after(start(tmp_path, "masks.json", 0.5), tmp_path, "masks.json", 2, signal.SIGINT)

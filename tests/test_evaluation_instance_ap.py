@@ -350,7 +350,7 @@ def test_build_evaluator(tmp_path: Path) -> None:
 
 def test_build_evaluator_names_mistakes(tmp_path: Path) -> None:
     cfg = get_cfg()
-    with pytest.raises(ValueError, match="use box_to_mask, instances"):
+    with pytest.raises(ValueError, match="use box_to_mask, box_to_sem_seg, instances"):
         build_evaluator(cfg, "ap_toy", "instance")
     MetadataCatalog.get(forget("ap_toy_salient")).set(evaluator_type="salient")
     with pytest.raises(ValueError, match=r"evaluator_type is 'salient'.*for box, coco, voc_instance"):

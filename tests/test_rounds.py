@@ -768,7 +768,7 @@ def _children(pid: int) -> list[int]:
     return [int(word) for word in found.split()]
 
 
-def _wait_for(condition, seconds=90.0):
+def _wait_for(condition, seconds=200.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
