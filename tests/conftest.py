@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Data sets are registered on import under this folder; a test that needs files makes its own (`datasets_root`).
 # Never the data of the machine: a test must give the same result with and without them.
 os.environ["DETECTRON2_DATASETS"] = str(PROJECT_ROOT / "tests" / "no_such_datasets")
+
+# Shells let their background jobs ignore Ctrl-C, and so would all processes that tests start; torch ends the processes
+# of a killed run by this signal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

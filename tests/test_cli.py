@@ -272,6 +272,15 @@ def test_debug_shows_the_traceback(tmp_path: Path, data: dict[str, Any]) -> None
         label(tmp_path, "--debug", "--json", "absent.json")
 
 
+def test_weights_may_be_a_folder_of_which_the_method_judges(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    (tmp_path / "network").mkdir()
+    assert label(tmp_path, "--weights", str(tmp_path / "network"), method="sam") != 0
+    assert "MODEL.SAM.NETWORK" in capsys.readouterr().err
+
+
 def test_failure_in_the_work_ends_with_1_and_the_rest_is_kept(
     tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,9 +149,8 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
     if config and not weights:
         beside = os.path.join(os.path.dirname(os.path.abspath(config)), "model_final.pth")
         weights = beside if os.path.isfile(beside) else None
-    for name, path in (("--config", config), ("--weights", weights)):
-        if path and "://" not in path and not os.path.isfile(path):
-            raise BadInput(f"{name}: there is no file '{path}'.")
+    if config and not os.path.isfile(config):
+        raise BadInput(f"--config: there is no file '{config}'.")
     return kind(
         json_file=source.json_file(work),
         image_root=source.image_root,

@@ -132,7 +132,10 @@ def load_network(name: str) -> tuple[nn.Module, Any]:
     if not local and (os.path.isabs(path) or path.startswith(".") or path.count("/") > 1):
         raise FileNotFoundError(f"MODEL.SAM.NETWORK '{name}': there is no such folder.")
     try:
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=local)
+        try:
+            config = transformers.AutoConfig.from_pretrained(path, local_files_only=local)
+        except ValueError as error:  # a folder without a config.json, or with one of something unknown
+            raise OSError(error) from error
         network_class, processor_class = _classes(transformers, name, config.model_type)
         network, info = network_class.from_pretrained(path, local_files_only=local, output_loading_info=True)
         processor = processor_class.from_pretrained(path, local_files_only=local)
