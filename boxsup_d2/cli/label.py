@@ -1,6 +1,7 @@
 """``boxsup label``: a mask for every box of a json."""
 
 import argparse
+import contextlib
 import os
 import shutil
 from typing import Any
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
 
     from boxsup_d2.cli.console import short, show
     from boxsup_d2.cli.label_job import LabelJob, job_config, label, request_of
-    from boxsup_d2.cli.label_output import export, finish, is_done
+    from boxsup_d2.cli.label_output import claim_folders, export, finish, is_done, missing_exports
     from boxsup_d2.engine.launch import launch
     from boxsup_d2.engine.lock import acquire_lock
 
@@ -121,12 +122,18 @@ def run(args: argparse.Namespace) -> None:
     job = _job(args, source, out, processes, LabelJob)
     with bad_input():
         request = request_of(job, job_config(job), source.sha256, polygons=args.polygons)
-    work = os.path.dirname(job.output_dir)
+    work = _work_folder(out)
     if is_done(out, request, force=args.force):
         show(f"'{short(out)}' is done: the same command has written it. Nothing was labelled.")
-        export(out, exports)
-        shutil.rmtree(work, ignore_errors=True)  # what a kill after the last write left
+        exports = missing_exports(out, exports)
+        if exports:
+            claim_folders(exports, source, work, force=args.force)
+            export(out, source.image_root, exports)
+        if os.path.isdir(work):  # what a kill after the last write left, or another command that is at work
+            with contextlib.suppress(RuntimeError), acquire_lock(work, "lock"):
+                shutil.rmtree(work, ignore_errors=True)
     else:
+        claim_folders(exports, source, work, force=args.force)
         os.makedirs(job.output_dir, exist_ok=True)
         with acquire_lock(work, "lock"):
             source.write(work)
@@ -142,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kind: Any) -> Any:
     """What every process has to know."""
-    work = f"{out}.work"
+    work = _work_folder(out)
     config, weights, method = args.config, args.weights, args.method
     if method is None and config is None:
         method = "grabcut"
@@ -154,7 +161,8 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
     return kind(
         json_file=source.json_file(work),
         image_root=source.image_root,
-        output_dir=os.path.join(work, method or "network"),
+        # Results for other images are never gone on from, though the engine knows images by their names alone.
+        output_dir=os.path.join(work, source.sha256[:16], method or "network"),
         method=method,
         config=config,
         weights=weights,
@@ -164,6 +172,11 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
         device=args.device,
         processes=processes,
     )
+
+
+def _work_folder(out: str) -> str:
+    """Where the work for an output lies until it is done."""
+    return f"{out}.work"
 
 
 def _told(summary: dict[str, Any], out: str) -> str:

@@ -1,5 +1,7 @@
 """What each process of ``boxsup label`` does, and what tells one labelling from another."""
 
+import hashlib
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,20 +88,34 @@ def request_of(job: LabelJob, cfg: CfgNode, source_sha256: str, *, polygons: boo
     Raises:
         FileNotFoundError: the weights are missing.
     """
-    weights = cfg.MODEL.WEIGHTS
-    try:
-        digest = file_sha256(PathManager.get_local_path(weights)) if weights else ""
-    except OSError as error:
-        raise FileNotFoundError(f"Weights '{weights}' cannot be read ({error}). Correct --weights.") from error
+    model = cfg.MODEL
+    checkpoints = filter(None, (model.WEIGHTS, model.LPG.SEGMENTER_WEIGHTS, model.SALIENT_ONNX.NETWORK))
+    networks = [*map(_file_sha256, checkpoints), *map(_folder_sha256, filter(None, [model.SAM.NETWORK]))]
     return {
         "source_sha256": source_sha256,
         "method": job.method or cfg.MODEL.META_ARCHITECTURE,
         "config_sha256": config_sha256(cfg),
-        "weights_sha256": digest,
+        "weights_sha256": networks,
         "overwrite": job.overwrite,
         "polygons": polygons,
         "code_version": boxsup_d2.__version__,
     }
+
+
+def _file_sha256(weights: str) -> str:
+    try:
+        return file_sha256(PathManager.get_local_path(os.path.expanduser(weights)))
+    except OSError as error:
+        raise FileNotFoundError(f"Weights '{weights}' cannot be read ({error}). Correct --weights.") from error
+
+
+def _folder_sha256(network: str) -> str:
+    """Of the files of a folder; of the name where it is one on a hub of networks."""
+    path = os.path.expanduser(network)
+    if not os.path.isdir(path):
+        return hashlib.sha256(network.encode()).hexdigest()
+    files = sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
 
 
 def label(job: LabelJob) -> None:
