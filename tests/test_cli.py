@@ -18,7 +18,7 @@ from PIL import Image
 
 from boxsup_d2.cli import main
 from boxsup_d2.cli.errors import message_of
-from boxsup_d2.cli.label_job import LabelJob, job_config, request_of
+from boxsup_d2.cli.label_job import LabelJob, check_classes, job_config, request_of
 from boxsup_d2.cli.main import build_parser
 from boxsup_d2.modeling.meta_arch.baselines import BoxFill
 
@@ -387,6 +387,48 @@ def test_files_of_other_formats_are_never_replaced_unasked(
     assert label(tmp_path, *export, "--force") == 0
     assert drawn.read_bytes() != b"drawn by hand"
     assert label(tmp_path, *export) == 0, "what this command wrote is its own"
+
+
+def test_reports_and_figures_are_not_written_over_jsons(tmp_path: Path, data: dict[str, Any]) -> None:
+    assert label(tmp_path) == 0
+    masks = str(tmp_path / "masks.json")
+    before = (tmp_path / "masks.json").read_bytes()
+    assert main(["report", masks, "--images", str(tmp_path / "images"), "--out", masks]) == 2
+    for option in ("--csv", "--json-out"):
+        assert main(["eval", masks, masks, option, masks]) == 2
+    assert (tmp_path / "masks.json").read_bytes() == before
+
+
+def test_what_tools_write_for_boxes_alone_is_no_mask(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data["info"] = "made by hand"
+    data["annotations"][0]["segmentation"] = [[]]
+    box = data["annotations"][2]
+    x, y, w, h = box["bbox"]
+    box["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    (tmp_path / "boxes.json").write_text(json.dumps(data))
+    assert label(tmp_path) == 0
+    result = read(tmp_path / "masks.json")
+    assert isinstance(result["annotations"][0]["segmentation"], dict)
+    assert result["annotations"][2]["segmentation"] == box["segmentation"]
+    assert "masks that are their box" in " ".join(capsys.readouterr().err.split())
+    assert result["info"]["info"] == "made by hand"
+
+
+def test_network_with_a_mask_per_class_needs_its_classes(tmp_path: Path) -> None:
+    names = ["cat", "dog"]
+    categories = [{"id": 10 - index, "name": name} for index, name in enumerate(reversed(names))]
+    (tmp_path / "train.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    (tmp_path / "config.yaml").write_text(
+        'MODEL: {META_ARCHITECTURE: "PromptableRCNN", ROI_HEADS: {NUM_CLASSES: 2}}\nVERSION: 2\n'
+        f'DATASETS: {{REGISTER: [{{NAME: "a", JSON: "{tmp_path}/train.json", IMAGES: "x"}}]}}\n'
+    )
+    job = LabelJob("a.json", "images", str(tmp_path), config=str(tmp_path / "config.yaml"), weights="w.pth")
+    check_classes(job, categories)
+    for others in (categories[:1], [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]):
+        with pytest.raises(ValueError, match="categories of the training"):
+            check_classes(job, others)
 
 
 def test_other_images_are_another_labelling(

@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"--out is the file that is labelled, '{out}': name another one.")
 
     from boxsup_d2.cli.console import short, show
-    from boxsup_d2.cli.label_job import LabelJob, job_config, label, request_of
+    from boxsup_d2.cli.label_job import LabelJob, check_classes, job_config, label, request_of
     from boxsup_d2.cli.label_output import claim_folders, export, finish, is_done, missing_exports
     from boxsup_d2.engine.launch import launch
     from boxsup_d2.engine.lock import acquire_lock
@@ -121,6 +121,7 @@ def run(args: argparse.Namespace) -> None:
     source = read_source(args)
     job = _job(args, source, out, processes, LabelJob)
     with bad_input():
+        check_classes(job, source.usable["categories"])
         request = request_of(job, job_config(job), source.sha256, polygons=args.polygons)
     work = _work_folder(out)
     if is_done(out, request, force=args.force):

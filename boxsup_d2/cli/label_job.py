@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -12,6 +14,8 @@ from detectron2.utils.file_io import PathManager
 import boxsup_d2
 from boxsup_d2.cli.console import ProgressBar
 from boxsup_d2.data.datasets import register_listed
+from boxsup_d2.data.datasets.catalog import brief
+from boxsup_d2.data.datasets.coco_format import coco_header
 from boxsup_d2.engine.defaults import use_available_device
 from boxsup_d2.engine.labelling import config_sha256, label_datasets, pseudo_mask_path
 from boxsup_d2.methods import file_config, load_model, method_config
@@ -80,6 +84,33 @@ def job_config(job: LabelJob) -> CfgNode:
     use_available_device(cfg, job.processes)
     cfg.freeze()
     return cfg
+
+
+def check_classes(job: LabelJob, categories: Sequence[dict[str, Any]]) -> None:
+    """See to it that a network with a mask per class, which is asked by its number, knows the classes of a json.
+
+    Args:
+        job: the labelling.
+        categories: of the json.
+
+    Raises:
+        ValueError: they are others, or in another order.
+    """
+    if job.method:
+        return
+    cfg = file_config(job.config or "", job.weights, job.opts, job.device)
+    if cfg.MODEL.META_ARCHITECTURE != "PromptableRCNN" or cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
+        return
+    names = [category["name"] for category in sorted(categories, key=itemgetter("id"))]
+    number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    jsons = [entry["JSON"] for entry in cfg.DATASETS.REGISTER if os.path.isfile(entry.get("JSON", ""))]
+    trained = coco_header(jsons[0], "training")["thing_classes"] if jsons else names
+    if len(names) != number or names != trained:
+        raise ValueError(
+            f"The network of '{job.config}' knows {number} classes by their numbers"
+            f"{f' ({brief(trained)})' if jsons else ''}, and the boxes are of {len(names)} ({brief(names)}). Give the "
+            "json the categories of the training, all of them and in the order of its ids."
+        )
 
 
 def request_of(job: LabelJob, cfg: CfgNode, source_sha256: str, *, polygons: bool) -> dict[str, Any]:
