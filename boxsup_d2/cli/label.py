@@ -55,7 +55,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     machine.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
     results = parser.add_argument_group("results")
     results.add_argument("--out", default="masks.json", metavar="F", help="json to write (default: %(default)s)")
-    results.add_argument("--force", action="store_true", help="replace an output that another command wrote")
+    results.add_argument(
+        "--force",
+        action="store_true",
+        help="replace what is there that another command wrote, --png, --voc-png and --yolo-seg included",
+    )
     results.add_argument("--polygons", action="store_true", help="polygons instead of run lengths; not exact")
     for option, what in _EXPORTS.items():
         results.add_argument(f"--{option}", metavar="DIR", help=f"also write {what}")
