@@ -18,6 +18,7 @@ from PIL import Image
 
 from boxsup_d2.cli import main
 from boxsup_d2.cli.errors import message_of
+from boxsup_d2.cli.label_job import LabelJob, check_classes, job_config, request_of
 from boxsup_d2.cli.main import build_parser
 from boxsup_d2.modeling.meta_arch.baselines import BoxFill
 
@@ -341,6 +342,124 @@ def test_exports_are_added_to_a_finished_output(tmp_path: Path, data: dict[str, 
 
 
 # ------------------------------------------------------------------------------------------------- the others
+def test_what_has_no_room_in_other_formats_is_left_out_of_them(tmp_path: Path, data: dict[str, Any]) -> None:
+    """With --keep-going the json keeps entries without images, sizes and classes."""
+    mask = {"size": [9, 9], "counts": [5, 5, 71]}
+    data["images"] += [{"id": 91, "file_name": "gone.png"}]
+    data["annotations"] += [
+        {"id": 600, "image_id": 4711, "category_id": 7, "bbox": [1, 1, 5, 5], "segmentation": mask},
+        {"id": 601, "image_id": 91, "category_id": 7, "bbox": [1, 1, 5, 5], "segmentation": mask},
+    ]
+    (tmp_path / "boxes.json").write_text(json.dumps(data))
+    assert label(tmp_path, "--keep-going", "--polygons") == 0
+    result = read(tmp_path / "masks.json")
+    assert result["images"] == data["images"]
+    assert result["annotations"][-2:] == data["annotations"][-2:]
+    assert isinstance(result["annotations"][0]["segmentation"], list)
+    assert label(tmp_path, "--keep-going", "--polygons", "--yolo-seg", str(tmp_path / "seg")) == 0
+    assert read(tmp_path / "masks.json")["annotations"] == result["annotations"]
+    assert sorted(path.stem for path in (tmp_path / "seg/labels").iterdir()) == [str(n) for n in range(83, 91)]
+
+
+def test_files_of_other_formats_are_never_replaced_unasked(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "90.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "names.txt").write_text("cat\n")
+    yolo = ["label", "--yolo", str(tmp_path / "labels"), "--names", str(tmp_path / "names.txt"), "--method", "box"]
+    yolo += ["--images", str(tmp_path / "images"), "--num-gpus", "0", "--out", str(tmp_path / "y.json")]
+    for force in ([], ["--force"]):
+        assert main([*yolo, *force, "--yolo-seg", str(tmp_path)]) == 2
+        assert "write over the boxes" in capsys.readouterr().err
+    assert (tmp_path / "labels" / "90.txt").read_text() == "0 0.5 0.5 0.5 0.5\n"
+    assert not list(tmp_path.glob("*.work"))
+
+    drawn = tmp_path / "voc" / "SegmentationObject" / "90.png"
+    drawn.parent.mkdir(parents=True)
+    drawn.write_bytes(b"drawn by hand")
+    export = ("--voc-png", str(tmp_path / "voc"))
+    assert label(tmp_path, *export) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert label(tmp_path) == 0
+    assert label(tmp_path, *export) == 2, "neither beside a finished output"
+    assert drawn.read_bytes() == b"drawn by hand"
+    assert label(tmp_path, *export, "--force") == 0
+    assert drawn.read_bytes() != b"drawn by hand"
+    assert label(tmp_path, *export) == 0, "what this command wrote is its own"
+
+
+def test_reports_and_figures_are_not_written_over_jsons(tmp_path: Path, data: dict[str, Any]) -> None:
+    assert label(tmp_path) == 0
+    masks = str(tmp_path / "masks.json")
+    before = (tmp_path / "masks.json").read_bytes()
+    assert main(["report", masks, "--images", str(tmp_path / "images"), "--out", masks]) == 2
+    for option in ("--csv", "--json-out"):
+        assert main(["eval", masks, masks, option, masks]) == 2
+    assert (tmp_path / "masks.json").read_bytes() == before
+
+
+def test_what_tools_write_for_boxes_alone_is_no_mask(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data["info"] = "made by hand"
+    data["annotations"][0]["segmentation"] = [[]]
+    box = data["annotations"][2]
+    x, y, w, h = box["bbox"]
+    box["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    (tmp_path / "boxes.json").write_text(json.dumps(data))
+    assert label(tmp_path) == 0
+    result = read(tmp_path / "masks.json")
+    assert isinstance(result["annotations"][0]["segmentation"], dict)
+    assert result["annotations"][2]["segmentation"] == box["segmentation"]
+    assert "masks that are their box" in " ".join(capsys.readouterr().err.split())
+    assert result["info"]["info"] == "made by hand"
+
+
+def test_network_with_a_mask_per_class_needs_its_classes(tmp_path: Path) -> None:
+    names = ["cat", "dog"]
+    categories = [{"id": 10 - index, "name": name} for index, name in enumerate(reversed(names))]
+    (tmp_path / "train.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    (tmp_path / "config.yaml").write_text(
+        'MODEL: {META_ARCHITECTURE: "PromptableRCNN", ROI_HEADS: {NUM_CLASSES: 2}}\nVERSION: 2\n'
+        f'DATASETS: {{REGISTER: [{{NAME: "a", JSON: "{tmp_path}/train.json", IMAGES: "x"}}]}}\n'
+    )
+    job = LabelJob("a.json", "images", str(tmp_path), config=str(tmp_path / "config.yaml"), weights="w.pth")
+    check_classes(job, categories)
+    for others in (categories[:1], [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]):
+        with pytest.raises(ValueError, match="categories of the training"):
+            check_classes(job, others)
+
+
+def test_other_images_are_another_labelling(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert label(tmp_path) == 0
+    Image.new("RGB", (60, 40)).save(tmp_path / "images" / "90.png")
+    capsys.readouterr()
+    assert label(tmp_path) == 2
+    assert "--force" in capsys.readouterr().err
+
+
+def test_networks_in_files_of_their_own_tell_labellings_apart(tmp_path: Path) -> None:
+    """Networks in ONNX's format and SAMs are no MODEL.WEIGHTS."""
+    (tmp_path / "sam").mkdir()
+    files = {"salient-onnx": tmp_path / "net.onnx", "sam": tmp_path / "sam/model.safetensors"}
+    for method, file in files.items():
+        job = LabelJob(
+            "a.json",
+            "images",
+            str(tmp_path),
+            method,
+            weights=str(tmp_path / ("sam" if method == "sam" else "net.onnx")),
+        )
+        requests = []
+        for content in (b"one", b"two"):
+            file.write_bytes(content)
+            requests.append(request_of(job, job_config(job), "0", polygons=False))
+        assert requests[0] != requests[1]
+
+
 def test_eval_compares_prints_and_writes(
     tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -399,7 +518,7 @@ def start(folder: Path, out: str, delay: float, *options: str) -> subprocess.Pop
 def stop_after(process: subprocess.Popen[bytes], folder: Path, out: str, images: int, number: int) -> tuple[int, str]:
     """Send a signal to the group when so many images are labelled; the exit code and what was told."""
     deadline = time.monotonic() + 200
-    while sum(shard.read_text().count("\n") for shard in folder.glob(f"{out}.work/*/*/*/*/*.jsonl")) < images:
+    while sum(shard.read_text().count("\n") for shard in (folder / f"{out}.work").rglob("*.jsonl")) < images:
         assert process.poll() is None, process.stderr.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -429,7 +548,7 @@ def test_killed_and_interrupted_runs_go_on(tmp_path: Path, data: dict[str, Any])
     assert not (tmp_path / "masks.json").exists()
     done = [
         json.loads(line)["image_id"]
-        for shard in tmp_path.glob("masks.json.work/*/*/*/*/*.jsonl")
+        for shard in (tmp_path / "masks.json.work").rglob("*.jsonl")
         for line in shard.read_text().splitlines()
     ]
     assert 4 <= len(done) < 7

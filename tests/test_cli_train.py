@@ -9,15 +9,20 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 
+import boxsup_d2.cli
 from boxsup_d2.cli import main
 from boxsup_d2.cli.errors import BadInput
 from boxsup_d2.cli.main import build_parser
 from boxsup_d2.cli.sources import Source
 from boxsup_d2.cli.train_config import plan_training, write_configs
+from boxsup_d2.cli.train_job import check_init
 from boxsup_d2.engine.defaults import load_config
+from boxsup_d2.methods import METHODS
 
 # Nothing of a network's size, and no weights to be found anywhere.
 TINY = ["MODEL.WEIGHTS", "", "DATALOADER.NUM_WORKERS", "0", "INPUT.BOX_CROP.TRAIN_SIZE", "32", "SOLVER.IMS_PER_BATCH"]
@@ -100,6 +105,29 @@ def test_weights_to_start_from_are_trained_gently(tmp_path: Path) -> None:
     assert 10 * rates[0] == pytest.approx(rates[1])
 
 
+def test_published_weights_are_shown_images_in_their_own_way(tmp_path: Path) -> None:
+    weights = tmp_path / "published.pth"
+    torch.save({"model.last_layer.weight": torch.zeros(1), "model.transfer_bn.weight": torch.zeros(1)}, weights)
+    cfg = planned(tmp_path / "c", source_of(0), "--size", "full", "--init", str(weights))["boxcaseg"]
+    assert METHODS["boxcaseg"].config["MODEL.PIXEL_MEAN"] == cfg.MODEL.PIXEL_MEAN
+    assert METHODS["boxcaseg"].config["MODEL.PIXEL_STD"] == cfg.MODEL.PIXEL_STD
+
+
+def test_weights_to_start_from_hold_the_whole_network(tmp_path: Path, scene: Path) -> None:
+    config, weights = tmp_path / "boxcaseg.yaml", tmp_path / "w.pth"
+    config.write_text((Path(boxsup_d2.cli.__file__).parent / "recipes/Base-BoxCaseg.yaml").read_text())
+    cfg = load_config(str(config))
+    cfg.MODEL.DEVICE = "cpu"
+    state = build_model(cfg).state_dict()
+    torch.save({"model": state}, weights)
+    check_init(str(config), str(weights), [])
+    torch.save({"model": {key: value for key, value in state.items() if key.startswith("backbone.")}}, weights)
+    with pytest.raises(RuntimeError, match=r"--init .*w\.pth' lacks .*--size"):
+        check_init(str(config), str(weights), [])
+    boxes = ["--json", str(scene / "boxes.json"), "--images", str(scene / "images"), "--out", str(scene / "my")]
+    assert main(["train", *boxes, "--init", str(weights)]) == 2, "before anything is trained"
+
+
 @pytest.mark.parametrize("size", ["small", "full"])
 def test_classes_iterations_and_processes(tmp_path: Path, size: str) -> None:
     options = ["--mask-rcnn", "--iterations", "40", "--size", size]
@@ -129,9 +157,11 @@ def test_edited_configs_are_used_and_never_lost(tmp_path: Path) -> None:
     folder = str(tmp_path)
     path = write_configs(folder, {"rounds.yaml": "a: 1\n", "b.yaml": "b: 1\n"}, force=False)
     assert path == str(tmp_path / "rounds.yaml")
+    (tmp_path / "rounds.yaml").unlink()
     (tmp_path / "b.yaml").write_text("b: 2\n")
     write_configs(folder, {"rounds.yaml": "a: 1\n", "b.yaml": "b: 1\n"}, force=False)
     assert (tmp_path / "b.yaml").read_text() == "b: 2\n", "the same command again"
+    assert (tmp_path / "rounds.yaml").read_text() == "a: 1\n", "what is lost comes back"
     with pytest.raises(BadInput, match=r"b\.yaml .*--force"):
         write_configs(folder, {"rounds.yaml": "a: 2\n", "b.yaml": "b: 1\n"}, force=False)
     assert (tmp_path / "rounds.yaml").read_text() == "a: 1\n", "all or nothing"
@@ -200,6 +230,7 @@ def test_from_boxes_to_masks_by_a_network_of_ones_own(
         (["--salient-images", "."], "--salient-masks"),
         (["--salient", ".", "--salient-masks", "."], "both folders"),
         (["--init", "absent.pth"], "absent.pth"),
+        (["--mask-rcnn-iterations", "3"], "--mask-rcnn"),
         (["--json", "absent.json"], "absent.json"),
     ],
 )

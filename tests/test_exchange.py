@@ -30,6 +30,7 @@ from boxsup_d2.data.exchange import (
     write_voc_png,
     write_yolo_seg,
 )
+from boxsup_d2.data.exchange.folders import list_files
 from boxsup_d2.data.exchange.polygons import mask_to_polygon
 from boxsup_d2.data.images import image_size, read_image
 
@@ -467,7 +468,7 @@ def test_a_good_json_is_left_alone(root: Path) -> None:
     assert result.usable == data
     assert list(result.usable) == list(data)
     assert not result.filled
-    ((kind, count, (example,)),) = result.notes.kinds()
+    *_, (kind, count, (example,)) = result.notes.kinds()
     assert (kind, count) == ("boxes partly outside of their image", 1)
     assert "id 5" in example
     assert (result.images, result.annotations) == (3, 4)
@@ -658,3 +659,9 @@ def test_inspection_is_fast(tmp_path: Path) -> None:
     start = time.process_time()
     assert inspect_coco(data, str(tmp_path), path="x").usable == data
     assert time.process_time() - start < 20
+
+
+def test_link_to_a_folder_above_is_walked_once(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert list_files(str(tmp_path)) == ["a.jpg"]

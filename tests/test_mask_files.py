@@ -312,3 +312,9 @@ def test_errors_name_the_file(compare: Callable[..., MaskFileScores], tmp_path: 
     for change in ([], predicted["annotations"]):
         with pytest.raises(ValueError, match=r"No object of .*predicted\.json"):
             compare({**predicted, "annotations": change}, {**true, "annotations": []})
+
+
+def test_number_in_common_takes_nobodys_partner() -> None:
+    ours = [{"id": 5, "file_name": "x.jpg"}, {"id": 9, "file_name": "y.jpg"}]
+    theirs = [{"id": 5, "file_name": "y.jpg"}]
+    assert match_images(ours, theirs, "id") == [None, 0]

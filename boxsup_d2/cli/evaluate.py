@@ -4,9 +4,10 @@ import argparse
 import csv
 import json
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
-from boxsup_d2.cli.errors import bad_input
+from boxsup_d2.cli.errors import BadInput, bad_input
 
 if TYPE_CHECKING:  # imported when the command runs
     from rich.table import Table
@@ -50,6 +51,10 @@ def run(args: argparse.Namespace) -> None:
         BadInput: a json is missing or damaged, or no object of one is in the other.
         OSError: an output cannot be written.
     """
+    inputs = {os.path.realpath(path) for path in (args.predicted, args.truth)}
+    for name, path in (("--csv", args.csv), ("--json-out", args.json_out)):
+        if path and os.path.realpath(path) in inputs:
+            raise BadInput(f"{name} is one of the jsons, '{path}': name another file.")
     from boxsup_d2.cli.console import output, show
     from boxsup_d2.evaluation.mask_files import compare_mask_files
 

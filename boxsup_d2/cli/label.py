@@ -1,6 +1,7 @@
 """``boxsup label``: a mask for every box of a json."""
 
 import argparse
+import contextlib
 import os
 import shutil
 from typing import Any
@@ -54,7 +55,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     machine.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
     results = parser.add_argument_group("results")
     results.add_argument("--out", default="masks.json", metavar="F", help="json to write (default: %(default)s)")
-    results.add_argument("--force", action="store_true", help="replace an output that another command wrote")
+    results.add_argument(
+        "--force",
+        action="store_true",
+        help="replace what is there that another command wrote, --png, --voc-png and --yolo-seg included",
+    )
     results.add_argument("--polygons", action="store_true", help="polygons instead of run lengths; not exact")
     for option, what in _EXPORTS.items():
         results.add_argument(f"--{option}", metavar="DIR", help=f"also write {what}")
@@ -110,8 +115,8 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"--out is the file that is labelled, '{out}': name another one.")
 
     from boxsup_d2.cli.console import short, show
-    from boxsup_d2.cli.label_job import LabelJob, job_config, label, request_of
-    from boxsup_d2.cli.label_output import export, finish, is_done
+    from boxsup_d2.cli.label_job import LabelJob, check_classes, job_config, label, request_of
+    from boxsup_d2.cli.label_output import claim_folders, export, finish, is_done, missing_exports
     from boxsup_d2.engine.launch import launch
     from boxsup_d2.engine.lock import acquire_lock
 
@@ -120,13 +125,20 @@ def run(args: argparse.Namespace) -> None:
     source = read_source(args)
     job = _job(args, source, out, processes, LabelJob)
     with bad_input():
+        check_classes(job, source.usable["categories"])
         request = request_of(job, job_config(job), source.sha256, polygons=args.polygons)
-    work = os.path.dirname(job.output_dir)
+    work = _work_folder(out)
     if is_done(out, request, force=args.force):
         show(f"'{short(out)}' is done: the same command has written it. Nothing was labelled.")
-        export(out, exports)
-        shutil.rmtree(work, ignore_errors=True)  # what a kill after the last write left
+        exports = missing_exports(out, exports)
+        if exports:
+            claim_folders(exports, source, work, force=args.force)
+            export(out, source.image_root, exports)
+        if os.path.isdir(work):  # what a kill after the last write left, or another command that is at work
+            with contextlib.suppress(RuntimeError), acquire_lock(work, "lock"):
+                shutil.rmtree(work, ignore_errors=True)
     else:
+        claim_folders(exports, source, work, force=args.force)
         os.makedirs(job.output_dir, exist_ok=True)
         with acquire_lock(work, "lock"):
             source.write(work)
@@ -142,7 +154,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kind: Any) -> Any:
     """What every process has to know."""
-    work = f"{out}.work"
+    work = _work_folder(out)
     config, weights, method = args.config, args.weights, args.method
     if method is None and config is None:
         method = "grabcut"
@@ -154,7 +166,8 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
     return kind(
         json_file=source.json_file(work),
         image_root=source.image_root,
-        output_dir=os.path.join(work, method or "network"),
+        # Results for other images are never gone on from, though the engine knows images by their names alone.
+        output_dir=os.path.join(work, source.sha256[:16], method or "network"),
         method=method,
         config=config,
         weights=weights,
@@ -164,6 +177,11 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
         device=args.device,
         processes=processes,
     )
+
+
+def _work_folder(out: str) -> str:
+    """Where the work for an output lies until it is done."""
+    return f"{out}.work"
 
 
 def _told(summary: dict[str, Any], out: str) -> str:

@@ -1,6 +1,10 @@
 """What each process of ``boxsup label`` does, and what tells one labelling from another."""
 
+import hashlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -10,6 +14,8 @@ from detectron2.utils.file_io import PathManager
 import boxsup_d2
 from boxsup_d2.cli.console import ProgressBar
 from boxsup_d2.data.datasets import register_listed
+from boxsup_d2.data.datasets.catalog import brief
+from boxsup_d2.data.datasets.coco_format import coco_header
 from boxsup_d2.engine.defaults import use_available_device
 from boxsup_d2.engine.labelling import config_sha256, label_datasets, pseudo_mask_path
 from boxsup_d2.methods import file_config, load_model, method_config
@@ -80,26 +86,67 @@ def job_config(job: LabelJob) -> CfgNode:
     return cfg
 
 
+def check_classes(job: LabelJob, categories: Sequence[dict[str, Any]]) -> None:
+    """See to it that a network with a mask per class, which is asked by its number, knows the classes of a json.
+
+    Args:
+        job: the labelling.
+        categories: of the json.
+
+    Raises:
+        ValueError: they are others, or in another order.
+    """
+    if job.method:
+        return
+    cfg = file_config(job.config or "", job.weights, job.opts, job.device)
+    if cfg.MODEL.META_ARCHITECTURE != "PromptableRCNN" or cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
+        return
+    names = [category["name"] for category in sorted(categories, key=itemgetter("id"))]
+    number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    jsons = [entry["JSON"] for entry in cfg.DATASETS.REGISTER if os.path.isfile(entry.get("JSON", ""))]
+    trained = coco_header(jsons[0], "training")["thing_classes"] if jsons else names
+    if len(names) != number or names != trained:
+        raise ValueError(
+            f"The network of '{job.config}' knows {number} classes by their numbers"
+            f"{f' ({brief(trained)})' if jsons else ''}, and the boxes are of {len(names)} ({brief(names)}). Give the "
+            "json the categories of the training, all of them and in the order of its ids."
+        )
+
+
 def request_of(job: LabelJob, cfg: CfgNode, source_sha256: str, *, polygons: bool) -> dict[str, Any]:
     """What decides what the output holds; two commands with the same one write the same file.
 
     Raises:
         FileNotFoundError: the weights are missing.
     """
-    weights = cfg.MODEL.WEIGHTS
-    try:
-        digest = file_sha256(PathManager.get_local_path(weights)) if weights else ""
-    except OSError as error:
-        raise FileNotFoundError(f"Weights '{weights}' cannot be read ({error}). Correct --weights.") from error
+    model = cfg.MODEL
+    checkpoints = filter(None, (model.WEIGHTS, model.LPG.SEGMENTER_WEIGHTS, model.SALIENT_ONNX.NETWORK))
+    networks = [*map(_file_sha256, checkpoints), *map(_folder_sha256, filter(None, [model.SAM.NETWORK]))]
     return {
         "source_sha256": source_sha256,
         "method": job.method or cfg.MODEL.META_ARCHITECTURE,
         "config_sha256": config_sha256(cfg),
-        "weights_sha256": digest,
+        "weights_sha256": networks,
         "overwrite": job.overwrite,
         "polygons": polygons,
         "code_version": boxsup_d2.__version__,
     }
+
+
+def _file_sha256(weights: str) -> str:
+    try:
+        return file_sha256(PathManager.get_local_path(os.path.expanduser(weights)))
+    except OSError as error:
+        raise FileNotFoundError(f"Weights '{weights}' cannot be read ({error}). Correct --weights.") from error
+
+
+def _folder_sha256(network: str) -> str:
+    """Of the files of a folder; of the name where it is one on a hub of networks."""
+    path = os.path.expanduser(network)
+    if not os.path.isdir(path):
+        return hashlib.sha256(network.encode()).hexdigest()
+    files = sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
 
 
 def label(job: LabelJob) -> None:

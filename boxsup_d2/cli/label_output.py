@@ -6,7 +6,13 @@ from typing import Any
 
 from boxsup_d2.cli.errors import BadInput
 from boxsup_d2.cli.sources import Source
-from boxsup_d2.pseudo_masks.format import PROVENANCE_KEY, read_provenance, read_pseudo_masks, write_pseudo_masks
+from boxsup_d2.pseudo_masks.format import (
+    PROVENANCE_KEY,
+    atomic_write,
+    read_provenance,
+    read_pseudo_masks,
+    write_pseudo_masks,
+)
 
 # Keys of an annotation that labelling decides; ids are made where there is none, or one twice.
 _ANSWER = ("id", "segmentation", "area", "confidence", "confidence_exact")
@@ -58,6 +64,10 @@ def finish(
     provenance = labelled["info"][PROVENANCE_KEY]
     provenance = {**provenance, "source_json": os.path.basename(source.path), _REQUEST: request, _EXPORTS: exports}
     _export(labelled, exports)
+    if polygons:  # of what was usable alone: the rest may lack sizes or images, and goes through as it is
+        from boxsup_d2.data.exchange import to_polygons
+
+        labelled = to_polygons(labelled)
     final = {
         **source.data,
         "images": _merged(source.data["images"], source.usable["images"], labelled["images"], _FILLED),
@@ -65,30 +75,71 @@ def finish(
             source.data["annotations"], source.usable["annotations"], labelled["annotations"], _ANSWER
         ),
     }
-    if polygons:
-        from boxsup_d2.data.exchange import to_polygons
-
-        final = to_polygons(final)
     write_pseudo_masks(out, final, provenance)
     return provenance["summary"]
 
 
-def export(out: str, exports: dict[str, str]) -> None:
-    """Write a finished output in those other formats that were not written with it.
+def missing_exports(out: str, exports: dict[str, str]) -> dict[str, str]:
+    """Those other formats (format → folder) that were not written with a finished output."""
+    done = (read_provenance(out) or {}).get(_EXPORTS, {})
+    return {name: folder for name, folder in exports.items() if done.get(name) != folder or not os.path.isdir(folder)}
+
+
+def export(out: str, image_root: str, exports: dict[str, str]) -> None:
+    """Write a finished output in other formats.
 
     Args:
         out: the json.
+        image_root: folder of its images.
         exports: formats → folders.
     """
-    provenance = read_provenance(out) or {}
-    done = provenance.get(_EXPORTS, {})
-    new = {name: folder for name, folder in exports.items() if done.get(name) != folder or not os.path.isdir(folder)}
-    if not new:
-        return
+    from boxsup_d2.data.exchange import inspect_coco
+
     with open(out, encoding="utf-8") as file:
         data = json.load(file)
-    _export(data, new)
-    write_pseudo_masks(out, data, {**provenance, _EXPORTS: {**done, **new}})
+    # With --keep-going the json holds entries that no format has room for, as it did before.
+    _export(inspect_coco(data, image_root, path=out).usable, exports)
+    provenance = read_provenance(out) or {}
+    write_pseudo_masks(out, data, {**provenance, _EXPORTS: {**provenance.get(_EXPORTS, {}), **exports}})
+
+
+def claim_folders(exports: dict[str, str], source: Source, work: str, *, force: bool) -> None:
+    """See to it that other formats replace nothing of the user's, and remember in ``work`` that their folders are ours.
+
+    Args:
+        exports: formats → folders that are about to be written.
+        source: the boxes.
+        work: folder of the work under way.
+        force: replace what is there.
+
+    Raises:
+        BadInput: files of these names are there, and not ``force``; or they are the boxes themselves.
+    """
+    record = os.path.join(work, "exports.json")
+    begun: dict[str, str] = {}
+    if os.path.isfile(record):
+        with open(record, encoding="utf-8") as file:
+            begun = json.load(file)
+    for name, folder in exports.items():
+        present = [path for path in _targets(name, folder) if os.path.exists(path)]
+        if any(os.path.samefile(path, source.path) for path in present):
+            raise BadInput(f"--{name} '{folder}' would write over the boxes in '{source.path}': name another folder.")
+        if present and begun.get(name) != folder and not force:
+            raise BadInput(f"--{name}: '{present[0]}' is there already: name another folder, or replace it by --force.")
+    if exports:
+        with atomic_write(record) as file:
+            json.dump({**begun, **exports}, file)
+
+
+def _targets(name: str, folder: str) -> list[str]:
+    """What a format writes into its folder."""
+    if name == "png":  # a folder per image, whatever its name
+        return [os.path.join(folder, base) for base in os.listdir(folder)] if os.path.isdir(folder) else []
+    names = {
+        "voc-png": ("SegmentationObject", "SegmentationClass", "class_names.txt"),
+        "yolo-seg": ("labels", "data.yaml"),
+    }
+    return [os.path.join(folder, base) for base in names[name]]
 
 
 def _export(data: dict[str, Any], exports: dict[str, str]) -> None:

@@ -65,6 +65,8 @@ def write(
         if not os.path.isfile(path):
             raise BadInput(f"There is no file '{path}'.")
 
+    if any(os.path.exists(out) and os.path.samefile(out, path) for path in [*masks, *([truth] if truth else [])]):
+        raise BadInput(f"--out is one of the jsons, '{out}': name another file.")
     stems = [os.path.splitext(os.path.basename(path))[0] for path in masks]
     # Files of one name in several folders are told apart by their paths.
     names = [stem if stems.count(stem) == 1 else path for stem, path in zip(stems, masks, strict=True)]

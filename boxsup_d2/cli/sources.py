@@ -23,7 +23,8 @@ class Source:
         image_root: folder of the images, absolute.
         data: COCO dict as it was read; what is written in the end is made of it.
         usable: COCO dict of its good part, image sizes filled in.
-        sha256: of the json, or of what was made of the other format's files; and of its usable part.
+        sha256: of the json, or of what was made of the other format's files; of its usable part; and of the sizes of
+            the image files, which change with their content, but not where a folder is moved or copied.
         as_it_is: whether the file at ``path`` can be registered directly, because all of it is usable.
     """
 
@@ -99,6 +100,8 @@ def read_source(args: argparse.Namespace) -> Source:
     as_it_is = bool(args.json) and not mistakes and not inspection.filled
     if not as_it_is:  # what is usable changes when missing images come back
         digest = hashlib.sha256((digest + json.dumps(usable, sort_keys=True)).encode()).hexdigest()
+    sizes = [os.path.getsize(os.path.join(image_root, image["file_name"])) for image in usable["images"]]
+    digest = hashlib.sha256(f"{digest}{sizes}".encode()).hexdigest()
     return Source(path, image_root, data, usable, digest, as_it_is)
 
 

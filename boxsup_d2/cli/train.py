@@ -91,12 +91,14 @@ def run(args: argparse.Namespace) -> None:
         RuntimeError, ValueError, OSError: a step failed; what is done is kept.
     """
     folders = _salient_folders(args)
+    if args.mask_rcnn_iterations and not args.mask_rcnn:
+        raise BadInput("--mask-rcnn-iterations without --mask-rcnn: there is no Mask R-CNN to train. Give both.")
     if args.init and not os.path.isfile(args.init) and "://" not in args.init:
         raise BadInput(f"--init: there is no file '{args.init}'.")
 
     from boxsup_d2.cli.console import short, show
     from boxsup_d2.cli.train_config import COST_OF_BOXES_ALONE, plan_training, write_configs
-    from boxsup_d2.cli.train_job import run_rounds_config, summary
+    from boxsup_d2.cli.train_job import check_init, run_rounds_config, summary
     from boxsup_d2.engine.launch import launch
 
     out = os.path.abspath(os.path.expanduser(args.out))
@@ -106,6 +108,8 @@ def run(args: argparse.Namespace) -> None:
         plan = plan_training(args, source, folders, out, processes)
         rounds_config = write_configs(os.path.join(out, "configs"), plan.files, force=args.force)
         source.write(os.path.join(out, "configs"))
+        if args.init:
+            check_init(os.path.join(out, "configs", "boxcaseg.yaml"), args.init, args.opts)
     show(f"{plan.told} -> '{short(out)}'")
     if plan.boxes_alone:
         show(COST_OF_BOXES_ALONE, style="yellow")

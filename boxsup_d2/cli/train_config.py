@@ -14,6 +14,7 @@ from importlib.resources import files
 from boxsup_d2.cli.errors import BadInput
 from boxsup_d2.cli.sources import Source
 from boxsup_d2.data.datasets.salient import load_salient
+from boxsup_d2.methods import method_config
 from boxsup_d2.pseudo_masks.format import PROVENANCE_KEY, atomic_write
 from boxsup_d2.pseudo_masks.rle import has_mask
 
@@ -122,7 +123,7 @@ def plan_training(
 
 
 def write_configs(folder: str, texts: dict[str, str], *, force: bool) -> str:
-    """Write the configs, unless the same command wrote them before: what the user edited stays edited.
+    """Write the configs, those apart that the same command wrote before: what the user edited stays edited.
 
     Args:
         folder: to write to.
@@ -141,9 +142,12 @@ def write_configs(folder: str, texts: dict[str, str], *, force: bool) -> str:
         with open(record_path, encoding="utf-8") as file:
             record = json.load(file)
     wanted = {name: _digest(text) for name, text in texts.items()}
-    if record != wanted or force:
+    lost = [name for name in texts if not os.path.isfile(os.path.join(folder, name))]
+    if record == wanted and not force:
+        texts = {name: texts[name] for name in lost}
+    if texts:
         edited = [name for name, digest in record.items() if _digest_of(os.path.join(folder, name)) not in ("", digest)]
-        if edited and not force:
+        if edited and not force and record != wanted:
             raise BadInput(
                 f"{', '.join(edited)} in '{folder}' was edited, and another command than this one wrote it. Run that "
                 "again to use the edited files, or add --force to write them anew, or name another --out."
@@ -153,7 +157,7 @@ def write_configs(folder: str, texts: dict[str, str], *, force: bool) -> str:
                 file.write(text)
         with atomic_write(record_path) as file:
             json.dump(wanted, file, indent=1)
-    return os.path.join(folder, next(iter(texts)))
+    return os.path.join(folder, next(iter(wanted)))
 
 
 def _digest(text: str) -> str:
@@ -217,7 +221,8 @@ def _boxcaseg(
     text = f'_BASE_: "{recipe.bases[0]}"\n'
     model = ""
     if args.init:
-        model += f"  WEIGHTS: {json.dumps(_init(args.init))}\n"
+        init = _init(args.init)
+        model += f"  WEIGHTS: {json.dumps(init)}\n{_normalisation(init)}"
         rate /= 10
     if boxes_alone:
         model += '  BOXCASEG:\n    TEST_HEAD: "box"  # nothing teaches the salient head\n'
@@ -258,6 +263,15 @@ def _batch(recipe: _Recipe, step: int, ranks: int) -> tuple[int, float]:
     batch, rate = recipe.batches[step], recipe.rates[step]
     rounded = -(-batch // ranks) * ranks
     return rounded, rate * rounded / batch
+
+
+def _normalisation(init: str) -> str:
+    """How the network to start from was shown its images, where that is known: published ones in another way."""
+    try:
+        trained = method_config("boxcaseg", init).MODEL
+    except FileNotFoundError:  # neither a published network nor one with a config beside it
+        return ""
+    return f"  PIXEL_MEAN: {list(trained.PIXEL_MEAN)}\n  PIXEL_STD: {list(trained.PIXEL_STD)}\n"
 
 
 def _init(path: str) -> str:

@@ -6,9 +6,12 @@ import os
 import shlex
 from collections.abc import Sequence
 
+from detectron2.modeling import build_model
+
+from boxsup_d2.checkpoint import WholeCheckpointer
 from boxsup_d2.cli.console import quiet_setup
 from boxsup_d2.cli.train_config import BOXES
-from boxsup_d2.engine.defaults import setup
+from boxsup_d2.engine.defaults import load_config, merge_overrides, setup
 from boxsup_d2.engine.labelling import pseudo_mask_path
 from boxsup_d2.engine.rounds import run_rounds
 
@@ -29,6 +32,24 @@ def run_rounds_config(path: str, opts: Sequence[str], processes: int, verbose: b
     with contextlib.nullcontext() if verbose else quiet_setup(new_networks=new_networks):
         cfg = setup(args)
     run_rounds(cfg, args)
+
+
+def check_init(config: str, checkpoint: str, opts: Sequence[str]) -> None:
+    """See to it that ``--init`` holds the whole network: what it lacks would start from noise, and stay unnoticed.
+
+    Args:
+        config: file of the network that is trained.
+        checkpoint: to start it from.
+        opts: overrides, in pairs.
+
+    Raises:
+        FileNotFoundError, RuntimeError: it is missing, damaged, or of another network.
+    """
+    cfg = load_config(config)
+    merge_overrides(cfg, opts)
+    cfg.MODEL.DEVICE, cfg.MODEL.TIMM.PRETRAINED = "cpu", False
+    fix = "Give the weights of a box-to-mask network (BoxCaseg) of the same --size."
+    WholeCheckpointer(build_model(cfg), what="--init", fix=fix).load_whole(checkpoint)
 
 
 def summary(out: str, images: str, *, mask_rcnn: bool) -> str:

@@ -115,18 +115,26 @@ def match_images(
     by_id = {image[id_key]: position for position, image in enumerate(theirs)}
     by_name, by_stem = _unique(theirs, str), _unique(theirs, _stem)
     stems = _unique(ours, _stem)
-    partners: list[int | None] = []
-    taken = set()
-    for image in ours:
-        partner = by_name.get(image["file_name"])
-        if partner is None and (stem := _stem(image["file_name"])) in stems:
-            partner = by_stem.get(stem)
-        if partner is None:
-            partner = by_id.get(image[id_key])
-            if partner is not None and any(theirs[partner].get(key) != image.get(key) for key in ("height", "width")):
-                partner = None  # only a number in common
-        partners.append(None if partner in taken else partner)
-        taken.add(partner)
+    partners: list[int | None] = [None] * len(ours)
+    taken: set[int] = set()
+
+    def by_stem_of(image: Mapping[str, Any]) -> int | None:
+        stem = _stem(image["file_name"])
+        return by_stem.get(stem) if stem in stems else None
+
+    def by_id_of(image: Mapping[str, Any]) -> int | None:
+        partner = by_id.get(image[id_key])
+        if partner is None or any(theirs[partner].get(key) != image.get(key) for key in ("height", "width")):
+            return None  # only a number in common
+        return partner
+
+    # The surer ways first, for all: a number in common must not take the partner that another image names.
+    for find in (lambda image: by_name.get(image["file_name"]), by_stem_of, by_id_of):
+        for index, image in enumerate(ours):
+            partner = find(image) if partners[index] is None else None
+            if partner is not None and partner not in taken:
+                partners[index] = partner
+                taken.add(partner)
     return partners
 
 

@@ -137,8 +137,10 @@ def write_pseudo_masks(
     Raises:
         OSError: see :func:`atomic_write`.
     """
-    info = source.get("info")
-    info = {**(info if isinstance(info, dict) else {}), PROVENANCE_KEY: provenance}
+    info = source.get("info") or {}
+    if not isinstance(info, dict):  # no COCO json's, but nothing is lost
+        info = {"info": info}
+    info = {**info, PROVENANCE_KEY: provenance}
     with atomic_write(path, hint) as file:
         file.write(f'{{"info": {json.dumps(info)}')
         for key, value in source.items():

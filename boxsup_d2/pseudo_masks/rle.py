@@ -54,7 +54,7 @@ def has_mask(segmentation: Any) -> bool:
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
         return sum(counts[1::2]) > 0 if isinstance(counts, list) else int(mask_util.area(segmentation)) > 0
-    return bool(segmentation)
+    return bool(segmentation) and segmentation != [[]]
 
 
 def decode(segmentation: Any, height: int, width: int) -> np.ndarray:

@@ -139,7 +139,7 @@ def segmentation_fault(value: Any, height: int, width: int) -> str | None:
         height: of the image.
         width: of the image.
     """
-    if not value:
+    if not value or value == [[]]:  # both are what tools write for a box alone
         return None
     if isinstance(value, list):
         return _polygon_fault(value, height, width)

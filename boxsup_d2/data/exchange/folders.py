@@ -29,7 +29,12 @@ def list_files(root: str, extensions: Sequence[str] = ()) -> list[str]:
         extensions: lower-case, with dots; none: the images.
     """
     found = []
-    for folder, _, names in os.walk(root, followlinks=True):
+    for folder, inner, names in os.walk(root, followlinks=True):
+        here = os.path.join(os.path.realpath(folder), "")
+        # A link to a folder above would be followed for ever.
+        inner[:] = [
+            name for name in inner if not here.startswith(os.path.join(os.path.realpath(f"{folder}/{name}"), ""))
+        ]
         relative = os.path.relpath(folder, root).replace(os.sep, "/")
         prefix = "" if relative == "." else f"{relative}/"
         for name in names:

@@ -276,6 +276,8 @@ class _Inspector:
     def _with_sound_mask(self, entry: dict[str, Any]) -> dict[str, Any]:
         fault = segmentation_fault(entry.get("segmentation"), *self._sizes[entry["image_id"]])
         if fault is None:
+            if not entry.get("iscrowd") and _is_rectangle(entry.get("segmentation"), entry["bbox"]):
+                self.notes.add("masks that are their box, which some tools write for boxes alone", f"id {entry['id']}")
             return entry
         self.problems.add("damaged masks", f"id {entry['id']}: {fault}")
         return {key: value for key, value in entry.items() if key != "segmentation"}
@@ -283,6 +285,15 @@ class _Inspector:
 
 def _place(entry: dict[str, Any]) -> str:
     return f"id {brief(entry.get('id'))}, image {entry['image_id']}: {entry['bbox']}"
+
+
+def _is_rectangle(segmentation: Any, box: list[float]) -> bool:
+    """Whether a mask is one polygon along the box, to a tenth of a pixel."""
+    if not isinstance(segmentation, list) or len(segmentation) != 1 or len(segmentation[0]) not in (8, 10):
+        return False
+    points = {(round(x, 1), round(y, 1)) for x, y in zip(segmentation[0][::2], segmentation[0][1::2], strict=True)}
+    x, y, w, h = box
+    return points == {(round(a, 1), round(b, 1)) for a in (x, x + w) for b in (y, y + h)}
 
 
 def _try_size(path: str | None) -> tuple[int, int] | ValueError | None:

@@ -95,7 +95,7 @@ def decode_mask(annotation: dict[str, Any], height: int, width: int) -> np.ndarr
         ValueError: it cannot be read; names the annotation.
     """
     segmentation = annotation.get("segmentation")
-    if not segmentation:
+    if not segmentation or segmentation == [[]]:
         return np.zeros((height, width), dtype=bool)
     try:
         return decode(segmentation, height, width).T
