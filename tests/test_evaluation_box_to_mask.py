@@ -351,6 +351,7 @@ def _worker(rank: int, folder: str) -> None:
         evaluator = BoxToMaskEvaluator(register("eval_toy", records), f"{folder}/{number}")
         results = feed(evaluator, [records[i] for i in shards[rank]]).evaluate()
         assert (results is None) == (rank > 0)
+    torch.distributed.barrier()  # who leaves while the other one still talks to it may be aborted
     torch.distributed.destroy_process_group()
 
 

@@ -313,6 +313,7 @@ def _worker(rank: int, init_file: str, folder: str) -> None:
     assert (results == {}) == (rank > 0)
     if rank == 0:
         Path(folder, "results.json").write_text(json.dumps(results))
+    torch.distributed.barrier()  # who leaves while the other one still talks to it may be aborted
     torch.distributed.destroy_process_group()
 
 

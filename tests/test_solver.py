@@ -270,6 +270,7 @@ def _two_ranks(rank: int, folder: str) -> None:
     trainer = build_inner_trainer(model, stream(2)[rank::2], optimizer, amp=False, batches=3)
     run(trainer, 4)
     torch.save((model.module.state_dict(), len(syncs)), f"{folder}/{rank}.pth")
+    torch.distributed.barrier()  # who leaves while the other one still talks to it may be aborted
     torch.distributed.destroy_process_group()
 
 
