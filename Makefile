@@ -40,6 +40,7 @@ lint: setup
 	@$(PY) -m mypy || $(call fail,mypy found the above)
 
 setup: $(VENV)/.stamp-detectron2 $(VENV)/.stamp-crf
+	@echo "== ready: source $(VENV)/bin/activate"
 
 $(VENV)/.stamp-venv:
 	@command -v $(PYTHON) >/dev/null || $(call fail,there is no $(PYTHON): install Python 3.10 to 3.13 or name one with 'make PYTHON=...')

@@ -269,9 +269,8 @@ def _check_weights_given(cfg: CfgNode, method: Method, weights: str | None) -> N
         value = value[part]
     if method.weights_key == "MODEL.WEIGHTS" or not value:
         kind = {"salient-onnx": "the .onnx file of a salient-object network", "sam": "a folder or hub name of a SAM"}
-        raise ValueError(
-            f"Method '{method.name}' needs weights: {kind.get(method.name, 'a trained checkpoint (.pth)')}."
-        )
+        trained = "a trained checkpoint (.pth), such as 'boxsup train' or train_net.py leaves"
+        raise ValueError(f"Method '{method.name}' needs weights (--weights): {kind.get(method.name, trained)}.")
 
 
 def _set_device(cfg: CfgNode, device: str | None) -> None:
@@ -283,5 +282,8 @@ def _set_device(cfg: CfgNode, device: str | None) -> None:
     except RuntimeError as error:
         raise ValueError(f"There is no device '{device}': use cpu, cuda or cuda:<number>.") from error
     if parsed.type == "cuda" and not (torch.cuda.is_available() and (parsed.index or 0) < torch.cuda.device_count()):
-        raise ValueError(f"Device '{device}' is not available: this machine has {torch.cuda.device_count()} GPUs.")
+        raise ValueError(
+            f"Device '{device}' is not available: this machine has {torch.cuda.device_count()} GPUs. Leave it out, or "
+            "use cpu."
+        )
     cfg.MODEL.DEVICE = device

@@ -139,7 +139,8 @@ def run(args: argparse.Namespace) -> None:
                 shutil.rmtree(work, ignore_errors=True)
     else:
         claim_folders(exports, source, work, force=args.force)
-        os.makedirs(job.output_dir, exist_ok=True)
+        with bad_input():  # a folder that may not be written to
+            os.makedirs(job.output_dir, exist_ok=True)
         with acquire_lock(work, "lock"):
             source.write(work)
             launch(label, processes, args=(job,))
