@@ -17,7 +17,7 @@ fail = { echo "make: $(1)" >&2; exit 1; }
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@echo "make demo       set up, then BoxCaseg on toy scenes from boxes to a trained Mask R-CNN (CPU, 8 minutes)"
+	@echo "make demo       set up, then BoxCaseg on toy scenes from boxes to a trained Mask R-CNN (CPU, 3 minutes)"
 	@echo "make test       set up, then the test suite"
 	@echo "make test-slow  the same with the slow tests"
 	@echo "make lint       set up, then ruff and mypy"
