@@ -30,6 +30,19 @@ def create_local_process_group(processes_per_machine: int) -> None:
             comm._LOCAL_PROCESS_GROUP = group
 
 
+def destroy_process_groups() -> None:
+    """Leave every process group; the last thing that a worker does.
+
+    ``destroy_process_group`` gives up torch's references, but Detectron2 keeps two of its own: to the ranks of this
+    machine and to the group of ``comm.all_gather``. While one is left, gloo's threads run on; one that is still
+    releasing the tensors of the last collective when the interpreter ends aborts the process (SIGABRT, "terminate
+    called without an active exception"), and a run that had finished counts as failed.
+    """
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+    dist.destroy_process_group()
+
+
 def reset_data_loader(trainer: SimpleTrainer, data_loader: Any) -> None:
     """Give a ``SimpleTrainer`` another training loader.
 

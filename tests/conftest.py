@@ -6,8 +6,9 @@ import logging
 import os
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -49,6 +50,18 @@ def datasets_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root.mkdir()
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     return root
+
+
+@pytest.fixture(scope="session")
+def in_two_processes() -> Callable[..., None]:
+    """Runs a function (of the top level of a module) with its arguments in two CPU processes, GPUs or not."""
+    from boxsup_d2.engine.launch import launch
+
+    def run(function: Callable[..., None], *args: object) -> None:
+        with mock.patch("torch.cuda.is_available", return_value=False):
+            launch(function, 2, args=args)
+
+    return run
 
 
 @pytest.fixture(autouse=True)

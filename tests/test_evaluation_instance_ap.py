@@ -11,12 +11,12 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
-import torch.multiprocessing as mp
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -304,8 +304,8 @@ def test_void_counts_for_neither_side() -> None:
     np.testing.assert_equal(published, plain)
 
 
-def _worker(rank: int, init_file: str, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
+def _worker(folder: str) -> None:
+    rank = comm.get_rank()
     coco, predictions = make_coco(10)
     # Uneven shards; the second one is padded with an image of the first.
     shard = {i: p for i, p in predictions.items() if (i <= 9) == (rank == 0) or i == 5}
@@ -313,14 +313,12 @@ def _worker(rank: int, init_file: str, folder: str) -> None:
     assert (results == {}) == (rank > 0)
     if rank == 0:
         Path(folder, "results.json").write_text(json.dumps(results))
-    torch.distributed.barrier()  # who leaves while the other one still talks to it may be aborted
-    torch.distributed.destroy_process_group()
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+def test_two_processes_equal_one(tmp_path: Path, in_two_processes) -> None:
     coco, predictions = make_coco(10)
     expected = feed(InstanceAPEvaluator(register_records("ap_toy_d2", coco)), predictions)
-    mp.spawn(_worker, args=(str(tmp_path / "init"), str(tmp_path)), nprocs=2)
+    in_two_processes(_worker, str(tmp_path))
     np.testing.assert_equal(json.loads((tmp_path / "results.json").read_text()), expected)
 
 

@@ -1,20 +1,24 @@
 """Processes, devices, configs and the command line: what stands between a user and the first step."""
 
 import argparse
+import gc
 import importlib
 import logging
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 
 import boxsup_d2
+from boxsup_d2.compat import create_local_process_group, destroy_process_groups
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.engine import defaults
 from boxsup_d2.engine.defaults import default_argument_parser, load_config, setup, use_available_device
@@ -61,7 +65,7 @@ def test_gpus_are_left_to_detectron2(monkeypatch):
     seen = []
     monkeypatch.setattr(launch_module, "detectron2_launch", lambda *arguments: seen.append(arguments))
     launch(print, 2, num_machines=3, machine_rank=1, dist_url="tcp://10.0.0.1:29500", args=("x",))
-    assert seen == [(print, 2, 3, 1, "tcp://10.0.0.1:29500", ("x",))]
+    assert seen == [(launch_module._gpu_worker, 2, 3, 1, "tcp://10.0.0.1:29500", (print, ("x",)))]
 
 
 @pytest.mark.parametrize("processes", [0, 1])
@@ -77,15 +81,27 @@ def _report(folder: str) -> None:
     facts = [comm.get_world_size(), comm.get_local_size(), comm.get_local_rank(), torch.get_num_threads(), gathered]
     with open(os.path.join(folder, str(comm.get_rank())), "w") as file:
         yaml.safe_dump(facts, file)
-    comm.synchronize()
 
 
-def test_two_cpu_processes(no_gpu, monkeypatch, tmp_path):
+def test_two_cpu_processes(monkeypatch, in_two_processes, tmp_path):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    launch(_report, 2, args=(str(tmp_path),))
+    in_two_processes(_report, str(tmp_path))
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
     for rank in range(2):
         assert yaml.safe_load((tmp_path / str(rank)).read_text()) == [2, 2, rank, threads, [0, 1]]
+
+
+def test_no_process_group_outlives_its_worker(tmp_path):
+    # Detectron2 keeps references; a group that lives on may abort the process (see destroy_process_groups).
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/init", rank=0, world_size=1)
+    create_local_process_group(1)
+    held = [dist.group.WORLD, comm._LOCAL_PROCESS_GROUP, comm._get_global_gloo_group()]
+    groups = [weakref.ref(group) for group in held]
+    del held
+    destroy_process_groups()
+    assert not dist.is_initialized()
+    gc.collect()
+    assert [group() for group in groups] == [None, None, None]
 
 
 def test_address_that_cannot_be_used_is_explained(monkeypatch):

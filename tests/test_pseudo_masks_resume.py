@@ -15,7 +15,6 @@ from test_labelling import NAME, labelled, make_cfg, make_source
 
 from boxsup_d2.data.datasets import register_coco_boxes
 from boxsup_d2.engine.labelling import label_datasets, pseudo_mask_path
-from boxsup_d2.engine.launch import launch
 from boxsup_d2.pseudo_masks.format import read_pseudo_masks
 
 
@@ -63,7 +62,7 @@ def label_until_killed(folder: Path, output: Path, images: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def runs(tmp_path_factory: pytest.TempPathFactory, in_two_processes) -> dict[str, Any]:
     """All that needs several processes, in one launch: starting them is what takes long."""
     root = tmp_path_factory.mktemp("runs")
     make_source(root / "one_image", images=2)
@@ -76,7 +75,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (root / "killed" / "log.0").unlink()
     folders = (("source", "two"), ("source", "killed"), ("one_image", "idle"), ("source", "two_sem_seg"))
     worker([(str(root / "source"), str(root / "one_sem_seg"), 0.0)])
-    launch(worker, 2, args=([(str(root / source), str(root / output), 0.0) for source, output in folders],))
+    in_two_processes(worker, [(str(root / source), str(root / output), 0.0) for source, output in folders])
 
     def read_log(path: Path) -> list[int]:
         return [int(line) for line in path.read_text().split()] if path.exists() else []

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from detectron2.config import get_cfg
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.solver import build_optimizer
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -253,8 +253,8 @@ def test_accumulate_must_be_positive():
         inner_trainer(0, 2)
 
 
-def _two_ranks(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+def _two_ranks(folder: str) -> None:
+    rank = comm.get_rank()
     model = DistributedDataParallel(Regression())
     syncs = []
 
@@ -270,12 +270,10 @@ def _two_ranks(rank: int, folder: str) -> None:
     trainer = build_inner_trainer(model, stream(2)[rank::2], optimizer, amp=False, batches=3)
     run(trainer, 4)
     torch.save((model.module.state_dict(), len(syncs)), f"{folder}/{rank}.pth")
-    torch.distributed.barrier()  # who leaves while the other one still talks to it may be aborted
-    torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_average_their_accumulated_gradients_once_per_update(tmp_path):
-    mp.spawn(_two_ranks, args=(str(tmp_path),), nprocs=2)
+def test_two_ranks_average_their_accumulated_gradients_once_per_update(tmp_path, in_two_processes):
+    in_two_processes(_two_ranks, str(tmp_path))
     one = inner_trainer(1, 12)
     run(one, 4)
     for rank in (0, 1):

@@ -17,7 +17,7 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
-from boxsup_d2.compat import create_local_process_group
+from boxsup_d2.compat import create_local_process_group, destroy_process_groups
 
 __all__ = ["launch"]
 
@@ -69,7 +69,7 @@ def launch(
     if torch.cuda.is_available() and num_processes_per_machine > 0:
         if per_machine > torch.cuda.device_count():
             raise ValueError(f"--num-gpus {per_machine}, but this machine has {torch.cuda.device_count()}.")
-        detectron2_launch(main_func, per_machine, num_machines, machine_rank, dist_url, args)
+        detectron2_launch(_gpu_worker, per_machine, num_machines, machine_rank, dist_url, (main_func, args))
     else:
         mp.spawn(
             _cpu_worker,
@@ -108,10 +108,17 @@ def _cpu_worker(
     comm.synchronize()
     try:
         main_func(*args)
-        # Nobody leaves while another one still talks to it: gloo's threads abort the process otherwise.
-        comm.synchronize()
     finally:
-        dist.destroy_process_group()
+        destroy_process_groups()
+
+
+def _gpu_worker(main_func: Callable[..., Any], args: tuple) -> None:
+    """One process of Detectron2's launcher, which leaves its groups to the end of the interpreter.
+
+    After an error they are left to it as well: NCCL may wait there for ranks that still compute.
+    """
+    main_func(*args)
+    destroy_process_groups()
 
 
 def _usable_cores() -> int:
