@@ -22,7 +22,7 @@ from boxsup_d2.modeling.frozen_segmenter import FrozenSegmenter
 from boxsup_d2.modeling.losses import pixel_cross_entropy
 from boxsup_d2.modeling.meta_arch import LPG
 from boxsup_d2.modeling.meta_arch.box_to_mask import fill_boxes
-from boxsup_d2.modeling.meta_arch.class_prompts import ClassPrompts, first_claim_scores
+from boxsup_d2.modeling.meta_arch.class_prompts import ClassPrompts, first_claim_labels
 from boxsup_d2.modeling.windows import Window
 from boxsup_d2.pseudo_masks.label_map import covering_boxes, rasterize_boxes
 
@@ -285,6 +285,28 @@ def test_features_of_another_stride_and_no_samples_are_refused():
 def test_fewer_large_samples_go_through_the_network_at_once():
     model = small_generator(test_samples_per_forward=8)
     assert [model.samples_at_once(size) for size in [(64, 64), (512, 512), (512, 640), (4096, 6144)]] == [8, 8, 6, 1]
+
+
+def test_batch_norms_are_folded_into_convolutions_where_nothing_is_learned():
+    net = small_generator().backbone
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    used = []
+    for norm in norms:
+        norm.register_forward_hook(lambda *_: used.append(1))
+        for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            nn.init.uniform_(values, 0.5, 1.5)
+    image = torch.randn(2, 4, 64, 96)
+    whole = net(image)["res2"]
+    whole.sum().backward()  # also in evaluation, whoever wants gradients gets them
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    used.clear()
+    with torch.no_grad():
+        folded = net(image)["res2"]
+    assert not used
+    assert (folded - whole).abs().max() <= 1e-5 * whole.abs().max()
+    with torch.no_grad():
+        net.train()(image)
+    assert len(used) == len(norms), "in training the statistics of the batch count"
 
 
 def test_windows_of_the_hourglass_are_parts_of_the_whole():
@@ -559,19 +581,14 @@ def test_published_rule_of_truncated_inclusive_corners():
 
 
 def test_first_class_keeps_its_pixels():
-    probs = torch.rand(3, 9, 11)
-    masks = (probs > 0.5) & (torch.rand(3, 9, 11) > 0.3)
+    masks = torch.rand(3, 9, 11) > 0.5
     classes = [4, 0, 2]
-    scores = first_claim_scores(probs, masks, classes, 5)
-    assert scores.shape == (6, 9, 11)
+    labels = first_claim_labels(masks, classes)
+    assert (labels.shape, labels.dtype) == ((9, 11), torch.int32)
     for y, x in np.ndindex(9, 11):
         first = next((k for k in range(3) if masks[k, y, x]), None)
-        expected = torch.zeros(6)
-        expected[0] = 1 if first is None else 1 - probs[first, y, x]
-        if first is not None:
-            expected[classes[first] + 1] = probs[first, y, x]
-        assert torch.allclose(scores[:, y, x], expected)
-        assert scores[:, y, x].argmax() == (0 if first is None else classes[first] + 1)
+        assert labels[y, x] == (0 if first is None else classes[first] + 1)
+    assert not first_claim_labels(masks[:0], []).any()
 
 
 # ------------------------------------------------------------------------------------------- labelling
@@ -612,8 +629,8 @@ def test_inference_is_the_published_labelling(with_segmenter, samples):
     for item, output in zip(inputs, outputs, strict=True):
         with torch.no_grad():
             labels, class_masks = labels_step_by_step(model, item)
-        assert output["sem_seg"].shape == (4, item["height"], item["width"])
-        assert (output["sem_seg"].argmax(dim=0) == labels).float().mean() > 0.999
+        assert output["label_map"].shape == (item["height"], item["width"])
+        assert (output["label_map"] == labels).float().mean() > 0.999
         answer = output["instances"]
         assert len(answer) == len(item["instances"])
         assert torch.equal(answer.pred_classes, item["instances"].gt_classes)
@@ -625,7 +642,7 @@ def test_inference_is_the_published_labelling(with_segmenter, samples):
             assert (mask == (class_masks[int(label)] & inside)).float().mean() > 0.999
             assert not (mask & ~inside).any()
             assert (0.5 < score <= 1) if mask.any() else score == 0
-    labels = outputs[0]["sem_seg"].argmax(dim=0)
+    labels = outputs[0]["label_map"]
     boxes = rasterize_boxes(inputs[0]["instances"].gt_boxes.tensor, (60, 70))
     assert 0.05 < (labels[boxes] > 0).float().mean() < 0.95, "a network that answers alike everywhere tests nothing"
 
@@ -637,20 +654,18 @@ def test_images_without_prompts_and_boxes_outside_are_background():
         assert output["instances"].pred_masks.shape == (count, 30, 40)
         assert not output["instances"].pred_masks.any()
         assert not output["instances"].scores.any()
-        assert output["sem_seg"].shape == (4, 30, 40)
-        assert not output["sem_seg"].argmax(dim=0).any()
+        assert output["label_map"].shape == (30, 40)
+        assert not output["label_map"].any()
     assert model([]) == []
 
 
-def test_number_of_classes_is_the_data_sets_or_the_largest_seen():
+def test_classes_that_the_data_set_lacks_are_refused():
     model = small_generator()
     item = prompts([[1, 1, 20, 20], [5, 5, 30, 30]], [0, 2], 40, 40)
-    del item["num_classes"]
-    assert model([item])[0]["sem_seg"].shape[0] == 4
-    del item["class_names"]
-    assert model([item])[0]["sem_seg"].shape[0] == 4
     with pytest.raises(ValueError, match=r"a.jpg.*\[0, 2\].*2 classes"):
         model([{**item, "num_classes": 2, "file_name": "a.jpg"}])
+    del item["num_classes"], item["class_names"]
+    assert len(model([item])[0]["instances"]) == 2
 
 
 def test_flip_makes_the_answer_symmetric():

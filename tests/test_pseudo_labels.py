@@ -77,11 +77,11 @@ def test_painted_labels_match_slow_reference(seed):
                 assert labels[y, x] == (0 if winner is None else classes[winner] + 1)
 
 
-def test_scores_come_before_masks():
+def test_the_methods_own_label_map_comes_before_masks():
     masks = torch.ones(1, 4, 5, dtype=torch.bool)
-    scores = torch.rand(21, 4, 5)
-    labels = label_map(answer(masks, sem_seg=scores), torch.tensor([[0.0, 0, 5, 4]]), torch.tensor([3]))
-    assert np.array_equal(labels, scores.argmax(dim=0).numpy())
+    own = torch.randint(0, 255, (4, 5), dtype=torch.int32)
+    labels = label_map(answer(masks, label_map=own), torch.tensor([[0.0, 0, 5, 4]]), torch.tensor([3]))
+    assert np.array_equal(labels, own.numpy())
     assert labels.dtype == np.uint8
 
 
@@ -91,14 +91,15 @@ def test_answers_that_make_no_label_map_are_refused():
         label_map(answer(masks), boxes[:1], torch.zeros(1))
     with pytest.raises(ValueError, match="room for 254"):
         label_map(answer(masks), boxes, torch.tensor([0, 254]))
-    with pytest.raises(ValueError, match="room for 255"):
-        label_map(answer(masks, sem_seg=torch.zeros(256, 1, 1)), boxes, torch.tensor([0, 0]))
+    for wrong in (-1, 255):
+        with pytest.raises(ValueError, match=r"Labels from .* must be 0 to 254"):
+            label_map(answer(masks, label_map=torch.tensor([[0, wrong]])), boxes, torch.tensor([0, 0]))
     prompts = Instances((4, 6), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(2, dtype=torch.int64))
     item = {"file_name": "x.png", "instances": prompts, "num_classes": 3}
     with pytest.raises(ValueError, match=r"x\.png.*\(4, 5\), the image \(4, 6\)"):
         prompted_label_map(item, answer(masks))
-    with pytest.raises(ValueError, match=r"x\.png.*5 channels, background and 3 classes"):
-        prompted_label_map(item, answer(masks, sem_seg=torch.zeros(5, 4, 6)))
+    with pytest.raises(ValueError, match=r"x\.png.*has class 3, the data set has 3 classes"):
+        prompted_label_map(item, answer(masks, label_map=torch.full((4, 6), 4)))
 
 
 def test_known_masks_are_painted_over_and_crowds_ignored():
@@ -211,15 +212,15 @@ def test_manifest_label_maps_and_data_set(tmp_path):
     assert metrics == {"images": 6, "boxes": 12, "kept": 0, "share_empty": empty / 12}
 
 
-def test_scores_of_a_semantic_method_are_written(tmp_path, monkeypatch):
+def test_the_label_map_of_a_semantic_method_is_written(tmp_path, monkeypatch):
     make_source(tmp_path)
     plain = FakeBoxToMask._answer
 
     def semantic(self: Any, item: dict[str, Any]) -> dict[str, Any]:
         assert (item["num_classes"], item["class_names"]) == (2, ["b", "a"])
-        scores = torch.zeros(3, 40, 60)
-        scores[2, :10] = scores[1, 10:20] = 1
-        return {**plain(self, item), "sem_seg": scores}
+        labels = torch.zeros(40, 60, dtype=torch.int32)
+        labels[:10], labels[10:20] = 2, 1
+        return {**plain(self, item), "label_map": labels}
 
     monkeypatch.setattr(FakeBoxToMask, "_answer", semantic)
     cfg = sem_seg_cfg(tmp_path)
@@ -407,12 +408,12 @@ def test_images_are_labelled_in_batches(tmp_path, monkeypatch, batch):
         label(cfg)
 
 
-def test_refined_masks_come_before_scores():
+def test_refined_masks_come_before_label_maps():
     pytest.importorskip("pydensecrf", reason="pydensecrf2 is optional")
 
     class Method(nn.Module):
         def forward(self, inputs: Any) -> Any:
-            return [answer(torch.ones(1, 8, 8, dtype=torch.bool), sem_seg=torch.zeros(2, 8, 8))]
+            return [answer(torch.ones(1, 8, 8, dtype=torch.bool), label_map=torch.zeros(8, 8))]
 
     prompts = Instances((8, 8), gt_boxes=Boxes(torch.tensor([[1.0, 1, 7, 7]])), gt_classes=torch.tensor([0]))
     item = {"image": torch.zeros(3, 8, 8, dtype=torch.uint8), "instances": prompts}

@@ -163,25 +163,25 @@ def test_a_part_of_the_data_set_is_said_to_be_one(tmp_path, caplog):
     assert "Only 4 of the 6 images of sem_seg_toy" in caplog.text
 
 
-@pytest.mark.parametrize("with_scores", [True, False])
-def test_label_maps_of_box_to_mask_answers_are_scored(tmp_path, with_scores):
-    """Of scores their argmax, of masks alone the painted ones: what the writer of pseudo labels would write."""
+@pytest.mark.parametrize("by_class", [True, False])
+def test_label_maps_of_box_to_mask_answers_are_scored(tmp_path, by_class):
+    """The method's own one, of masks alone the painted ones: what the writer of pseudo labels would write."""
     records = register(tmp_path)
     evaluator = build_evaluator(make_cfg(), "sem_seg_toy", "box_to_sem_seg", str(tmp_path / "out"))
     assert isinstance(evaluator, BoxToSemSegEvaluator)
     gts, preds = [], []
     for record in records:
-        scores = answer(record)["sem_seg"]
+        own = answer(record)["sem_seg"].argmax(dim=0)
         prompts = Instances((H, W), gt_classes=torch.tensor([2, 0]))
         prompts.gt_boxes = Boxes(torch.tensor([[0.0, 0, W, H], [0, 0, 5, H]]))
         masks = torch.zeros(2, H, W, dtype=torch.bool)
         masks[0], masks[1, :, :5] = True, True
-        output = {"instances": Instances((H, W), pred_masks=masks), **({"sem_seg": scores} if with_scores else {})}
+        output = {"instances": Instances((H, W), pred_masks=masks), **({"label_map": own} if by_class else {})}
         evaluator.process([{**record, "instances": prompts, "num_classes": 3}], [output])
         painted = np.full((H, W), 3)
         painted[:, :5] = 1
         gts.append(np.asarray(Image.open(record["sem_seg_file_name"])))
-        preds.append(scores.argmax(dim=0).numpy() if with_scores else painted)
+        preds.append(own.numpy() if by_class else painted)
     results = evaluator.evaluate()["box_to_sem_seg"]
     assert results["mIoU"] == pytest.approx(100 * summed(gts, preds, 4).miou)
     assert (tmp_path / "out" / "box_to_sem_seg_evaluation.json").is_file()

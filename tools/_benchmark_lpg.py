@@ -80,7 +80,7 @@ def image_prompts(count: int, side: int) -> list[dict[str, Any]]:
 def label_batched(model: LPG, inputs: list[dict[str, Any]], batch: int) -> list[Tensor]:
     """Label maps as labelling makes them: several images go through the network together."""
     batches = [inputs[start : start + batch] for start in range(0, len(inputs), batch)]
-    return [output["sem_seg"].argmax(dim=0) for part in batches for output in model(part)]
+    return [output["label_map"] for part in batches for output in model(part)]
 
 
 @torch.no_grad()

@@ -66,9 +66,9 @@ def label_map(
     """Label map of one image's box-to-mask answer.
 
     Args:
-        output: the answer. With ``sem_seg`` ((1 + classes)×H×W scores), their argmax. Without, the masks of its
-            ``instances`` (``pred_masks``: N×H×W bool), painted by class, the smaller box on top and on a tie the
-            earlier one, as masks are merged.
+        output: the answer. Its ``label_map`` (H×W integers), if it has one. Otherwise the masks of its ``instances``
+            (``pred_masks``: N×H×W bool), painted by class, the smaller box on top and on a tie the earlier one, as
+            masks are merged.
         boxes: N×4, the prompts, x0, y0, x1, y1.
         classes: N, their classes, 0-based.
         rows: positions of the instances that are painted; None paints all.
@@ -79,11 +79,12 @@ def label_map(
     Raises:
         ValueError: there are not as many masks as prompts, or more classes than a label map can tell apart.
     """
-    scores = output.get("sem_seg")
-    if scores is not None:
-        if len(scores) > MAX_CLASSES + 1:
-            raise ValueError(f"Scores of {len(scores)} classes: a label map has room for {MAX_CLASSES + 1}.")
-        return scores.argmax(dim=0).to(torch.uint8).cpu().numpy()
+    own = output.get("label_map")
+    if own is not None:
+        own = own.cpu()
+        if own.numel() and not 0 <= int(own.min()) <= int(own.max()) <= MAX_CLASSES:
+            raise ValueError(f"Labels from {int(own.min())} to {int(own.max())}: they must be 0 to {MAX_CLASSES}.")
+        return own.to(torch.uint8).numpy()
     masks = output["instances"].pred_masks.cpu()
     if not len(masks) == len(boxes) == len(classes):
         raise ValueError(f"{len(masks)} masks answer {len(boxes)} boxes: one mask per box is needed.")
@@ -117,12 +118,12 @@ def prompted_label_map(
     """
     instances = sample["instances"]
     try:
-        num_classes, scores = sample.get("num_classes"), output.get("sem_seg")
-        if scores is not None and num_classes is not None and len(scores) != num_classes + 1:
-            raise ValueError(f"sem_seg has {len(scores)} channels, background and {num_classes} classes were expected.")
         labels = label_map(output, instances.gt_boxes.tensor, instances.gt_classes, rows)
         if labels.shape != tuple(instances.image_size):
             raise ValueError(f"its label map is {labels.shape}, the image {tuple(instances.image_size)}.")
+        known = sample.get("num_classes")
+        if known is not None and labels.max(initial=0) > known:
+            raise ValueError(f"its label map has class {labels.max() - 1}, the data set has {known} classes.")
     except ValueError as error:
         raise ValueError(f"'{sample.get('file_name', sample.get('image_id'))}': {error}") from error
     return labels

@@ -135,7 +135,7 @@ class CRFRefinedModel(nn.Module):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """The method's answer; in evaluation with refined ``pred_masks`` on the CPU.
 
-        Scores of classes (``sem_seg``) are left out: label maps are then made of the refined masks.
+        Its ``label_map``, if it has one, is left out: label maps are then made of the refined masks.
         """
         outputs = self.model(batched_inputs)
         if self.training:
@@ -148,7 +148,7 @@ class CRFRefinedModel(nn.Module):
         instances.pred_masks = refine_instance_masks(
             image, instances.pred_masks, item["instances"].gt_boxes.tensor, self.params
         )
-        return {**{key: value for key, value in output.items() if key != "sem_seg"}, "instances": instances}
+        return {**{key: value for key, value in output.items() if key != "label_map"}, "instances": instances}
 
 
 def _to_numpy(array: torch.Tensor | np.ndarray) -> np.ndarray:

@@ -23,14 +23,12 @@ class ClassPrompts:
         corners: B whole-pixel boxes (x0, y0, x1, y1; exclusive ends) inside the image; some may be empty.
         classes: the K classes present, in order of first appearance.
         slots: of every box, the index of its class in ``classes``.
-        num_classes: of the data set.
     """
 
     item: dict[str, Any]
     corners: list[list[int]]
     classes: list[int]
     slots: list[int]
-    num_classes: int
 
     @classmethod
     def of(cls, item: dict[str, Any]) -> "ClassPrompts":
@@ -54,7 +52,6 @@ class ClassPrompts:
             corners=covering_boxes(prompt.gt_boxes.tensor, (height, width)).tolist(),
             classes=classes,
             slots=[classes.index(label) for label in labels],
-            num_classes=known or max(classes, default=-1) + 1,
         )
 
     @property
@@ -100,24 +97,17 @@ class ClassPrompts:
         return windows
 
 
-def first_claim_scores(probs: Tensor, masks: Tensor, classes: Sequence[int], num_classes: int) -> Tensor:
-    """Scores whose argmax is the label map in which the first class to claim a pixel keeps it.
+def first_claim_labels(masks: Tensor, classes: Sequence[int]) -> Tensor:
+    """The label map in which the first class to claim a pixel keeps it.
 
     Args:
-        probs: K×H×W in 0..1.
-        masks: K×H×W bool, what each class claims; only where its probability is above 1/2.
-        classes: K different ones in 0..num_classes-1, the first to claim first.
-        num_classes: of the data set.
+        masks: K×H×W bool, what each class claims.
+        classes: K of them, 0-based, the first to claim first.
 
     Returns:
-        (num_classes + 1)×H×W, 0 the background: the probability of the class that has the pixel and the rest for the
-        background, which has unclaimed pixels wholly.
+        H×W int32: 0 what nobody claims, else 1 + class.
     """
-    scores = probs.new_zeros((num_classes + 1, *probs.shape[-2:]))
-    background = scores[0].fill_(1)
-    free = torch.ones_like(background, dtype=torch.bool)
-    for prob, mask, label in zip(probs, masks, classes, strict=True):
-        scores[label + 1] = prob * (mask & free)
-        background -= scores[label + 1]
-        free &= ~mask
-    return scores
+    labels = masks.new_zeros(masks.shape[-2:], dtype=torch.int32)
+    for mask, label in zip(masks.flip(0), reversed(classes), strict=True):
+        labels.masked_fill_(mask, label + 1)
+    return labels

@@ -24,7 +24,7 @@ from boxsup_d2.modeling.backbone import HourglassBackbone
 from boxsup_d2.modeling.frozen_segmenter import FrozenSegmenter
 from boxsup_d2.modeling.losses import pixel_cross_entropy
 from boxsup_d2.modeling.meta_arch.box_to_mask import box_to_mask_instances
-from boxsup_d2.modeling.meta_arch.class_prompts import ClassPrompts, first_claim_scores
+from boxsup_d2.modeling.meta_arch.class_prompts import ClassPrompts, first_claim_labels
 from boxsup_d2.modeling.visualization import is_picture_due, overlay_mask, put_picture, to_rgb
 from boxsup_d2.modeling.windows import Window
 
@@ -157,8 +157,8 @@ class LPG(nn.Module):
 
             * ``instances``: ``pred_masks`` (B×H×W bool: the mask of the box's class inside the box), ``pred_boxes``,
               ``pred_classes`` and ``scores`` answer the boxes in order;
-            * ``sem_seg``: (num_classes + 1)×H×W float32 probabilities whose argmax is the label map, 0 the background;
-              where classes claim one pixel, the one that comes first among the boxes keeps it.
+            * ``label_map``: H×W int32, 0 the background, else 1 + class; where classes claim one pixel, the one that
+              comes first among the boxes keeps it.
         """
         return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
 
@@ -340,7 +340,7 @@ class LPG(nn.Module):
         return self._segmenter_channels(item["class_names"], f"the data set of '{name}'")
 
     def _answer(self, prompt: ClassPrompts, margins: Tensor | None) -> dict[str, Any]:
-        """Class masks and label scores of one image in its frame, from K×h/4×w/4 differences of logits."""
+        """Class masks and label map of one image in its frame, from K×h/4×w/4 differences of logits."""
         height, width = prompt.size
         probs = self.pixel_mean.new_zeros((0, height, width))
         if margins is not None:
@@ -358,5 +358,5 @@ class LPG(nn.Module):
         boxes = prompt.item["instances"]
         return {
             "instances": box_to_mask_instances(masks, boxes.gt_boxes.tensor, boxes.gt_classes, scores, prompt.size),
-            "sem_seg": first_claim_scores(probs, own, prompt.classes, prompt.num_classes),
+            "label_map": first_claim_labels(own, prompt.classes),
         }
