@@ -1,5 +1,6 @@
 """Semantic segmentation metrics, their evaluator, and DenseCRF in several processes."""
 
+import ctypes
 import json
 import os
 import signal
@@ -306,6 +307,21 @@ def test_pool_gives_every_image_its_result_in_order_and_bounds_what_is_under_way
         assert found.dtype == np.uint8
         assert np.array_equal(found, refine_label_map(image, prob, CRF_RESNET101))
     assert not np.array_equal(results[0][1], inputs[0][1].argmax(0)), "the CRF changed nothing"
+
+
+def _page_faults_of_a_second_large_block() -> int:
+    """Runs in a worker."""
+    import resource
+
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        bytearray(16 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's allocator has the switch")
+def test_workers_reuse_the_memory_that_they_freed(pool):
+    assert pool._pool.submit(_page_faults_of_a_second_large_block).result() < 100  # of the block's 4,096 pages
 
 
 def test_scores_that_are_no_probabilities_are_refused_with_the_images_name(pool):

@@ -4,6 +4,8 @@ A CRF takes a second or more per image on one core, several times what a network
 the network goes on, and makes it wait when too many images are under way, so that memory stays bounded.
 """
 
+import contextlib
+import ctypes
 import multiprocessing
 import os
 from collections import deque
@@ -49,7 +51,7 @@ class CRFPool:
         self._params = params
         self.workers = workers or default_workers()
         self._max_pending = max_pending or 2 * self.workers
-        self._pool = ProcessPoolExecutor(self.workers, mp_context=_context())
+        self._pool = ProcessPoolExecutor(self.workers, mp_context=_context(), initializer=_keep_freed_memory)
         self._pending: deque[tuple[Hashable, Future]] = deque()
 
     def submit(self, key: Hashable, image: np.ndarray, prob: np.ndarray) -> list[tuple[Hashable, np.ndarray]]:
@@ -112,6 +114,19 @@ def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def _keep_freed_memory() -> None:
+    """Let a worker's allocator reuse what it freed instead of handing it back to the system.
+
+    A CRF allocates some ten arrays of the probabilities' size in every iteration; pages that come anew from the system
+    are zeroed each time, which takes a seventh of its time. Only glibc has the switch; elsewhere nothing happens.
+    """
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of <malloc.h>
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)  # no block of its own for a large array
+        mallopt(trim_threshold, -1)  # never shrink the heap
 
 
 def default_workers() -> int:
