@@ -237,6 +237,8 @@ def label(
     cfg.OUTPUT_DIR = os.path.abspath(os.path.expanduser(output_dir))
     cfg.PSEUDO_MASKS.DATASETS, cfg.PSEUDO_MASKS.FORMAT = (dataset,), "instances"
     cfg.PSEUDO_MASKS.OVERWRITE, cfg.PSEUDO_MASKS.CRF = overwrite, crf
+    # Worker processes would run the caller's script again, up to its `if __name__ == "__main__"`, if it has one.
+    cfg.PSEUDO_MASKS.CRF_WORKERS = 1
     cfg.freeze()
     label_datasets(cfg, loaded.model)
     return pseudo_mask_path(cfg.OUTPUT_DIR, dataset)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import sys
 import time
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.structures import Boxes, Instances
 from pycocotools import mask as mask_util
 from torch.nn import functional as F
 
@@ -21,8 +23,10 @@ from boxsup_d2.pseudo_masks import (
     min_max_normalize,
     paste_masks,
     published_confidence,
+    refine,
 )
 from boxsup_d2.pseudo_masks import format as file_format
+from boxsup_d2.pseudo_masks.label_map import rasterize_boxes
 from boxsup_d2.pseudo_masks.refine import (
     CRF_RESNET101,
     CRF_VGG16,
@@ -255,6 +259,54 @@ def test_crf_snaps_masks_to_edges():
     assert refine_instance_masks(image, rough[:0], boxes[:0]).shape == (0, 60, 80)
     with pytest.raises(ValueError, match="expected H×W×3"):
         dense_crf(image, torch.rand(2, 5, 5))
+
+
+class Rough(torch.nn.Module):
+    """A box-to-mask method whose masks are noise in the boxes."""
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        outputs = []
+        for item in batched_inputs:
+            boxes = item["instances"].gt_boxes.tensor
+            height, width = item["instances"].image_size
+            inside = torch.stack([rasterize_boxes(box[None], (height, width)) for box in boxes])
+            noise = torch.rand(height, width, generator=torch.Generator().manual_seed(height)) > 0.4
+            outputs.append({"instances": Instances((height, width), pred_masks=inside & noise)})
+        return outputs
+
+
+def crf_batch(count: int) -> list[dict[str, Any]]:
+    rng = torch.Generator().manual_seed(1)
+    batch = []
+    for number in range(count):
+        size = (30 + number, 40)
+        image = (torch.rand(3, *size, generator=rng) * 90).to(torch.uint8)
+        image[:, 8:22, 10:30] += 120
+        prompts = Instances(size, gt_boxes=Boxes(torch.tensor([[8.0, 5, 33, 25], [1, 1, 1, 9], [20, 10, 39, 29]])))
+        batch.append({"image": image, "instances": prompts})
+    return batch
+
+
+def test_crf_workers_give_every_image_its_own_masks(monkeypatch):
+    pytest.importorskip("pydensecrf", reason="pydensecrf2 is optional")
+    monkeypatch.setattr(refine, "_BEFORE_WORKERS", 5)
+    alone, shared = CRFRefinedModel(Rough()).eval(), CRFRefinedModel(Rough(), workers=2).eval()
+    batches = [crf_batch(2), crf_batch(3), crf_batch(1)]
+    for number, batch in enumerate(batches):
+        for item, one, two in zip(batch, alone(batch), shared(batch), strict=True):
+            rough = Rough()([item])[0]["instances"].pred_masks
+            image, boxes = item["image"].permute(1, 2, 0), item["instances"].gt_boxes.tensor
+            expected = refine_instance_masks(image, rough, boxes)
+            assert not torch.equal(expected, rough)
+            assert torch.equal(one["instances"].pred_masks, expected)
+            assert torch.equal(two["instances"].pred_masks, expected)
+        assert (shared._executor is None) == (number == 0), "workers start when it is worth it"
+    assert alone._executor is None
+    os.kill(next(iter(shared._executor._processes)), signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"worker process died.*leave PSEUDO_MASKS\.CRF off"):
+        list(map(shared, batches * 50))
+    with pytest.raises(ValueError, match=r"PSEUDO_MASKS\.CRF_WORKERS is -1"):
+        CRFRefinedModel(Rough(), workers=-1)
 
 
 def test_missing_pydensecrf_says_what_to_install(monkeypatch):

@@ -701,6 +701,14 @@ def test_mistakes_are_found_before_anything_runs(project, change, error, message
     assert project.run_step.names() == []
 
 
+def test_a_package_that_a_late_step_needs_is_missed_before_anything_runs(project, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)  # as if it were not installed
+    project.steps[3]["OPTS"] = ["PSEUDO_MASKS.CRF", True]
+    with pytest.raises(ImportError, match="step tune: DenseCRF needs pydensecrf"):
+        project.run()
+    assert project.run_step.names() == []
+
+
 def test_other_keys_in_the_rounds_file_are_refused(project):
     path = project.rounds_file()
     content = yaml.safe_load(path.read_text()) | {"SEED": 1}

@@ -26,8 +26,9 @@ from boxsup_d2.evaluation import (
     confusion_matrix,
     summarize_semantic,
 )
-from boxsup_d2.evaluation.crf_pool import CRFPool, default_workers, refine_label_map
+from boxsup_d2.evaluation.crf_pool import CRFPool, refine_label_map
 from boxsup_d2.modeling.meta_arch import MultiScaleSegmentor
+from boxsup_d2.pseudo_masks.crf_workers import default_workers
 from boxsup_d2.pseudo_masks.refine import CRF_RESNET101, CRFRefinedModel
 
 CLASSES = ["background", "cat", "dog", "cow"]

@@ -11,7 +11,8 @@ import numpy as np
 from _benchmark_loader import HEIGHT, WIDTH
 from _benchmark_timing import Result, interleaved
 
-from boxsup_d2.evaluation.crf_pool import CRFPool, default_workers, refine_label_map
+from boxsup_d2.evaluation.crf_pool import CRFPool, refine_label_map
+from boxsup_d2.pseudo_masks.crf_workers import default_workers
 from boxsup_d2.pseudo_masks.refine import CRF_VGG16
 
 

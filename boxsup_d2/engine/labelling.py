@@ -117,7 +117,7 @@ def _label_dataset(
         writer.reset()
         results = writer.evaluate()
     else:
-        refined = CRFRefinedModel(model) if cfg.PSEUDO_MASKS.CRF else model
+        refined = CRFRefinedModel(model, workers=cfg.PSEUDO_MASKS.CRF_WORKERS) if cfg.PSEUDO_MASKS.CRF else model
         results = inference_on_dataset(refined, build_label_loader(cfg, name, pending), writer)
     if comm.is_main_process():
         write_label_report(cfg.PSEUDO_MASKS.REPORT_IMAGES, writer.path, provenance, anew=not known)

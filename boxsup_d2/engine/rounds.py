@@ -52,6 +52,7 @@ from boxsup_d2.data.datasets import apply_dataset_switches, register_listed, reg
 from boxsup_d2.engine.lock import acquire_lock
 from boxsup_d2.engine.round_plan import PlannedStep, plan_rounds, weights_file
 from boxsup_d2.engine.round_state import Decision, RoundsState, explain_write_errors, missing_outputs
+from boxsup_d2.pseudo_masks.refine import check_densecrf
 
 __all__ = ["run_rounds"]
 
@@ -80,6 +81,7 @@ def run_rounds(cfg: CfgNode, args: argparse.Namespace, run_step: RunStep | None 
     Raises:
         ValueError, FileNotFoundError: if the rounds config is wrong (found before anything runs), the round does not
             exist, or ``rounds.json`` is damaged.
+        ImportError: a step needs an optional package that is not installed.
         RuntimeError: if a step that ``--round`` needs is not done, the folder cannot be written, or another run is at
             work in it.
     """
@@ -94,6 +96,7 @@ def run_rounds(cfg: CfgNode, args: argparse.Namespace, run_step: RunStep | None 
         run_step = step_module.run_step
     plan = plan_rounds(cfg, args)
     selected = _select_round(plan, args.round)
+    _check_packages(selected)
     with _lock(cfg.OUTPUT_DIR):
         state = _on_main(lambda: RoundsState(cfg.OUTPUT_DIR), share=False)
         _on_main(lambda: _check_needed_rounds(state, plan, selected), share=False)
@@ -163,6 +166,16 @@ def _select_round(plan: list[PlannedStep], name: str) -> list[PlannedStep]:
     if name and name not in names:
         raise ValueError(f"There is no round {name}; there are {', '.join(names)}.")
     return [planned for planned in plan if name in ("", planned.step.round)]
+
+
+def _check_packages(selected: list[PlannedStep]) -> None:
+    """An optional package that only a late step needs should not be missed after the night's training."""
+    for planned in selected:
+        if planned.cfg.PSEUDO_MASKS.CRF or planned.cfg.TEST.SEM_SEG_CRF:
+            try:
+                check_densecrf()
+            except ImportError as error:
+                raise ImportError(f"{planned.step.config}, step {planned.name}: {error}") from error
 
 
 def _check_needed_rounds(state: RoundsState, plan: list[PlannedStep], selected: list[PlannedStep]) -> None:

@@ -151,7 +151,7 @@ def _tested_model(cfg: CfgNode, model: nn.Module, task: str) -> nn.Module:
     """The model with what the config puts around it when it is tested on a task."""
     if task in ("box_to_mask", "box_to_sem_seg") and cfg.PSEUDO_MASKS.CRF:
         # Refined like the labels would be, so that the metric speaks of what gets written.
-        return CRFRefinedModel(model)
+        return CRFRefinedModel(model, workers=cfg.PSEUDO_MASKS.CRF_WORKERS)
     if task == "sem_seg" and (tuple(cfg.TEST.SEM_SEG_SCALES) != (1.0,) or cfg.TEST.SEM_SEG_FLIP):
         return MultiScaleSegmentor(model, cfg.TEST.SEM_SEG_SCALES, cfg.TEST.SEM_SEG_FLIP)
     return model

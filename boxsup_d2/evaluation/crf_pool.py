@@ -4,20 +4,17 @@ A CRF takes a second or more per image on one core, several times what a network
 the network goes on, and makes it wait when too many images are under way, so that memory stays bounded.
 """
 
-import contextlib
-import ctypes
-import multiprocessing
-import os
 from collections import deque
 from collections.abc import Hashable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
 
 import numpy as np
-from detectron2.utils import comm
 
+from boxsup_d2.pseudo_masks.crf_workers import default_workers, start_workers, worker_died
 from boxsup_d2.pseudo_masks.refine import CRFParams, dense_crf
+
+_SWITCH = "set TEST.SEM_SEG_CRF to ''"
 
 
 def refine_label_map(image: np.ndarray, prob: np.ndarray, params: CRFParams) -> np.ndarray:
@@ -29,8 +26,8 @@ def refine_label_map(image: np.ndarray, prob: np.ndarray, params: CRFParams) -> 
     total = prob.sum(axis=0)
     if prob.size and (prob.min() < 0 or abs(float(total.min()) - 1) > 0.01 or abs(float(total.max()) - 1) > 0.01):
         raise ValueError(
-            "DenseCRF needs probabilities that sum to 1 over the classes, and the model gave other scores: set "
-            "TEST.SEM_SEG_CRF to '' for this model."
+            "DenseCRF needs probabilities that sum to 1 over the classes, and the model gave other scores: "
+            f"{_SWITCH} for this model."
         )
     return dense_crf(image, prob, params).numpy().argmax(axis=0).astype(np.uint8)
 
@@ -51,7 +48,7 @@ class CRFPool:
         self._params = params
         self.workers = workers or default_workers()
         self._max_pending = max_pending or 2 * self.workers
-        self._pool = ProcessPoolExecutor(self.workers, mp_context=_context(), initializer=_keep_freed_memory)
+        self._pool = start_workers(self.workers)
         self._pending: deque[tuple[Hashable, Future]] = deque()
 
     def submit(self, key: Hashable, image: np.ndarray, prob: np.ndarray) -> list[tuple[Hashable, np.ndarray]]:
@@ -72,7 +69,7 @@ class CRFPool:
         try:
             self._pending.append((key, self._pool.submit(refine_label_map, image, prob, self._params)))
         except BrokenProcessPool as error:
-            raise _died() from error
+            raise worker_died(_SWITCH) from error
         ready = []
         while self._pending and (len(self._pending) >= self._max_pending or self._pending[0][1].done()):
             ready.append(self._oldest())
@@ -99,44 +96,6 @@ class CRFPool:
         try:
             return key, future.result()
         except BrokenProcessPool as error:
-            raise _died() from error
+            raise worker_died(_SWITCH) from error
         except ValueError as error:
             raise ValueError(f"'{key}': {error}") from error
-
-
-def _context() -> Any:
-    """Workers are not copies of this process, which may hold a GPU and running threads, but of a bare server's.
-
-    The server imports this module, torch with it, once for all workers.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def _keep_freed_memory() -> None:
-    """Let a worker's allocator reuse what it freed instead of handing it back to the system.
-
-    A CRF allocates some ten arrays of the probabilities' size in every iteration; pages that come anew from the system
-    are zeroed each time, which takes a seventh of its time. Only glibc has the switch; elsewhere nothing happens.
-    """
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of <malloc.h>
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_max, 0)  # no block of its own for a large array
-        mallopt(trim_threshold, -1)  # never shrink the heap
-
-
-def default_workers() -> int:
-    """Cores that this process may use, shared with the other ranks of the machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores // comm.get_local_size(), 1)
-
-
-def _died() -> RuntimeError:
-    return RuntimeError(
-        "a DenseCRF worker process died, most likely for want of memory: each image under way takes four bytes per "
-        "pixel and class several times over. Free some memory, or set TEST.SEM_SEG_CRF to ''."
-    )

@@ -3,12 +3,18 @@
 Functions on tensors, and a wrapper that puts them behind any box-to-mask method.
 """
 
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from detectron2.structures import Instances
 from torch import nn
+
+from boxsup_d2.pseudo_masks.crf_workers import default_workers, start_workers, worker_died
 
 
 class CRFParams(NamedTuple):
@@ -28,6 +34,11 @@ CRF_RESNET101 = CRFParams(3, 1, 4, 67, 3)
 
 # Probabilities below this count as this: its logarithm stays finite.
 _MIN_PROB = 1e-5
+# Of instance masks: see refine_instance_masks.
+_CERTAINTY = 0.9
+_MARGIN = 0.25
+# Masks that a refined model does alone.
+_BEFORE_WORKERS = 32
 
 
 def dense_crf(
@@ -71,8 +82,8 @@ def refine_instance_masks(
     boxes: torch.Tensor,
     params: CRFParams = CRF_RESNET101,
     *,
-    certainty: float = 0.9,
-    margin: float = 0.25,
+    certainty: float = _CERTAINTY,
+    margin: float = _MARGIN,
 ) -> torch.Tensor:
     """Snap instance masks to the image's edges, each in a window around its box.
 
@@ -94,27 +105,65 @@ def refine_instance_masks(
     Raises:
         ImportError: ``pydensecrf`` is not installed.
     """
+    windows = _mask_windows(image, masks, boxes, certainty, margin)
+    return _put_answers(masks, windows, [_foreground(w.pixels, w.prob, params) for w in windows])
+
+
+class _MaskWindow(NamedTuple):
+    """What the CRF sees of one mask.
+
+    Attributes:
+        row: of the mask.
+        box: rows and columns of the image that the answer may cover.
+        inside: the same in the window.
+        pixels: h×w×3 uint8.
+        prob: h×w float32 of the foreground.
+    """
+
+    row: int
+    box: tuple[slice, slice]
+    inside: tuple[slice, slice]
+    pixels: np.ndarray
+    prob: np.ndarray
+
+
+def _mask_windows(
+    image: torch.Tensor | np.ndarray, masks: torch.Tensor, boxes: torch.Tensor, certainty: float, margin: float
+) -> list[_MaskWindow]:
+    """Windows of all masks that have something to refine; arguments as :func:`refine_instance_masks`."""
     pixels = _to_numpy(image)
     height, width = pixels.shape[:2]
-    if masks.dtype == torch.bool:
-        refined, probs = masks.clone(), masks.float() * (2 * certainty - 1) + (1 - certainty)
-    else:
-        refined, probs = masks > 0.5, masks.float()
-    for mask, prob, (x0, y0, x1, y1) in zip(refined, probs.cpu(), boxes.to("cpu", torch.int64).tolist(), strict=True):
+    windows = []
+    for row, (x0, y0, x1, y1) in enumerate(boxes.to("cpu", torch.int64).tolist()):
         band_x, band_y = int(margin * (x1 - x0)) + 1, int(margin * (y1 - y0)) + 1
         x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
         left, top = max(x0 - band_x, 0), max(y0 - band_y, 0)
         right, bottom = min(x1 + band_x, width), min(y1 + band_y, height)
-        if x0 >= x1 or y0 >= y1 or not bool(mask.any()):
+        if x0 >= x1 or y0 >= y1 or not bool((masks[row] > 0.5).any()):
             continue
-        foreground = torch.zeros((bottom - top, right - left))
-        foreground[y0 - top : y1 - top, x0 - left : x1 - left] = prob[y0:y1, x0:x1]
-        window = pixels[top:bottom, left:right]
-        answer = dense_crf(window, torch.stack([1 - foreground, foreground]), params).argmax(dim=0).bool()
-        inside = answer[y0 - top : y1 - top, x0 - left : x1 - left]
+        box, inside = np.s_[y0:y1, x0:x1], np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
+        own = masks[row][box].float().cpu()
+        if masks.dtype == torch.bool:
+            own = own * (2 * certainty - 1) + (1 - certainty)
+        prob = np.zeros((bottom - top, right - left), np.float32)
+        prob[inside] = own.numpy()
+        windows.append(_MaskWindow(row, box, inside, pixels[top:bottom, left:right], prob))
+    return windows
+
+
+def _foreground(pixels: np.ndarray, prob: np.ndarray, params: CRFParams) -> np.ndarray:
+    """h×w bool of h×w×3 uint8 and h×w float32; runs in workers, too."""
+    return dense_crf(pixels, np.stack([1 - prob, prob]), params).argmax(dim=0).bool().numpy()
+
+
+def _put_answers(masks: torch.Tensor, windows: list[_MaskWindow], answers: Iterable[np.ndarray]) -> torch.Tensor:
+    """N×H×W bool: the masks, replaced where the CRF left something of them."""
+    refined = masks.clone() if masks.dtype == torch.bool else masks > 0.5
+    for window, answer in zip(windows, answers, strict=True):
+        inside = torch.from_numpy(answer[window.inside])
         if inside.any():
-            mask.zero_()
-            mask[y0:y1, x0:x1] = inside.to(mask.device)
+            mask = refined[window.row].zero_()
+            mask[window.box] = inside.to(mask.device)
     return refined
 
 
@@ -124,31 +173,68 @@ class CRFRefinedModel(nn.Module):
     Args:
         model: any box-to-mask meta-architecture.
         params: kernels.
+        workers: processes that refine the masks of a batch, which need a main module that can be imported without
+            harm; 0: this process's share of the machine's cores, 1: none beside this process.
+
+    Raises:
+        ValueError: ``workers`` is negative.
+        ImportError: ``pydensecrf`` is not installed.
     """
 
-    def __init__(self, model: nn.Module, params: CRFParams = CRF_RESNET101):
+    def __init__(self, model: nn.Module, params: CRFParams = CRF_RESNET101, workers: int = 1):
         super().__init__()
+        if workers < 0:
+            raise ValueError(f"PSEUDO_MASKS.CRF_WORKERS is {workers}: it must be 0 or more.")
         check_densecrf()  # before hours of inference
         self.model = model
         self.params = params
+        self.workers = workers or default_workers()
+        self._executor: ProcessPoolExecutor | None = None
+        self._refined = 0
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """The method's answer; in evaluation with refined ``pred_masks`` on the CPU.
 
         Its ``label_map``, if it has one, is left out: label maps are then made of the refined masks.
+
+        Raises:
+            RuntimeError: a worker process died.
         """
         outputs = self.model(batched_inputs)
         if self.training:
             return outputs
-        return [self._refine(item, output) for item, output in zip(batched_inputs, outputs, strict=True)]
+        found: list[Instances] = [output["instances"].to("cpu") for output in outputs]
+        windows = [
+            _mask_windows(
+                item["image"].permute(1, 2, 0),
+                instances.pred_masks,
+                item["instances"].gt_boxes.tensor,
+                _CERTAINTY,
+                _MARGIN,
+            )
+            for item, instances in zip(batched_inputs, found, strict=True)
+        ]
+        # The windows of all images together: an image alone would leave most workers without one.
+        answers = iter(self._foregrounds([window for own in windows for window in own]))
+        for instances, own in zip(found, windows, strict=True):
+            instances.pred_masks = _put_answers(instances.pred_masks, own, islice(answers, len(own)))
+        return [
+            {**{key: value for key, value in output.items() if key != "label_map"}, "instances": instances}
+            for output, instances in zip(outputs, found, strict=True)
+        ]
 
-    def _refine(self, item: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
-        instances: Instances = output["instances"].to("cpu")
-        image = item["image"].permute(1, 2, 0)
-        instances.pred_masks = refine_instance_masks(
-            image, instances.pred_masks, item["instances"].gt_boxes.tensor, self.params
-        )
-        return {**{key: value for key, value in output.items() if key != "label_map"}, "instances": instances}
+    def _foregrounds(self, windows: list[_MaskWindow]) -> list[np.ndarray]:
+        self._refined += len(windows)
+        # Workers take seconds to start, in which this process refines as many masks by itself.
+        if self.workers == 1 or self._refined <= _BEFORE_WORKERS:
+            return [_foreground(window.pixels, window.prob, self.params) for window in windows]
+        if self._executor is None:
+            self._executor = start_workers(self.workers)
+        pixels, probs = [window.pixels for window in windows], [window.prob for window in windows]
+        try:
+            return list(self._executor.map(_foreground, pixels, probs, repeat(self.params)))
+        except BrokenProcessPool as error:
+            raise worker_died("leave PSEUDO_MASKS.CRF off") from error
 
 
 def _to_numpy(array: torch.Tensor | np.ndarray) -> np.ndarray:
