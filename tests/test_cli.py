@@ -268,6 +268,18 @@ def test_what_is_missing_is_named_in_one_line(
     assert "Traceback" not in error
 
 
+def test_the_wrong_folder_of_images_is_said_to_be_that(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "others").mkdir()
+    for options in ([], ["--keep-going"]):
+        assert label(tmp_path, *options, "--images", str(tmp_path / "others")) == 2
+        error = capsys.readouterr().err
+        assert f"None of the {len(data['images'])} images" in error
+        assert data["images"][0]["file_name"] in error
+        assert error.count("\n") == 1
+
+
 def test_debug_shows_the_traceback(tmp_path: Path, data: dict[str, Any]) -> None:
     with pytest.raises(Exception, match=r"absent\.json"):
         label(tmp_path, "--debug", "--json", "absent.json")

@@ -84,6 +84,8 @@ def read_source(args: argparse.Namespace) -> Source:
     with bad_input():
         path, image_root, data, digest, unreadable = _read(args)
         inspection = inspect_coco(data, image_root, path=path)
+    if data["images"] and not inspection.usable["images"]:
+        _refuse_wrong_folder(path, image_root, data["images"])
     mistakes = len(unreadable) + len(inspection.problems)
     if mistakes or len(inspection.notes):
         errors.print(problems_table(path, [unreadable, inspection.problems], inspection.notes))
@@ -103,6 +105,18 @@ def read_source(args: argparse.Namespace) -> Source:
     sizes = [os.path.getsize(os.path.join(image_root, image["file_name"])) for image in usable["images"]]
     digest = hashlib.sha256(f"{digest}{sizes}".encode()).hexdigest()
     return Source(path, image_root, data, usable, digest, as_it_is)
+
+
+def _refuse_wrong_folder(path: str, image_root: str, images: list[Any]) -> None:
+    """Not one image: that is the folder's name, rather than as many mistakes in the json."""
+    from boxsup_d2.data.datasets.catalog import missing_files
+
+    names = [image["file_name"] for image in images if isinstance(image, dict) and image.get("file_name")]
+    if names and len(missing_files(os.path.join(image_root, str(name)) for name in names)) == len(names):
+        raise BadInput(
+            f"None of the {len(names)} images of '{path}' is in '{image_root}', not even '{names[0]}': name the folder "
+            "that its file names are relative to as --images."
+        )
 
 
 def _read(args: argparse.Namespace) -> tuple[str, str, dict[str, Any], str, Any]:
