@@ -27,6 +27,7 @@ from boxsup_d2.pseudo_masks import (
 )
 from boxsup_d2.pseudo_masks import format as file_format
 from boxsup_d2.pseudo_masks.label_map import rasterize_boxes
+from boxsup_d2.pseudo_masks.paste import paste_patches
 from boxsup_d2.pseudo_masks.refine import (
     CRF_RESNET101,
     CRF_VGG16,
@@ -307,6 +308,26 @@ def test_crf_workers_give_every_image_its_own_masks(monkeypatch):
         list(map(shared, batches * 50))
     with pytest.raises(ValueError, match=r"PSEUDO_MASKS\.CRF_WORKERS is -1"):
         CRFRefinedModel(Rough(), workers=-1)
+
+
+def test_crf_starts_from_probabilities_where_a_method_gives_them():
+    pytest.importorskip("pydensecrf", reason="pydensecrf2 is optional")
+    (item,) = crf_batch(1)
+    image, boxes = item["image"].permute(1, 2, 0), item["instances"].gt_boxes.tensor
+    maps = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(2))
+
+    class Probable(torch.nn.Module):
+        def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            instances = Instances((30, 40), pred_masks=paste_masks(maps, boxes, 30, 40))
+            return [{"instances": instances, "patches": paste_patches(maps, boxes, 30, 40)}]
+
+    probs = torch.zeros(3, 30, 40)
+    for prob, patch in zip(probs, paste_patches(maps, boxes, 30, 40), strict=True):
+        prob[patch.window] = patch.prob
+    (output,) = CRFRefinedModel(Probable()).eval()([item])
+    refined = output["instances"].pred_masks
+    assert torch.equal(refined[[0, 2]], refine_instance_masks(image, probs, boxes)[[0, 2]])
+    assert not torch.equal(refined, refine_instance_masks(image, probs > 0.5, boxes))
 
 
 def test_missing_pydensecrf_says_what_to_install(monkeypatch):

@@ -3,8 +3,31 @@
 Tensors in, tensors out; no configuration, no files. Shapes: N boxes, h×w probability maps, H×W image.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch.nn import functional as F
+
+
+class MaskPatch(NamedTuple):
+    """A mask before it is decided: what a network thinks of the pixels of a box.
+
+    Attributes:
+        left, top: first column and row of the image that it covers.
+        prob: h×w float foreground probabilities; the mask is where they are above 1/2. Outside of the patch is
+            background. Either side may be 0.
+    """
+
+    left: int
+    top: int
+    prob: torch.Tensor
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of the image."""
+        height, width = self.prob.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 def min_max_normalize(prob: torch.Tensor) -> torch.Tensor:
@@ -24,10 +47,8 @@ def min_max_normalize(prob: torch.Tensor) -> torch.Tensor:
     return torch.where(span == 0, torch.ones_like(prob), (prob - low) / span)
 
 
-def paste_masks(
-    probs: torch.Tensor, boxes: torch.Tensor, height: int, width: int, threshold: float = 0.5
-) -> torch.Tensor:
-    """Resize every map to its box in one step and cut it at the threshold.
+def paste_patches(probs: torch.Tensor, boxes: torch.Tensor, height: int, width: int) -> list[MaskPatch]:
+    """Resize every map to its box in one step.
 
     The resize is bilinear, antialiased along an axis on which the box is smaller than the map (published: Pillow's
     resize of an 8-bit map, which does the same; without antialiasing the IoU of small boxes falls to 0.91). Only what
@@ -39,25 +60,23 @@ def paste_masks(
             one pixel.
         height: H of the image.
         width: W of the image.
-        threshold: foreground is what lies above it.
 
     Returns:
-        N×H×W bool on the device of ``probs``.
+        N patches of float32, of the part of each box that is inside the image.
 
     Raises:
         ValueError: there are not as many maps as boxes.
     """
     if len(probs) != len(boxes):
         raise ValueError(f"{len(probs)} probability maps for {len(boxes)} boxes: one map per box is needed.")
-    masks = torch.zeros((len(probs), height, width), dtype=torch.bool, device=probs.device)
-    if masks.numel() == 0:
-        return masks
     probs = probs.float()  # half precision moves the threshold by up to 5e-4
     corners: list[list[int]] = boxes.detach().to("cpu", torch.int64).tolist()
-    for mask, prob, (x0, y0, x1, y1) in zip(masks, probs, corners, strict=True):
+    patches = []
+    for prob, (x0, y0, x1, y1) in zip(probs, corners, strict=True):
         x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
         left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
         if left >= right or top >= bottom:
+            patches.append(MaskPatch(0, 0, prob[:0, :0]))
             continue
         if (left, top, right, bottom) == (x0, y0, x1, y1):
             # Antialiasing widens the filter only along axes that shrink; along others this is plain bilinear.
@@ -66,8 +85,26 @@ def paste_masks(
             rows = resize_matrix(prob.shape[0], y1 - y0, top - y0, bottom - y0, prob.device)
             columns = resize_matrix(prob.shape[1], x1 - x0, left - x0, right - x0, prob.device)
             resized = rows @ prob @ columns.T
-        mask[top:bottom, left:right] = resized > threshold
+        patches.append(MaskPatch(left, top, resized))
+    return patches
+
+
+def cut_patches(
+    patches: Sequence[MaskPatch], height: int, width: int, device: torch.device, threshold: float = 0.5
+) -> torch.Tensor:
+    """Masks of patches: N×H×W bool on ``device``, True where a patch lies above the threshold."""
+    masks = torch.zeros((len(patches), height, width), dtype=torch.bool, device=device)
+    for mask, patch in zip(masks, patches, strict=True):
+        mask[patch.window] = patch.prob > threshold
     return masks
+
+
+def paste_masks(
+    probs: torch.Tensor, boxes: torch.Tensor, height: int, width: int, threshold: float = 0.5
+) -> torch.Tensor:
+    """:func:`paste_patches` and :func:`cut_patches` in one: N×H×W bool on the device of ``probs``."""
+    patches = paste_patches(probs, boxes, height, width)
+    return cut_patches(patches, height, width, probs.device, threshold)
 
 
 def resize_matrix(in_size: int, out_size: int, start: int, stop: int, device: torch.device) -> torch.Tensor:

@@ -15,6 +15,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from boxsup_d2.pseudo_masks.crf_workers import default_workers, start_workers, worker_died
+from boxsup_d2.pseudo_masks.paste import MaskPatch
 
 
 class CRFParams(NamedTuple):
@@ -105,7 +106,8 @@ def refine_instance_masks(
     Raises:
         ImportError: ``pydensecrf`` is not installed.
     """
-    windows = _mask_windows(image, masks, boxes, certainty, margin)
+    pixels = _to_numpy(image)
+    windows = _mask_windows(pixels, _mask_patches(masks, boxes, certainty), margin)
     return _put_answers(masks, windows, [_foreground(w.pixels, w.prob, params) for w in windows])
 
 
@@ -127,27 +129,35 @@ class _MaskWindow(NamedTuple):
     prob: np.ndarray
 
 
-def _mask_windows(
-    image: torch.Tensor | np.ndarray, masks: torch.Tensor, boxes: torch.Tensor, certainty: float, margin: float
-) -> list[_MaskWindow]:
-    """Windows of all masks that have something to refine; arguments as :func:`refine_instance_masks`."""
-    pixels = _to_numpy(image)
+def _mask_patches(masks: torch.Tensor, boxes: torch.Tensor, certainty: float) -> list[MaskPatch]:
+    """Masks N×H×W (bool or probabilities) in their boxes N×4; see :func:`refine_instance_masks`."""
+    height, width = masks.shape[-2:]
+    patches = []
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.to("cpu", torch.int64).tolist(), strict=True):
+        x0, y0 = max(x0, 0), max(y0, 0)
+        own = mask[y0 : max(min(y1, height), y0), x0 : max(min(x1, width), x0)]
+        if masks.dtype == torch.bool:
+            own = own.float() * (2 * certainty - 1) + (1 - certainty)
+        patches.append(MaskPatch(x0, y0, own))
+    return patches
+
+
+def _mask_windows(pixels: np.ndarray, patches: Iterable[MaskPatch], margin: float) -> list[_MaskWindow]:
+    """Windows of all patches (of an image H×W×3) that hold something to refine."""
     height, width = pixels.shape[:2]
     windows = []
-    for row, (x0, y0, x1, y1) in enumerate(boxes.to("cpu", torch.int64).tolist()):
-        band_x, band_y = int(margin * (x1 - x0)) + 1, int(margin * (y1 - y0)) + 1
-        x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
-        left, top = max(x0 - band_x, 0), max(y0 - band_y, 0)
-        right, bottom = min(x1 + band_x, width), min(y1 + band_y, height)
-        if x0 >= x1 or y0 >= y1 or not bool((masks[row] > 0.5).any()):
+    for row, patch in enumerate(patches):
+        own = patch.prob.float().cpu().numpy().clip(0, 1)
+        if not (own > 0.5).any():
             continue
-        box, inside = np.s_[y0:y1, x0:x1], np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
-        own = masks[row][box].float().cpu()
-        if masks.dtype == torch.bool:
-            own = own * (2 * certainty - 1) + (1 - certainty)
+        rows, columns = patch.window
+        band_y, band_x = (int(margin * side) + 1 for side in own.shape)
+        top, bottom = max(rows.start - band_y, 0), min(rows.stop + band_y, height)
+        left, right = max(columns.start - band_x, 0), min(columns.stop + band_x, width)
+        inside = np.s_[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
         prob = np.zeros((bottom - top, right - left), np.float32)
-        prob[inside] = own.numpy()
-        windows.append(_MaskWindow(row, box, inside, pixels[top:bottom, left:right], prob))
+        prob[inside] = own
+        windows.append(_MaskWindow(row, patch.window, inside, pixels[top:bottom, left:right], prob))
     return windows
 
 
@@ -193,9 +203,10 @@ class CRFRefinedModel(nn.Module):
         self._refined = 0
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """The method's answer; in evaluation with refined ``pred_masks`` on the CPU.
+        """The method's answer; in evaluation its ``instances`` with refined ``pred_masks`` on the CPU.
 
-        Its ``label_map``, if it has one, is left out: label maps are then made of the refined masks.
+        The CRF starts from the method's ``patches``, or from its masks, if it gives none. Its ``label_map`` is left
+        out: label maps are then made of the refined masks.
 
         Raises:
             RuntimeError: a worker process died.
@@ -204,24 +215,17 @@ class CRFRefinedModel(nn.Module):
         if self.training:
             return outputs
         found: list[Instances] = [output["instances"].to("cpu") for output in outputs]
-        windows = [
-            _mask_windows(
-                item["image"].permute(1, 2, 0),
-                instances.pred_masks,
-                item["instances"].gt_boxes.tensor,
-                _CERTAINTY,
-                _MARGIN,
-            )
-            for item, instances in zip(batched_inputs, found, strict=True)
-        ]
+        windows = []
+        for item, output, instances in zip(batched_inputs, outputs, found, strict=True):
+            patches = output.get("patches")
+            if patches is None:
+                patches = _mask_patches(instances.pred_masks, item["instances"].gt_boxes.tensor, _CERTAINTY)
+            windows.append(_mask_windows(_to_numpy(item["image"].permute(1, 2, 0)), patches, _MARGIN))
         # The windows of all images together: an image alone would leave most workers without one.
         answers = iter(self._foregrounds([window for own in windows for window in own]))
         for instances, own in zip(found, windows, strict=True):
             instances.pred_masks = _put_answers(instances.pred_masks, own, islice(answers, len(own)))
-        return [
-            {**{key: value for key, value in output.items() if key != "label_map"}, "instances": instances}
-            for output, instances in zip(outputs, found, strict=True)
-        ]
+        return [{"instances": instances} for instances in found]
 
     def _foregrounds(self, windows: list[_MaskWindow]) -> list[np.ndarray]:
         self._refined += len(windows)

@@ -6,19 +6,20 @@ Inference takes images with box prompts and answers with one mask per box (see d
 Shape legend: N images or crops of a batch, S the side of a crop, B the boxes of one image.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
-from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from boxsup_d2.modeling.losses import box_projection_mil_loss, pairwise_smoothness_loss, pseudo_label_loss, salient_loss
 from boxsup_d2.modeling.meta_arch.box_to_mask import box_to_mask_instances, truncate_boxes
 from boxsup_d2.modeling.visualization import is_picture_due, overlay_mask, put_picture, to_rgb
 from boxsup_d2.modeling.weight_transfer import PixelHead, SalientHead
-from boxsup_d2.pseudo_masks import min_max_normalize, paste_masks
+from boxsup_d2.pseudo_masks.paste import cut_patches, min_max_normalize, paste_patches
 
 
 @META_ARCH_REGISTRY.register()
@@ -132,9 +133,9 @@ class BoxCaseg(nn.Module):
                 ``width``, and ``instances`` with ``gt_boxes`` (B x 4, in ``image``'s pixels) and ``gt_classes``.
 
         Returns:
-            In training the dict of losses. In evaluation one ``{"instances": Instances}`` per input, whose
-            ``pred_masks`` (B x height x width bool), ``pred_boxes``, ``pred_classes`` and ``scores`` answer the boxes
-            in order.
+            In training the dict of losses. In evaluation one ``{"instances": Instances, "patches": [MaskPatch]}`` per
+            input, whose ``pred_masks`` (B x height x width bool), ``pred_boxes``, ``pred_classes``, ``scores`` and
+            patches answer the boxes in order.
         """
         return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
 
@@ -220,19 +221,22 @@ class BoxCaseg(nn.Module):
         probs = torch.cat([self.predict_crops(c) for c in torch.cat(crops).split(self.test_crops_per_forward)])
         values = min_max_normalize(probs) if self.test_minmax else probs
         return [
-            {"instances": self._instances(x, b, p, v)}
+            self._answer(x, b, p, v)
             for x, b, p, v in zip(batched_inputs, boxes, probs.split(counts), values.split(counts), strict=True)
         ]
 
-    def _instances(self, inputs: dict, boxes: Tensor, probs: Tensor, values: Tensor) -> Instances:
+    def _answer(self, inputs: dict, boxes: Tensor, probs: Tensor, values: Tensor) -> dict[str, Any]:
         """Paste the stride-4 maps of one image's boxes (B x h x w) into its frame."""
         prompt = inputs["instances"]
-        masks = paste_masks(values, boxes, inputs["height"], inputs["width"], self.test_threshold)
+        size = (inputs["height"], inputs["width"])
+        # Moved so that 1/2 decides, as others expect of probabilities.
+        patches = paste_patches(values + (0.5 - self.test_threshold), boxes, *size)
+        masks = cut_patches(patches, *size, values.device)
         inside = (values > self.test_threshold).float()
         # A map without a pixel above the threshold pastes to an empty mask, whose score is 0.
         scores = (probs * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
-        size = (inputs["height"], inputs["width"])
-        return box_to_mask_instances(masks, prompt.gt_boxes.tensor, prompt.gt_classes, scores, size)
+        instances = box_to_mask_instances(masks, prompt.gt_boxes.tensor, prompt.gt_classes, scores, size)
+        return {"instances": instances, "patches": patches}
 
     def crop_boxes(self, image: Tensor, boxes: Tensor) -> Tensor:
         """Cut boxes out of an image and resize each to the network's input.

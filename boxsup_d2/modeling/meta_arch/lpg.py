@@ -27,6 +27,7 @@ from boxsup_d2.modeling.meta_arch.box_to_mask import box_to_mask_instances
 from boxsup_d2.modeling.meta_arch.class_prompts import ClassPrompts, first_claim_labels
 from boxsup_d2.modeling.visualization import is_picture_due, overlay_mask, put_picture, to_rgb
 from boxsup_d2.modeling.windows import Window
+from boxsup_d2.pseudo_masks.paste import MaskPatch
 
 
 @META_ARCH_REGISTRY.register()
@@ -157,6 +158,7 @@ class LPG(nn.Module):
 
             * ``instances``: ``pred_masks`` (B×H×W bool: the mask of the box's class inside the box), ``pred_boxes``,
               ``pred_classes`` and ``scores`` answer the boxes in order;
+            * ``patches``: of every box a :class:`boxsup_d2.pseudo_masks.paste.MaskPatch`;
             * ``label_map``: H×W int32, 0 the background, else 1 + class; where classes claim one pixel, the one that
               comes first among the boxes keeps it.
         """
@@ -351,12 +353,15 @@ class LPG(nn.Module):
         own = (probs > 0.5) & prompt.unions(prompt.size, self.device)
         masks = torch.zeros((len(prompt.corners), height, width), dtype=torch.bool, device=self.device)
         scores = probs.new_zeros(len(masks))
+        patches = []
         for row, (slot, (x0, y0, x1, y1)) in enumerate(zip(prompt.slots, prompt.corners, strict=True)):
             window = (slot, slice(y0, y1), slice(x0, x1))
             masks[row, y0:y1, x0:x1] = own[window]
             scores[row] = (probs[window] * own[window]).sum() / own[window].sum().clamp(min=1)
+            patches.append(MaskPatch(x0, y0, probs[window]))
         boxes = prompt.item["instances"]
         return {
             "instances": box_to_mask_instances(masks, boxes.gt_boxes.tensor, boxes.gt_classes, scores, prompt.size),
+            "patches": patches,
             "label_map": first_claim_labels(own, prompt.classes),
         }
