@@ -16,6 +16,7 @@ import boxsup_d2.modeling.meta_arch.boxcaseg  # noqa: F401
 from boxsup_d2.checkpoint import BoxSupCheckpointer, convert_published_boxcaseg
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.modeling.meta_arch.box_to_mask import truncate_boxes
+from boxsup_d2.pseudo_masks.paste import min_max_normalize, paste_masks
 
 
 def _relative_error(ours, reference):
@@ -191,6 +192,27 @@ def test_inference_answers_every_box_in_order(head, flip):
     assert not outside.any(), "a mask leaves its truncated box"
     assert masks[1].sum() <= 1
     assert ((outputs[0]["instances"].scores >= 0) & (outputs[0]["instances"].scores <= 1)).all()
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3, 0.8])
+def test_patches_decide_at_one_half_whatever_the_threshold(threshold):
+    torch.manual_seed(0)
+    model = build_model(small_cfg()).eval()
+    model.test_threshold = threshold
+    item = prompts([[3, 2, 40, 50], [10, 10, 60, 31]], 60, 70)
+    (output,) = model([item])
+    with torch.no_grad():
+        corners = truncate_boxes(item["instances"].gt_boxes.tensor, (60, 70))
+        values = min_max_normalize(model.predict_crops(model.crop_boxes(item["image"], corners)))
+    for mask, patch, box, value in zip(
+        output["instances"].pred_masks, output["patches"], corners.tolist(), values, strict=True
+    ):
+        assert (patch.left, patch.top, *reversed(patch.prob.shape)) == (*box[:2], box[2] - box[0], box[3] - box[1])
+        assert torch.equal(mask[patch.window], patch.prob > 0.5)
+        assert mask.sum() == (patch.prob > 0.5).sum()
+        expected = paste_masks(value[None], torch.tensor([box]), 60, 70, threshold)[0]
+        assert (mask == expected).float().mean() > 0.999
+        assert mask.any()
 
 
 def test_inference_does_not_depend_on_how_crops_are_grouped():
