@@ -33,8 +33,9 @@ def worker_died(switch: str) -> RuntimeError:
         switch: how to do without a CRF.
     """
     return RuntimeError(
-        "a DenseCRF worker process died, most likely for want of memory: each image under way takes four bytes per "
-        f"pixel and class several times over. Free some memory, or {switch}."
+        "a DenseCRF worker process died. If it left no error above, then most likely for want of memory: each image "
+        f"under way takes four bytes per pixel and class several times over. Free some memory, or {switch}. A script "
+        "must stand in a file and do its work under `if __name__ == '__main__':`, since every worker imports it."
     )
 
 

@@ -104,6 +104,7 @@ def refine_instance_masks(
 
     Raises:
         ImportError: ``pydensecrf`` is not installed.
+        ValueError: there are not as many masks as boxes.
     """
     windows = _mask_windows(image, masks, boxes, certainty, margin)
     return _put_answers(masks, windows, [_foreground(w.pixels, w.prob, params) for w in windows])
@@ -134,15 +135,16 @@ def _mask_windows(
     pixels = _to_numpy(image)
     height, width = pixels.shape[:2]
     windows = []
-    for row, (x0, y0, x1, y1) in enumerate(boxes.to("cpu", torch.int64).tolist()):
+    corners = boxes.to("cpu", torch.int64).tolist()
+    for row, (mask, (x0, y0, x1, y1)) in enumerate(zip(masks, corners, strict=True)):
         band_x, band_y = int(margin * (x1 - x0)) + 1, int(margin * (y1 - y0)) + 1
         x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
         left, top = max(x0 - band_x, 0), max(y0 - band_y, 0)
         right, bottom = min(x1 + band_x, width), min(y1 + band_y, height)
-        if x0 >= x1 or y0 >= y1 or not bool((masks[row] > 0.5).any()):
+        if x0 >= x1 or y0 >= y1 or not bool((mask > 0.5).any()):
             continue
         box, inside = np.s_[y0:y1, x0:x1], np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
-        own = masks[row][box].float().cpu()
+        own = mask[box].float().cpu()
         if masks.dtype == torch.bool:
             own = own * (2 * certainty - 1) + (1 - certainty)
         prob = np.zeros((bottom - top, right - left), np.float32)
@@ -199,6 +201,7 @@ class CRFRefinedModel(nn.Module):
 
         Raises:
             RuntimeError: a worker process died.
+            ValueError: the method does not answer every box with one mask.
         """
         outputs = self.model(batched_inputs)
         if self.training:
@@ -234,7 +237,7 @@ class CRFRefinedModel(nn.Module):
         try:
             return list(self._executor.map(_foreground, pixels, probs, repeat(self.params)))
         except BrokenProcessPool as error:
-            raise worker_died("leave PSEUDO_MASKS.CRF off") from error
+            raise worker_died("set PSEUDO_MASKS.CRF_WORKERS to 1, or leave PSEUDO_MASKS.CRF off") from error
 
 
 def _to_numpy(array: torch.Tensor | np.ndarray) -> np.ndarray:
