@@ -234,7 +234,8 @@ def add_boxsup_config(cfg: CN) -> None:
     cfg.PSEUDO_MASKS.OVERWRITE = False
     # Refine every mask by a DenseCRF before the merge; needs pydensecrf (pip install pydensecrf2).
     cfg.PSEUDO_MASKS.CRF = False
-    # Processes that do so; 0: a rank's share of the machine's cores, 1: none beside the rank itself.
+    # Processes that do so; 0: a rank's share of the machine's cores, 1: none beside the rank itself, for scripts
+    # that do their work outside of `if __name__ == "__main__":`.
     cfg.PSEUDO_MASKS.CRF_WORKERS = 0
     # Images, spread over the confidences, that the page beside each written file shows (docs/report.md); 0 writes none.
     # Only what is looked at depends on it, so changing it makes nothing anew.

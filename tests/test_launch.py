@@ -1,12 +1,14 @@
 """Processes, devices, configs and the command line: what stands between a user and the first step."""
 
 import argparse
+import atexit
 import gc
 import importlib
 import logging
 import os
 import subprocess
 import sys
+import time
 import weakref
 
 import pytest
@@ -65,7 +67,7 @@ def test_gpus_are_left_to_detectron2(monkeypatch):
     seen = []
     monkeypatch.setattr(launch_module, "detectron2_launch", lambda *arguments: seen.append(arguments))
     launch(print, 2, num_machines=3, machine_rank=1, dist_url="tcp://10.0.0.1:29500", args=("x",))
-    assert seen == [(launch_module._gpu_worker, 2, 3, 1, "tcp://10.0.0.1:29500", (print, ("x",)))]
+    assert seen == [(launch_module._run_and_leave, 2, 3, 1, "tcp://10.0.0.1:29500", (print, ("x",)))]
 
 
 @pytest.mark.parametrize("processes", [0, 1])
@@ -89,6 +91,19 @@ def test_two_cpu_processes(monkeypatch, in_two_processes, tmp_path):
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
     for rank in range(2):
         assert yaml.safe_load((tmp_path / str(rank)).read_text()) == [2, 2, rank, threads, [0, 1]]
+
+
+def _fail_on_rank_1() -> None:
+    comm.synchronize()
+    if comm.get_rank() == 1:
+        atexit.register(time.sleep, 2)  # a slow end, so that another rank's error would come first
+        raise ValueError("the cause")
+    comm.synchronize()
+
+
+def test_the_error_that_stopped_a_run_is_reported_not_the_other_ranks(in_two_processes):
+    with pytest.raises(Exception, match="the cause"):
+        in_two_processes(_fail_on_rank_1)
 
 
 def test_no_process_group_outlives_its_worker(tmp_path):

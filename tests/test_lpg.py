@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -307,6 +308,21 @@ def test_batch_norms_are_folded_into_convolutions_where_nothing_is_learned():
     with torch.no_grad():
         net.train()(image)
     assert len(used) == len(norms), "in training the statistics of the batch count"
+
+
+def test_autocast_does_not_gather_folded_weights(monkeypatch):
+    net, plain, kept = small_generator().backbone, F.conv2d, []
+
+    def convolve(x: torch.Tensor, weight: torch.Tensor, *args: Any) -> torch.Tensor:
+        # Of such weights autocast keeps copies until its context ends, which may be that of a whole labelling.
+        kept.append(weight.requires_grad and weight.is_leaf)
+        return plain(x, weight, *args)
+
+    monkeypatch.setattr(F, "conv2d", convolve)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        net(torch.randn(1, 4, 64, 64))
+    assert kept
+    assert not any(kept)
 
 
 def test_windows_of_the_hourglass_are_parts_of_the_whole():

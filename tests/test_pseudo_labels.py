@@ -79,10 +79,13 @@ def test_painted_labels_match_slow_reference(seed):
 
 def test_the_methods_own_label_map_comes_before_masks():
     masks = torch.ones(1, 4, 5, dtype=torch.bool)
-    own = torch.randint(0, 255, (4, 5), dtype=torch.int32)
-    labels = label_map(answer(masks, label_map=own), torch.tensor([[0.0, 0, 5, 4]]), torch.tensor([3]))
-    assert np.array_equal(labels, own.numpy())
-    assert labels.dtype == np.uint8
+    for dtype in (torch.int32, torch.uint8):
+        own = torch.randint(0, 255, (4, 5), dtype=dtype)
+        labels = label_map(answer(masks, label_map=own), torch.tensor([[0.0, 0, 5, 4]]), torch.tensor([3]))
+        assert np.array_equal(labels, own.numpy())
+        assert labels.dtype == np.uint8
+        labels[:] = 255
+        assert not (own == 255).any(), "the answer stays as it is"
 
 
 def test_answers_that_make_no_label_map_are_refused():

@@ -258,6 +258,8 @@ def test_crf_snaps_masks_to_edges():
     probs = rough.float() * 0.8 + 0.1
     assert torch.equal(refine_instance_masks(image, probs * (rough.any(-1).any(-1))[:, None, None], boxes), refined)
     assert refine_instance_masks(image, rough[:0], boxes[:0]).shape == (0, 60, 80)
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        refine_instance_masks(image, torch.ones(1, *image.shape[:2]), torch.ones(2, 4))
     with pytest.raises(ValueError, match="expected H×W×3"):
         dense_crf(image, torch.rand(2, 5, 5))
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -707,6 +708,12 @@ def test_a_package_that_a_late_step_needs_is_missed_before_anything_runs(project
     with pytest.raises(ImportError, match="step tune: DenseCRF needs pydensecrf"):
         project.run()
     assert project.run_step.names() == []
+    with monkeypatch.context() as installed:
+        installed.setitem(sys.modules, "pydensecrf", SimpleNamespace(densecrf=None))
+        project.run()
+    assert project.run_step.names() != []
+    project.run()
+    assert project.run_step.names() == [], "where all is done nothing is needed"
 
 
 def test_other_keys_in_the_rounds_file_are_refused(project):

@@ -4,6 +4,8 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -320,7 +322,9 @@ def _page_faults_of_a_second_large_block() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's allocator has the switch")
+@pytest.mark.skipif(
+    not (sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt")), reason="glibc's allocator has the switch"
+)
 def test_workers_reuse_the_memory_that_they_freed(pool):
     assert pool._pool.submit(_page_faults_of_a_second_large_block).result() < 100  # of the block's 4,096 pages
 
@@ -370,9 +374,27 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang():
             go_on()
 
 
+_KILLED = """
+import os, signal
+from boxsup_d2.pseudo_masks.crf_workers import start_workers
+
+pool = start_workers(2)
+list(pool.map(abs, range(8)))
+print(*pool._processes, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed():
+    # They hold the other end of the pipe too, so that what is read from it ends when the last of them has ended.
+    run = subprocess.run([sys.executable, "-c", _KILLED], stdout=subprocess.PIPE, text=True, timeout=120)
+    assert run.returncode == -signal.SIGKILL
+    assert run.stdout.split(), "there were workers"
+
+
 def test_crf_without_its_package_fails_before_the_work(tmp_path, monkeypatch):
     register(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "pydensecrf", None)
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
     with pytest.raises(ImportError, match="pydensecrf2"):
         SemanticEvaluator("sem_seg_toy", crf=CRF_RESNET101)
 

@@ -69,7 +69,7 @@ def launch(
     if torch.cuda.is_available() and num_processes_per_machine > 0:
         if per_machine > torch.cuda.device_count():
             raise ValueError(f"--num-gpus {per_machine}, but this machine has {torch.cuda.device_count()}.")
-        detectron2_launch(_gpu_worker, per_machine, num_machines, machine_rank, dist_url, (main_func, args))
+        detectron2_launch(_run_and_leave, per_machine, num_machines, machine_rank, dist_url, (main_func, args))
     else:
         mp.spawn(
             _cpu_worker,
@@ -106,16 +106,15 @@ def _cpu_worker(
         ) from error
     create_local_process_group(per_machine)
     comm.synchronize()
-    try:
-        main_func(*args)
-    finally:
-        destroy_process_groups()
+    _run_and_leave(main_func, args)
 
 
-def _gpu_worker(main_func: Callable[..., Any], args: tuple) -> None:
-    """One process of Detectron2's launcher, which leaves its groups to the end of the interpreter.
+def _run_and_leave(main_func: Callable[..., Any], args: tuple) -> None:
+    """What every process of a run does once it has met the others.
 
-    After an error they are left to it as well: NCCL may wait there for ranks that still compute.
+    After an error the groups are left to the end of the process. Ranks that wait for this one fail when its connections
+    close; were that here, theirs would often be the error that is reported, not the one that is the cause. NCCL in turn
+    may wait for ranks that still compute.
     """
     main_func(*args)
     destroy_process_groups()

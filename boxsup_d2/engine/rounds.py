@@ -40,6 +40,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import dropwhile
 from typing import Any, TypeVar
 
 import torch
@@ -96,10 +97,10 @@ def run_rounds(cfg: CfgNode, args: argparse.Namespace, run_step: RunStep | None 
         run_step = step_module.run_step
     plan = plan_rounds(cfg, args)
     selected = _select_round(plan, args.round)
-    _check_packages(selected)
     with _lock(cfg.OUTPUT_DIR):
         state = _on_main(lambda: RoundsState(cfg.OUTPUT_DIR), share=False)
         _on_main(lambda: _check_needed_rounds(state, plan, selected), share=False)
+        _on_main(lambda: _check_packages(state, selected), share=False)
         report: dict[str, str] = {}
         for planned in selected:
             # state is None on the other ranks, so its method is not looked up here
@@ -168,9 +169,12 @@ def _select_round(plan: list[PlannedStep], name: str) -> list[PlannedStep]:
     return [planned for planned in plan if name in ("", planned.step.round)]
 
 
-def _check_packages(selected: list[PlannedStep]) -> None:
-    """An optional package that only a late step needs should not be missed after the night's training."""
-    for planned in selected:
+def _check_packages(state: RoundsState, selected: list[PlannedStep]) -> None:
+    """An optional package that only a late step needs should not be missed after the night's training.
+
+    Steps that are done need none; what follows one that is not may have to be made again.
+    """
+    for planned in dropwhile(lambda planned: state.decide(planned).action == "skip", selected):
         if planned.cfg.PSEUDO_MASKS.CRF or planned.cfg.TEST.SEM_SEG_CRF:
             try:
                 check_densecrf()

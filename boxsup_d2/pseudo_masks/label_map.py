@@ -74,17 +74,18 @@ def label_map(
         rows: positions of the instances that are painted; None paints all.
 
     Returns:
-        H×W uint8.
+        H×W uint8, the caller's own.
 
     Raises:
-        ValueError: there are not as many masks as prompts, or more classes than a label map can tell apart.
+        ValueError: there are not as many masks as prompts, more classes than a label map can tell apart, or labels that
+            it has no room for.
     """
     own = output.get("label_map")
     if own is not None:
         own = own.cpu()
         if own.numel() and not 0 <= int(own.min()) <= int(own.max()) <= MAX_CLASSES:
             raise ValueError(f"Labels from {int(own.min())} to {int(own.max())}: they must be 0 to {MAX_CLASSES}.")
-        return own.to(torch.uint8).numpy()
+        return own.to(torch.uint8, copy=True).numpy()  # writers paint into it
     masks = output["instances"].pred_masks.cpu()
     if not len(masks) == len(boxes) == len(classes):
         raise ValueError(f"{len(masks)} masks answer {len(boxes)} boxes: one mask per box is needed.")

@@ -105,6 +105,7 @@ def refine_instance_masks(
 
     Raises:
         ImportError: ``pydensecrf`` is not installed.
+        ValueError: there are not as many masks as boxes.
     """
     pixels = _to_numpy(image)
     windows = _mask_windows(pixels, _mask_patches(masks, boxes, certainty), margin)
@@ -210,6 +211,7 @@ class CRFRefinedModel(nn.Module):
 
         Raises:
             RuntimeError: a worker process died.
+            ValueError: the method does not answer every box with one mask.
         """
         outputs = self.model(batched_inputs)
         if self.training:
@@ -238,7 +240,7 @@ class CRFRefinedModel(nn.Module):
         try:
             return list(self._executor.map(_foreground, pixels, probs, repeat(self.params)))
         except BrokenProcessPool as error:
-            raise worker_died("leave PSEUDO_MASKS.CRF off") from error
+            raise worker_died("set PSEUDO_MASKS.CRF_WORKERS to 1, or leave PSEUDO_MASKS.CRF off") from error
 
 
 def _to_numpy(array: torch.Tensor | np.ndarray) -> np.ndarray:

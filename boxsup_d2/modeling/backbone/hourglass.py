@@ -18,19 +18,21 @@ from boxsup_d2.modeling.windows import Window
 
 
 def normalized(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
-    """``bn(conv(x))``; where nothing is learned, as one convolution.
+    """``bn(conv(x))``; on a CPU, where nothing is learned, as one convolution.
 
     A batch norm that only scales goes into the weights, which are few: its own pass over the map would take a tenth of
-    the network's time on a CPU.
+    the network's time on a CPU. A GPU would have to start several small operations in place of that one.
     """
-    if bn.training or torch.is_grad_enabled():
+    if x.device.type != "cpu" or bn.training or torch.is_grad_enabled():
         return bn(conv(x))
     assert bn.running_mean is not None
     assert bn.running_var is not None
     weight, bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
     )
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding)
+    # Detached: autocast keeps a copy of every weight that wants gradients until its context ends, and these are new
+    # ones each time.
+    return F.conv2d(x, weight.detach(), bias.detach(), conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 class ConvNormRelu(nn.Module):
