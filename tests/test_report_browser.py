@@ -122,6 +122,16 @@ def focused(page) -> int:
     return page.evaluate("[...document.querySelectorAll('#cards button')].indexOf(document.activeElement)")
 
 
+def close_viewer(page) -> None:
+    """Escape; browsers tell the page of a closed dialog in a task of its own, so wait for that."""
+    page.evaluate(
+        "() => { const viewer = document.querySelector('#viewer');"
+        " window.told = new Promise(told => viewer.addEventListener('close', told, { once: true })); }"
+    )
+    page.keyboard.press("Escape")
+    page.evaluate("() => window.told.then(() => null)")
+
+
 def values(page, label: str) -> list[float]:
     """The numbers of this name on the cards, in order."""
     script = (
@@ -187,7 +197,7 @@ def test_keys_walk_enlarge_and_close(show):
     page.wait_for_function("[...document.querySelectorAll('#viewer img')].every((i) => i.complete && i.naturalWidth)")
     page.keyboard.press("j")
     assert page.locator("#viewer-title").text_content() != title
-    page.keyboard.press("Escape")
+    close_viewer(page)
     assert not viewer.is_visible()
     assert focused(page) == row + 1
     page.keyboard.press("/")
@@ -219,7 +229,7 @@ def test_pages_bound_what_is_drawn(show):
     assert focused(page) == 59
     page.keyboard.press("Enter")
     page.keyboard.press("j")
-    page.keyboard.press("Escape")
+    close_viewer(page)
     assert page.locator("#page").text_content().startswith("Page 2 of "), "so does walking in the viewer"
     assert focused(page) == 0
 
