@@ -49,11 +49,9 @@ def training_batch(salient, size=64):
 
 
 @pytest.fixture(scope="module")
-def published(request):
+def published(shared):
     """The published-size network with the deterministic parameters of the reference numbers, and these numbers."""
-    folder = request.config.rootpath.parent / "shared" / "golden"
-    if not folder.is_dir():
-        pytest.skip("reference numbers (../shared/golden) are not on this machine")
+    folder = shared / "golden"
     spec = importlib.util.spec_from_file_location("fill", folder / "fill.py")
     fill = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fill)

@@ -141,10 +141,8 @@ def animals():
 
 # ------------------------------------------------------------------------------------------- published numbers
 @pytest.fixture(scope="module")
-def golden(request):
-    folder = request.config.rootpath.parent / "shared" / "golden"
-    if not folder.is_dir():
-        pytest.skip("reference numbers (../shared/golden) are not on this machine")
+def golden(shared):
+    folder = shared / "golden"
     spec = importlib.util.spec_from_file_location("fill", folder / "fill.py")
     fill = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fill)

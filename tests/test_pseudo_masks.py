@@ -330,6 +330,13 @@ def test_crf_starts_from_probabilities_where_a_method_gives_them():
     refined = output["instances"].pred_masks
     assert torch.equal(refined[[0, 2]], refine_instance_masks(image, probs, boxes)[[0, 2]])
     assert not torch.equal(refined, refine_instance_masks(image, probs > 0.5, boxes))
+    probs[:, :, 20:] = float("nan")
+    expected = refine_instance_masks(image, probs.nan_to_num(0), boxes)
+    assert torch.equal(refine_instance_masks(image, probs, boxes), expected), "what is no number is background"
+    method = Probable()
+    method.forward = lambda inputs: [{"instances": Instances((30, 40), pred_masks=refined), "patches": []}]
+    with pytest.raises(ValueError, match="Probable: 0 patches for 3 masks"):
+        CRFRefinedModel(method).eval()([item])
 
 
 def test_missing_pydensecrf_says_what_to_install(monkeypatch):

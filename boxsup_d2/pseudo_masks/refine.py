@@ -148,7 +148,8 @@ def _mask_windows(pixels: np.ndarray, patches: Iterable[MaskPatch], margin: floa
     height, width = pixels.shape[:2]
     windows = []
     for row, patch in enumerate(patches):
-        own = patch.prob.float().cpu().numpy().clip(0, 1)
+        # No number is background, as it is where masks are decided.
+        own = np.nan_to_num(patch.prob.float().cpu().numpy(), nan=0.0).clip(0, 1)
         if not (own > 0.5).any():
             continue
         rows, columns = patch.window
@@ -222,6 +223,8 @@ class CRFRefinedModel(nn.Module):
             patches = output.get("patches")
             if patches is None:
                 patches = _mask_patches(instances.pred_masks, item["instances"].gt_boxes.tensor, _CERTAINTY)
+            if len(patches) != len(instances):
+                raise ValueError(f"{type(self.model).__name__}: {len(patches)} patches for {len(instances)} masks.")
             windows.append(_mask_windows(_to_numpy(item["image"].permute(1, 2, 0)), patches, _MARGIN))
         # The windows of all images together: an image alone would leave most workers without one.
         answers = iter(self._foregrounds([window for own in windows for window in own]))

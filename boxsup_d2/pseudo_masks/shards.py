@@ -7,6 +7,7 @@ number of ranks can go on from what any other number left.
 import json
 import logging
 import os
+from abc import ABC, abstractmethod
 from array import array
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -67,7 +68,7 @@ class _Place(NamedTuple):
     length: int
 
 
-class ShardIndex(Generic[R]):
+class ShardIndex(ABC, Generic[R]):
     """Where the results of which image lie. Results themselves stay on the disk; subclasses say what they are.
 
     Args:
@@ -106,13 +107,13 @@ class ShardIndex(Generic[R]):
     def note(self, result: R) -> None:
         """Take an image into the statistics; called once for each."""
 
+    @abstractmethod
     def read(self, record: dict[str, Any]) -> R:
         """Results out of a line's json.
 
         Raises:
             ValueError, KeyError, TypeError: the line is damaged.
         """
-        raise NotImplementedError
 
     def find(self, image_id: Any) -> R | None:
         """Results of an image; None where there are none."""
