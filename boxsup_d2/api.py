@@ -19,10 +19,10 @@ from torch import nn
 
 from boxsup_d2.data.datasets import register_coco_masks
 from boxsup_d2.data.images import read_image
-from boxsup_d2.engine.labelling import label_datasets, pseudo_mask_path
+from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
+from boxsup_d2.masks.confidence import box_iou_exact, mask_confidence
+from boxsup_d2.masks.rle import encode_window
 from boxsup_d2.methods import METHODS, file_config, load_model, method_config
-from boxsup_d2.pseudo_masks.confidence import box_iou_exact, mask_confidence
-from boxsup_d2.pseudo_masks.rle import encode_window
 
 __all__ = ["BoxToMask", "Prediction", "label", "load", "register"]
 

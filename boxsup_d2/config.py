@@ -260,5 +260,5 @@ def add_boxsup_config(cfg: CN) -> None:
     cfg.TEST.SEM_SEG_CRF = ""
 
     # ---------------------------------------------------------------- rounds
-    # Steps that one train_net.py run executes in order; see boxsup_d2/engine/rounds.py for the fields.
+    # Steps that one train_net.py run executes in order; see boxsup_d2/rounds/runner.py for the fields.
     cfg.ROUNDS = []

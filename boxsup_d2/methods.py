@@ -6,7 +6,6 @@ own, the ``config.yaml`` that training leaves beside its weights. Configs to tra
 """
 
 import difflib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from boxsup_d2.checkpoint.convert import (
     read_checkpoint,
 )
 from boxsup_d2.engine.defaults import load_config, merge_overrides, use_available_device
+from boxsup_d2.utils.processes import usable_cores
 
 __all__ = ["METHODS", "Method", "file_config", "load_model", "method_config"]
 
@@ -254,7 +254,7 @@ def _prepare(cfg: CfgNode, opts: Sequence[Any], device: str | None) -> None:
     cfg.PSEUDO_MASKS.DATASETS = ()
     cfg.PSEUDO_MASKS.FORMAT = "instances"
     # torch warns of more worker processes than there are cores.
-    cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
+    cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, usable_cores())
     cfg.MODEL.DEVICE = "cuda"
     merge_overrides(cfg, opts)
     _set_device(cfg, device)

@@ -126,7 +126,7 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     for name in ("model_2", "model_1"):
-        with pytest.raises(RuntimeError, match=f"{name}.pth.*No space left.*--resume"):
+        with pytest.raises(RuntimeError, match=f"{name}.pth.*disk is full.*--resume"):
             checkpointer.save(name)
     monkeypatch.undo()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_1.pth"]

@@ -18,14 +18,15 @@ from torch.nn import functional as F
 
 from boxsup_d2.checkpoint import BoxSupCheckpointer, convert_published_hourglass, grow_input_channels
 from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.modeling.backbone import HourglassBackbone, TimmBackbone
-from boxsup_d2.modeling.frozen_segmenter import FrozenSegmenter
+from boxsup_d2.masks.label_map import covering_boxes, rasterize_boxes
+from boxsup_d2.modeling import LPG
+from boxsup_d2.modeling.backbone import TimmBackbone
+from boxsup_d2.modeling.box_to_mask import fill_boxes
 from boxsup_d2.modeling.losses import pixel_cross_entropy
-from boxsup_d2.modeling.meta_arch import LPG
-from boxsup_d2.modeling.meta_arch.box_to_mask import fill_boxes
-from boxsup_d2.modeling.meta_arch.class_prompts import ClassPrompts, first_claim_labels
-from boxsup_d2.modeling.windows import Window
-from boxsup_d2.pseudo_masks.label_map import covering_boxes, rasterize_boxes
+from boxsup_d2.modeling.lpg import HourglassBackbone
+from boxsup_d2.modeling.lpg.class_prompts import ClassPrompts, first_claim_labels
+from boxsup_d2.modeling.lpg.frozen_segmenter import FrozenSegmenter
+from boxsup_d2.modeling.lpg.windows import Window
 
 MEAN = [104.008, 116.669, 122.675]
 NAMES = ["background", "cat", "dog", "cow"]

@@ -17,15 +17,15 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from boxsup_d2.data.images import read_label_map
-from boxsup_d2.data.toy_layouts import write_image_sets, write_voc_image
-from boxsup_d2.data.toy_scenes import ToyScene, generate_scenes
 from boxsup_d2.engine.defaults import default_argument_parser, load_config
-from boxsup_d2.engine.round_plan import PlannedStep, plan_rounds
-from boxsup_d2.engine.rounds import run_rounds
 from boxsup_d2.engine.step import run_step
 from boxsup_d2.evaluation.semantic_metrics import confusion_matrix, summarize_semantic
-from boxsup_d2.pseudo_masks.label_map import rasterize_boxes
-from boxsup_d2.pseudo_masks.sem_seg_writer import SemSegLabelWriter
+from boxsup_d2.labelling.sem_seg_writer import SemSegLabelWriter
+from boxsup_d2.masks.label_map import rasterize_boxes
+from boxsup_d2.rounds.plan import PlannedStep, plan_rounds
+from boxsup_d2.rounds.runner import run_rounds
+from boxsup_d2.toy.layouts import write_image_sets, write_voc_image
+from boxsup_d2.toy.scenes import ToyScene, generate_scenes
 
 # Narrow networks and small crops; but ImageNet's weights, without which so few iterations would learn nothing.
 SMALL = [

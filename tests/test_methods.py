@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from boxsup_d2.checkpoint import convert
 from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.engine.labelling import build_provenance
-from boxsup_d2.engine.round_inputs import input_files, split_settings
+from boxsup_d2.labelling.driver import build_provenance
 from boxsup_d2.methods import METHODS, file_config, load_model, method_config
-from boxsup_d2.modeling.meta_arch.box_to_mask import fill_boxes
-from boxsup_d2.modeling.meta_arch.sam import load_network
+from boxsup_d2.modeling.box_to_mask import fill_boxes
+from boxsup_d2.modeling.sam.meta_arch import load_network
+from boxsup_d2.rounds.inputs import input_files, split_settings
 
 # Narrow networks of the two methods that are trained.
 TINY_BOXCASEG = ["MODEL.TIMM.NAME", "hrnet_w18_small", "MODEL.BOXCASEG.HEAD_CHANNELS", 8]

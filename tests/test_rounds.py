@@ -15,11 +15,12 @@ import yaml
 from detectron2.data import DatasetCatalog
 
 from boxsup_d2.data.datasets import register_pseudo_masks_from_cfg
-from boxsup_d2.engine import rounds as rounds_module
 from boxsup_d2.engine.defaults import default_argument_parser, load_config
-from boxsup_d2.engine.round_inputs import check_inputs, input_files, split_settings
-from boxsup_d2.engine.round_state import RoundsState
-from boxsup_d2.engine.rounds import run_rounds
+from boxsup_d2.rounds import runner as rounds_module
+from boxsup_d2.rounds.inputs import check_inputs, input_files, split_settings
+from boxsup_d2.rounds.runner import run_rounds
+from boxsup_d2.rounds.state import RoundsState
+from boxsup_d2.utils import processes
 
 LABELLED = "voc_2012_train_box"  # registered on import, its files are never opened here
 
@@ -436,7 +437,7 @@ def test_absent_data_is_not_missed_but_told(project, files, caplog):
     project.run()
     assert project.run_step.names() == []
     assert project.state() == before
-    warned = [record.getMessage() for record in caplog.records if record.name == "boxsup_d2.engine.round_state"]
+    warned = [record.getMessage() for record in caplog.records if record.name == "boxsup_d2.rounds.state"]
     assert [str(files["list"]) in text for text in warned] == [True, False]  # once, though two steps know it
     assert str(files["weights"]) in warned[1]
 
@@ -622,7 +623,7 @@ def test_state_is_whole_when_writing_it_fails(project, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(RuntimeError, match=r"cannot be written.*No space left.*OUTPUT_DIR <folder>"):
+    with pytest.raises(RuntimeError, match=r"cannot be written.*disk is full.*OUTPUT_DIR <folder>"):
         project.run()
     assert project.state() == before
 
@@ -851,12 +852,12 @@ def test_killed_run_goes_on(tmp_path, project_root, processes):
 
 def test_ranks_follow_rank_0(monkeypatch):
     """What rank 0 raises is raised everywhere; what it finds is found everywhere (here: by a rank that is not 0)."""
-    monkeypatch.setattr(rounds_module.comm, "is_main_process", lambda: False)
-    monkeypatch.setattr(rounds_module.comm, "all_gather", lambda mine: [("found", None), mine])
-    assert rounds_module._on_main(lambda: pytest.fail("ran on rank 1")) == "found"
-    monkeypatch.setattr(rounds_module.comm, "all_gather", lambda mine: [(None, RuntimeError("disk full")), mine])
+    monkeypatch.setattr(processes.comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(processes.comm, "all_gather", lambda mine: [("found", None), mine])
+    assert processes.run_on_main(lambda: pytest.fail("ran on rank 1")) == "found"
+    monkeypatch.setattr(processes.comm, "all_gather", lambda mine: [(None, RuntimeError("disk full")), mine])
     with pytest.raises(RuntimeError, match="disk full"):
-        rounds_module._on_main(lambda: None)
+        processes.run_on_main(lambda: None)
 
 
 def test_state_without_a_file(tmp_path):

@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.data.toy_scenes import write_toy_datasets
 from boxsup_d2.engine.accumulation import build_inner_trainer
 from boxsup_d2.engine.defaults import load_config
 from boxsup_d2.engine.solver import SteppedPolynomial, lr_factors, make_lr_scheduler, make_optimizer
 from boxsup_d2.engine.trainer import Trainer
 from boxsup_d2.modeling.sem_seg_heads import ASPPSumHead, LargeFOVHead
+from boxsup_d2.toy.scenes import write_toy_datasets
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from boxsup_d2.checkpoint.formats import (
     is_published_boxcaseg,
     is_published_hourglass,
 )
-from boxsup_d2.checkpoint.segmenter_formats import SEGMENTER_FORMATS
+from boxsup_d2.modeling.deeplab.checkpoints import SEGMENTER_FORMATS
+from boxsup_d2.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +61,8 @@ class BoxSupCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file that ``--resume`` loads, in one atomic step."""
-        marker = Path(self.save_dir) / "last_checkpoint"
-        partial = marker.with_suffix(".partial")
-        partial.write_text(last_filename_basename)
-        os.replace(partial, marker)
+        with atomic_write(Path(self.save_dir) / "last_checkpoint") as file:
+            file.write(last_filename_basename)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
@@ -140,15 +138,8 @@ def save_atomically(content: dict[str, Any], path: Path) -> None:
     Raises:
         OSError, RuntimeError: the file cannot be written; an older one is untouched.
     """
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path, binary=True) as file:
+        torch.save(content, file)
 
 
 class WholeCheckpointer(BoxSupCheckpointer):

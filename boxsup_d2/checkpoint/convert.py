@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from boxsup_d2 import __version__
 from boxsup_d2.checkpoint.checkpointer import recognise, save_atomically
 from boxsup_d2.checkpoint.formats import is_efficientnet_lite, is_published_boxcaseg, is_published_hourglass
+from boxsup_d2.version import __version__
 
 BOXCASEG = "published BoxCaseg"
 HOURGLASS = "published LPG generator"

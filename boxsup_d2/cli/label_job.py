@@ -11,15 +11,15 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-import boxsup_d2
 from boxsup_d2.cli.console import ProgressBar
 from boxsup_d2.data.datasets import register_listed
-from boxsup_d2.data.datasets.catalog import brief
-from boxsup_d2.data.datasets.coco_format import coco_header
+from boxsup_d2.data.formats.coco import coco_header
+from boxsup_d2.data.formats.problems import brief
 from boxsup_d2.engine.defaults import use_available_device
-from boxsup_d2.engine.labelling import config_sha256, label_datasets, pseudo_mask_path
+from boxsup_d2.labelling.driver import config_sha256, label_datasets, pseudo_mask_path
 from boxsup_d2.methods import file_config, load_model, method_config
-from boxsup_d2.pseudo_masks.format import file_sha256
+from boxsup_d2.utils.files import file_sha256
+from boxsup_d2.version import __version__
 
 # Name of the data set while it is labelled.
 _NAME = "boxes"
@@ -129,7 +129,7 @@ def request_of(job: LabelJob, cfg: CfgNode, source_sha256: str, *, polygons: boo
         "weights_sha256": networks,
         "overwrite": job.overwrite,
         "polygons": polygons,
-        "code_version": boxsup_d2.__version__,
+        "code_version": __version__,
     }
 
 

@@ -1,6 +1,6 @@
 """From command line to config: the argument parser, reading configs with helpful errors, and the setup of a process.
 
-What happens after that is one step (:mod:`boxsup_d2.engine.step`) or several (:mod:`boxsup_d2.engine.rounds`).
+What happens after that is one step (:mod:`boxsup_d2.engine.step`) or several (:mod:`boxsup_d2.rounds.runner`).
 """
 
 import argparse

@@ -9,8 +9,8 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from boxsup_d2.checkpoint import BoxSupCheckpointer, load_trained
-from boxsup_d2.engine.labelling import label_datasets
 from boxsup_d2.engine.trainer import Trainer
+from boxsup_d2.labelling.driver import label_datasets
 
 logger = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ from torch import nn
 
 from boxsup_d2.checkpoint import BoxSupCheckpointer
 from boxsup_d2.compat import reset_data_loader
+from boxsup_d2.crf.refine import CRFRefinedModel
 from boxsup_d2.data import build_test_loader, build_train_loader
 from boxsup_d2.engine.accumulation import build_inner_trainer
 from boxsup_d2.engine.hooks import PseudoMaskHook
-from boxsup_d2.engine.labelling import broadcast_buffers
 from boxsup_d2.engine.solver import make_lr_scheduler, make_optimizer, set_max_iter
 from boxsup_d2.evaluation import build_evaluator
-from boxsup_d2.modeling.meta_arch import MultiScaleSegmentor
-from boxsup_d2.pseudo_masks.refine import CRFRefinedModel
+from boxsup_d2.labelling.driver import broadcast_buffers
+from boxsup_d2.modeling import MultiScaleSegmentor
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,5 @@
+"""Box-to-mask methods without parameters."""
+
+from boxsup_d2.modeling.baselines.meta_arch import BoxFill, GrabCut
+
+__all__ = ["BoxFill", "GrabCut"]
