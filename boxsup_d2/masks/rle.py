@@ -44,6 +44,12 @@ def encode_window(window: np.ndarray, left: int, top: int, height: int, width: i
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
 
+def encode_masks(masks: np.ndarray) -> list[Rle]:
+    """H×W×N boolean masks → N compressed RLEs with str counts, as they are written to a json."""
+    rles = mask_util.encode(np.asfortranarray(masks, dtype=np.uint8))
+    return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in rles]
+
+
 def empty_rle(height: int, width: int) -> Rle:
     """Compressed RLE of a mask without a pixel."""
     return encode_window(np.zeros((0, 0), dtype=bool), 0, 0, height, width)

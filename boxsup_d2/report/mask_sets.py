@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from boxsup_d2.data.datasets.pseudo_sem_seg import SEM_SEG_SUFFIX, read_manifest
 from boxsup_d2.data.formats.coco import read_coco_json
 from boxsup_d2.data.formats.problems import Problems
-from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY
+from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY, is_manifest, read_manifest
 from boxsup_d2.evaluation.mask_matching import match_images, match_objects
 
 _FIX = "Check the path of the mask file."
@@ -156,7 +155,7 @@ def load_collection(mask_sets: Sequence[MaskSet], truth: str | None = None) -> C
 
 def _read(mask_set: MaskSet) -> dict[str, Any]:
     """A COCO json, or a manifest of label maps."""
-    if os.path.splitext(mask_set.path)[0].endswith(SEM_SEG_SUFFIX):
+    if is_manifest(mask_set.path):
         return read_manifest(mask_set.path, mask_set.name)
     return read_coco_json(mask_set.path, mask_set.name, _FIX)
 

@@ -5,8 +5,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-# Key of `info` that says where the labels come from.
-PROVENANCE_KEY = "boxsup_d2"
+from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY
 
 
 def find_image_root(info: dict[str, Any], path: str) -> str:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import IO, Any
 
+from boxsup_d2.data.paths import require_path
 from boxsup_d2.utils.files import atomic_write
 
 PROVENANCE_KEY = "boxsup_d2"
@@ -21,6 +22,8 @@ _NOT_IDENTITY = ("date", "summary", "checkpoint", "config_name", "image_root")
 _HEAD_CHARACTERS = 1 << 16
 # What follows the source data set's name in the name of a file, by PSEUDO_MASKS.FORMAT.
 _SUFFIXES = {"instances": "_pseudo", "sem_seg": "_pseudo_sem_seg"}
+#: What to do where a file that labelling writes is missing.
+MISSING_FIX = "Run the labelling step that writes it (PSEUDO_MASKS.DATASETS), or correct DATASETS.PSEUDO_MASKS."
 
 
 def labels_path(folder: str, dataset_name: str, label_format: str = "instances") -> str:
@@ -38,6 +41,14 @@ def labels_path(folder: str, dataset_name: str, label_format: str = "instances")
     if label_format not in _SUFFIXES:
         raise ValueError(f"PSEUDO_MASKS.FORMAT is '{label_format}': use {' or '.join(map(repr, _SUFFIXES))}.")
     return os.path.join(folder, f"{dataset_name}{_SUFFIXES[label_format]}.json")
+
+
+def is_manifest(path: str) -> bool:
+    """Whether a file is the manifest of semantic labels and no json of instance masks, by its name.
+
+    It need not exist yet.
+    """
+    return os.path.splitext(path)[0].endswith(_SUFFIXES["sem_seg"])
 
 
 def label_map_folder(path: str) -> str:
@@ -151,5 +162,33 @@ def read_pseudo_masks(path: str) -> dict[str, Any]:
         raise ValueError(
             f"'{path}' does not say where its masks come from (info.{PROVENANCE_KEY} is missing): it was not written "
             "by boxsup_d2. Register it as an ordinary COCO data set instead."
+        )
+    return data
+
+
+def read_manifest(path: str, name: str) -> dict[str, Any]:
+    """Read a manifest and check its outer form.
+
+    Args:
+        path: of the manifest.
+        name: of the data set, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no manifest.
+    """
+    try:
+        with open(require_path(path, name, MISSING_FIX), encoding="utf-8") as file:
+            data = json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"'{path}' is no whole json ({error}). Labelling never leaves such a file: copy it again, or delete it and "
+            "label again."
+        ) from error
+    classes, images = (data.get(key) if isinstance(data, dict) else None for key in ("stuff_classes", "images"))
+    if not isinstance(classes, list) or not isinstance(images, list) or not isinstance(data.get("info"), dict):
+        raise ValueError(
+            f"'{path}' is no manifest of semantic labels: it needs info, stuff_classes and images. A json of instance "
+            f"masks must not have a name that ends in {_SUFFIXES['sem_seg']}.json: rename it."
         )
     return data
