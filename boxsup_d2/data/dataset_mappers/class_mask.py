@@ -15,6 +15,7 @@ from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY, Sample
 from boxsup_d2.data.dataset_mappers.scaled_crop import check_crop, crop_image, crop_labels, random_window
 from boxsup_d2.data.images import read_image
 from boxsup_d2.masks.label_map import IGNORE_LABEL, rasterize_boxes
+from boxsup_d2.masks.segmentation import to_rle
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ class ClassMaskDatasetMapper(SampleMapper):
             ``image_id`` and ``file_name``.
 
         Raises:
-            FileNotFoundError, ValueError: the image is missing or damaged, or has another size than the dict says.
+            FileNotFoundError, ValueError: the image is missing or damaged, or has another size than the dict says; a
+                mask is damaged.
         """
         image = read_image(sample["file_name"], self.image_format)
         detection_utils.check_image_size(sample, image)
@@ -100,7 +102,10 @@ class ClassMaskDatasetMapper(SampleMapper):
         window = random_window(height, width, self.size, self.scales, self.flip, union)
 
         inside = rasterize_boxes(corners, (height, width)).numpy()
-        target = class_target(sample["annotations"], height, width)
+        try:
+            target = class_target(sample["annotations"], height, width)
+        except ValueError as error:
+            raise ValueError(f"A mask of '{sample['file_name']}' cannot be used: {error}") from error
         target = crop_labels(target, window, self.size, 0, TARGET_STRIDE)
         return {
             "image": torch.from_numpy(crop_image(image, window, self.size, self.pixel_mean)),
@@ -162,8 +167,5 @@ def class_target(annotations: Sequence[dict[str, Any]], height: int, width: int)
 
 def _union(annotations: Sequence[dict[str, Any]], height: int, width: int) -> np.ndarray:
     # Run lengths are merged, which costs little, and decoded once.
-    rles: list[Any] = []
-    for obj in annotations:
-        segmentation = obj["segmentation"]
-        rles += mask_util.frPyObjects(segmentation, height, width) if isinstance(segmentation, list) else [segmentation]
+    rles = [to_rle(obj["segmentation"], height, width) for obj in annotations]
     return np.ascontiguousarray(mask_util.decode(mask_util.merge(rles)))

@@ -9,6 +9,7 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
 from boxsup_d2.data.formats.coco import coco_subset, read_coco_json, without_masks
+from boxsup_d2.masks.segmentation import to_rle
 
 # Keys of an object that are COCO's own or are converted; every other one is passed on.
 _CONVERTED = ("id", "bbox", "bbox_mode", "category_id", "iscrowd", "segmentation", "area")
@@ -64,7 +65,7 @@ class DatasetSource:
                 }
             )
             for obj in record["annotations"]:
-                annotation = _annotation(obj, record["image_id"], category_ids)
+                annotation = _annotation(obj, record, category_ids)
                 annotation.setdefault("id", len(annotations) + 1)
                 annotations.append(annotation)
         return {
@@ -180,11 +181,11 @@ def _relative(file_name: str, image_root: str | None) -> str:
     return os.path.relpath(file_name, image_root).replace(os.sep, "/")
 
 
-def _annotation(obj: dict[str, Any], image_id: int, category_ids: dict[int, int]) -> dict[str, Any]:
+def _annotation(obj: dict[str, Any], record: dict[str, Any], category_ids: dict[int, int]) -> dict[str, Any]:
     x, y, width, height = BoxMode.convert([float(v) for v in obj["bbox"]], obj["bbox_mode"], BoxMode.XYWH_ABS)
     annotation = {
         **({"id": obj["id"]} if "id" in obj else {}),
-        "image_id": image_id,
+        "image_id": record["image_id"],
         "category_id": category_ids[obj["category_id"]],
         "bbox": [x, y, width, height],
         "area": width * height,
@@ -195,5 +196,6 @@ def _annotation(obj: dict[str, Any], image_id: int, category_ids: dict[int, int]
     if segmentation is not None:
         annotation["segmentation"] = segmentation
         if isinstance(segmentation, dict):
-            annotation["area"] = float(mask_util.area(segmentation))
+            annotation["segmentation"] = to_rle(segmentation, record["height"], record["width"])
+            annotation["area"] = float(mask_util.area(annotation["segmentation"]))
     return annotation

@@ -10,16 +10,13 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
-from pycocotools import mask as mask_util
-
 from boxsup_d2.data.formats.coco_checks import (
     Fault,
     category_fault,
-    segmentation_fault,
-    usable_polygon,
 )
 from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.paths import require_path
+from boxsup_d2.masks.segmentation import segmentation_fault, to_rle, usable_polygon
 
 
 def read_coco_json(path: str, dataset: str, fix: str = "") -> dict[str, Any]:
@@ -126,10 +123,7 @@ def coco_segmentation(value: Any, image: dict[str, Any], where: str) -> list[Any
         raise ValueError(f"{where}: its segmentation is damaged, {fault}. Remove it, or write the file again.")
     if isinstance(value, list):
         return value or None
-    if isinstance(value["counts"], list):
-        rle = mask_util.frPyObjects(value, *size)
-        return {"size": size, "counts": rle["counts"].decode("ascii")}
-    return {"size": size, "counts": value["counts"]}
+    return to_rle(value, *size)
 
 
 def coco_header(path: str, dataset: str, fix: str = "") -> dict[str, Any]:

@@ -23,13 +23,13 @@ from boxsup_d2.data.formats.coco_checks import (
     image_fault,
     is_int,
     reference_fault,
-    segmentation_fault,
     size_fault,
     unused_ids,
 )
 from boxsup_d2.data.formats.problems import Problems, brief
 from boxsup_d2.data.images import image_size
 from boxsup_d2.data.paths import missing_files
+from boxsup_d2.masks.segmentation import segmentation_fault
 
 #: Keys of :attr:`Inspection.filled`.
 SIZES_READ = "image sizes read from the files"
