@@ -52,7 +52,7 @@ def register_pseudo_masks(json_path: str) -> str:
         name,
         lambda: load_pseudo_masks(path, name),
         lazy={
-            "image_root": lambda: find_image_root(header("info"), path),
+            "image_root": lambda: find_image_root({"info": header("info")}, path),
             "thing_classes": lambda: header("thing_classes"),
             "thing_dataset_id_to_contiguous_id": lambda: header("thing_dataset_id_to_contiguous_id"),
         },
@@ -97,8 +97,7 @@ def load_pseudo_masks(path: str, name: str) -> list[dict[str, Any]]:
         ValueError: the file is damaged.
     """
     data = read_coco_json(path, name, MISSING_FIX)
-    info = data.get("info")
-    image_root = find_image_root(info if isinstance(info, dict) else {}, path)
+    image_root = find_image_root(data, path)
 
     def mask_keys(source: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
         segmentation = coco_segmentation(source.get("segmentation"), image, f"'{path}', annotation {source['id']}")

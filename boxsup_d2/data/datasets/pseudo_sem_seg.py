@@ -29,7 +29,7 @@ def register_pseudo_sem_seg(path: str, name: str) -> None:
         name,
         lambda: load_pseudo_sem_seg(path, name),
         lazy={
-            "image_root": lambda: find_image_root(_header(path, name)[0], path),
+            "image_root": lambda: find_image_root({"info": _header(path, name)[0]}, path),
             "stuff_classes": lambda: list(_header(path, name)[1]),
         },
         source=DatasetSource(name, lambda: [path]),
@@ -51,7 +51,7 @@ def load_pseudo_sem_seg(path: str, name: str) -> list[dict[str, Any]]:
         ValueError: the manifest is damaged.
     """
     data = read_manifest(path, name)
-    image_root = find_image_root(data["info"], path)
+    image_root = find_image_root(data, path)
     folder = os.path.dirname(path)
     problems = Problems()
     records = []

@@ -6,12 +6,14 @@ Its images and annotations are read by :mod:`.coco_dicts`. Works for any json in
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
 from boxsup_d2.data.formats.coco_checks import (
     Fault,
+    box_fault,
     category_fault,
 )
 from boxsup_d2.data.formats.problems import Problems
@@ -31,18 +33,34 @@ def read_coco_json(path: str, dataset: str, fix: str = "") -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is no json, or not COCO's form.
     """
+    data = read_json(path, dataset, fix)
+    check_coco_form(data, path)
+    return data
+
+
+def read_json(path: str, dataset: str, fix: str = "", damaged: str = "Get it again.") -> Any:
+    """Read any json.
+
+    Args:
+        path: of the file.
+        dataset: name for messages.
+        fix: what to do where it is missing.
+        damaged: what to do where it is damaged.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it cannot be read.
+        ValueError: it is no json.
+    """
     try:
         with open(require_path(path, dataset, fix), "rb") as file:
             # Of bytes, json finds out itself whether they are UTF-8, 16 or 32, with a byte order mark or without.
-            data = json.loads(file.read())
+            return json.loads(file.read())
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"'{path}' is no valid json ({error}): it may have been cut off while downloading or copying. Get it again."
+            f"'{path}' is no valid json ({error}): it may have been cut off while downloading or copying. {damaged}"
         ) from error
     except OSError as error:
         raise FileNotFoundError(f"'{path}' cannot be read ({error.strerror}). {fix}".rstrip()) from error
-    check_coco_form(data, path)
-    return data
 
 
 def check_coco_form(data: Any, path: str) -> None:
@@ -96,6 +114,46 @@ def category_tables(
     names = names if expected is None else expected
     ids = sorted(names)
     return [names[key] for key in ids], {key: index for index, key in enumerate(ids)}
+
+
+def usable_images(entries: list[Any], problems: Problems) -> list[dict[str, Any]]:
+    """Images of a json that have an id, a number or a text, and a file name; ``problems`` gains the others."""
+    usable = []
+    for image in entries:
+        named = isinstance(image, dict) and isinstance(image.get("file_name"), str) and image["file_name"]
+        if named and _is_key(image.get("id")):
+            usable.append(image)
+        else:
+            problems.add("images without an id or a file_name", image)
+    return usable
+
+
+def usable_objects(entries: list[dict[str, Any]], problems: Problems) -> dict[int | str, list[dict[str, Any]]]:
+    """Annotations of a json by image id, whatever else is wrong with it: the lenient reading, for reports.
+
+    Left out are crowd regions, and what has no box or no usable image, category or own id; ``problems`` gains the
+    latter. Unlike in :mod:`.coco_dicts`, ids may be texts and need not be there in the other lists.
+    """
+    usable: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in entries:
+        if annotation.get("iscrowd"):
+            continue
+        fault = box_fault(annotation)
+        if fault is None and annotation.get("id") is not None and not _is_key(annotation["id"]):
+            fault = Fault("annotations whose id is neither a number nor a text", annotation)
+        for key, what in (("image_id", "images"), ("category_id", "categories")):
+            if fault is None and not _is_key(annotation.get(key)):
+                fault = Fault(f"annotations of unknown {what}", annotation.get("id"))
+        if fault is None:
+            usable[annotation["image_id"]].append(annotation)
+        else:
+            problems.add(*fault)
+    return usable
+
+
+def usable_names(entries: list[dict[str, Any]]) -> dict[int | str, str]:
+    """Class names by category id; a category without a name is called by its id, one without an id is left out."""
+    return {c["id"]: str(c.get("name", c["id"])) for c in entries if _is_key(c.get("id"))}
 
 
 def coco_segmentation(value: Any, image: dict[str, Any], where: str) -> list[Any] | dict[str, Any] | None:
@@ -175,6 +233,10 @@ def without_masks(data: dict[str, Any]) -> dict[str, Any]:
         data: a COCO json, which is not changed.
     """
     return {**data, "annotations": [obj if obj.get("iscrowd") else _box_only(obj) for obj in data["annotations"]]}
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, int | str)
 
 
 def _id(entry: dict[str, Any], key: str) -> int | None:

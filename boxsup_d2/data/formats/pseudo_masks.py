@@ -9,10 +9,10 @@ of a large file is read without the rest. A file appears under its name only whe
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
 
-from boxsup_d2.data.paths import require_path
+from boxsup_d2.data.formats.coco import read_coco_json, read_json
 from boxsup_d2.utils.files import atomic_write
 
 PROVENANCE_KEY = "boxsup_d2"
@@ -127,6 +127,12 @@ def read_provenance(path: str) -> dict[str, Any] | None:
                     head += more
     except (FileNotFoundError, UnicodeDecodeError):
         return None
+    return provenance_of({"info": info})
+
+
+def provenance_of(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Provenance of a json that was read; None where it has none."""
+    info = data.get("info")
     provenance = info.get(PROVENANCE_KEY) if isinstance(info, dict) else None
     return provenance if isinstance(provenance, dict) else None
 
@@ -139,26 +145,10 @@ def read_pseudo_masks(path: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no whole json, not in COCO's form, or carries no provenance.
+        ValueError: it is no valid json, not in COCO's form, or carries no provenance.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"Pseudo-mask file '{path}' does not exist. Run the labelling step that writes it "
-            "(PSEUDO_MASKS.DATASETS), or correct DATASETS.PSEUDO_MASKS."
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"Pseudo-mask file '{path}' is no whole json ({error}). Labelling never leaves such a file, so it was cut "
-            "off by copying or downloading: get it again, or delete it and label again."
-        ) from error
-    lists = ("images", "annotations", "categories")
-    if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in lists):
-        raise ValueError(f"'{path}' is no COCO json: it needs the lists {', '.join(lists)}.")
-    info = data.get("info")
-    if not isinstance(info, dict) or not isinstance(info.get(PROVENANCE_KEY), dict):
+    data = read_coco_json(path, os.path.splitext(os.path.basename(path))[0], MISSING_FIX)
+    if provenance_of(data) is None:
         raise ValueError(
             f"'{path}' does not say where its masks come from (info.{PROVENANCE_KEY} is missing): it was not written "
             "by boxsup_d2. Register it as an ordinary COCO data set instead."
@@ -177,14 +167,7 @@ def read_manifest(path: str, name: str) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or no manifest.
     """
-    try:
-        with open(require_path(path, name, MISSING_FIX), encoding="utf-8") as file:
-            data = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"'{path}' is no whole json ({error}). Labelling never leaves such a file: copy it again, or delete it and "
-            "label again."
-        ) from error
+    data = read_json(path, name, MISSING_FIX, "Copy it again, or delete it and label again.")
     classes, images = (data.get(key) if isinstance(data, dict) else None for key in ("stuff_classes", "images"))
     if not isinstance(classes, list) or not isinstance(images, list) or not isinstance(data.get("info"), dict):
         raise ValueError(
