@@ -59,7 +59,7 @@ def build_label_loader(cfg: CfgNode, dataset_name: str, dataset_dicts: list[dict
 
     Args:
         cfg: the config.
-        dataset_name: a registered data set.
+        dataset_name: of the data set.
         dataset_dicts: those of its dicts that are to be labelled.
 
     Raises:

@@ -106,8 +106,8 @@ def match_images(
     where no name fits, if their ids and sizes are.
 
     Args:
-        ours: The images of one file, with ``file_name``, an id, and where they are known ``height`` and ``width``.
-        theirs: Those of the other file.
+        ours, theirs: The images of the files, with ``file_name``, an id, and where they are known ``height`` and
+            ``width``.
         id_key: Key of the id: "id" of COCO's images, "image_id" of dataset dicts.
 
     Returns:
@@ -168,10 +168,8 @@ def match_objects(
     else, one by one from the most similar pair on, if their boxes have an IoU of 0.5.
 
     Args:
-        ours: Annotations of the image in one file, with ``bbox`` (x, y, w, h).
-        theirs: Those in the other file.
-        our_classes: Class name of each of ``ours``.
-        their_classes: Class name of each of ``theirs``; None is no class of ours.
+        ours, theirs: Annotations of the image in the files, with ``bbox`` (x, y, w, h).
+        our_classes, their_classes: Class name of each; None is no class of ours.
 
     Returns:
         In the order of ``theirs``; each object is in one pair at most.

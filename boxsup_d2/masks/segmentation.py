@@ -19,8 +19,7 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 
     Args:
         segmentation: polygons (lists or arrays), RLE with a list of counts, or compressed RLE with str or bytes.
-        height: H of its image.
-        width: W of its image.
+        height, width: H and W of its image.
 
     Raises:
         ValueError: it is of another image size, damaged, or empty.
@@ -65,13 +64,9 @@ def _plain(segmentation: Any) -> Any:
 
 
 def segmentation_fault(value: Any, height: int, width: int) -> str | None:
-    """What keeps a ``segmentation`` from being a mask of its image; None where nothing does, or where there is none.
+    """What keeps a json's ``segmentation`` from being a mask of its image; None where nothing does, or there is none.
 
-    Args:
-        value: polygons, RLE with a list of counts, or compressed RLE with str counts. Of several polygons one has to
-            be usable: those of fewer than three points count for nothing, here as in Detectron2.
-        height: of the image.
-        width: of the image.
+    Of several polygons one has to be usable: those of fewer than three points count for nothing, here as in Detectron2.
     """
     if not value or value == [[]]:  # both are what tools write for a box alone
         return None

@@ -39,21 +39,13 @@ class SampleMapper:
     def build_train_loader(self, cfg: CfgNode, seed: int) -> Any:
         """Endless loader of lists of this rank's share of ``SOLVER.IMS_PER_BATCH`` mapped samples.
 
-        Args:
-            cfg: the config.
-            seed: of the order of the samples, the same on all ranks.
+        ``seed``, the same on all ranks, decides their order.
         """
         return build_shuffled_loader(cfg, self, self.training_samples(cfg), seed, one_size=self.one_size)
 
 
 def build_dataset_mapper(cfg: CfgNode, name: str, is_train: bool, **arguments: Any) -> Callable[[dict[str, Any]], Any]:
-    """Build the mapper called ``name``.
-
-    Args:
-        cfg: the config.
-        name: of the mapper.
-        is_train: whether it is for training.
-        arguments: of its constructor, beside those that come from the config.
+    """Build the mapper called ``name``; ``arguments`` go to its constructor, beside those from the config.
 
     Raises:
         KeyError: no mapper of this name is registered.

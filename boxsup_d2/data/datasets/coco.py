@@ -24,10 +24,11 @@ VOC_CLASSES_IN_COCO = frozenset(
 def register_coco_boxes(name: str, json_file: str, image_root: str) -> None:
     """Register any COCO json as a box-only data set; nothing is opened before it is used.
 
-    Class names and ids come from the json. Masks and areas in it are never read.
+    Class names and ids come from the json. Masks and areas in it are never read. A former data set of the name is
+    replaced, here as in all registrations.
 
     Args:
-        name: to register it under; a former data set of that name is replaced.
+        name: to register it under.
         json_file: path of the json.
         image_root: folder that the json's file names are relative to.
     """
@@ -41,13 +42,9 @@ def register_coco_boxes_lazily(
     image_root: Callable[[], str],
     expected: dict[int, str] | None = None,
 ) -> None:
-    """As :func:`register_coco_boxes`, with paths that are looked up when used.
+    """As :func:`register_coco_boxes`, with functions that return the paths when they are used.
 
-    Args:
-        name: to register it under.
-        json_file: returns the path of the json.
-        image_root: returns the folder of the images.
-        expected: see :func:`category_tables`; class names are then known without opening the json.
+    ``expected``: see :func:`category_tables`; class names are then known without opening the json.
     """
     tables = None if expected is None else category_tables({"categories": []}, name, expected)
 
@@ -75,12 +72,7 @@ def register_coco_masks(name: str, json_file: str, image_root: str) -> None:
     """Register a COCO json with the masks that some or all of its annotations have; nothing is opened before use.
 
     Labelling it keeps these masks and gives the other boxes one; ``BoxCropDatasetMapper`` learns from boxes where
-    there is no mask, and from masks where there is one.
-
-    Args:
-        name: to register it under; a former data set of that name is replaced.
-        json_file: path of the json.
-        image_root: folder that the json's file names are relative to.
+    there is no mask, and from masks where there is one. Arguments are those of :func:`register_coco_boxes`.
     """
     json_file, image_root = (os.path.abspath(os.path.expanduser(path)) for path in (json_file, image_root))
     keys = ("thing_classes", "thing_dataset_id_to_contiguous_id")
@@ -103,15 +95,7 @@ def register_coco_subset(
     *,
     masks: bool = False,
 ) -> None:
-    """Register some classes of a COCO json; nothing is opened before it is used.
-
-    Args:
-        name: to register it under; a former data set of that name is replaced.
-        json_file: returns the path of the json.
-        image_root: returns the folder of the images.
-        classes: see :func:`load_coco_subset`.
-        masks: see there.
-    """
+    """Register some classes of a COCO json, see :func:`load_coco_subset`; paths are looked up when they are used."""
     names, ids = category_tables({"categories": []}, name, dict(classes))
     register_dataset(
         name,

@@ -56,10 +56,10 @@ def register_voc_boxes(
     """Register a split of a folder in VOC's layout; nothing is opened before it is used.
 
     Args:
-        name: to register it under; a former data set of that name is replaced.
-        dirname: see :func:`load_voc_boxes`; a relative path is looked up in ``DETECTRON2_DATASETS`` when used.
-        split: see there.
-        classes: see there.
+        name: to register it under.
+        dirname: a relative path is looked up in ``DETECTRON2_DATASETS`` when used.
+        split: see :func:`load_voc_boxes`, as of the other arguments.
+        classes: names in the order of ``category_id``.
         masks: with the instance masks, see :func:`load_voc_instances`.
     """
     loader = load_voc_instances if masks else load_voc_boxes
@@ -78,14 +78,7 @@ def register_voc_boxes(
 
 
 def register_voc_sem_seg(name: str, dirname: str, split: str, classes: Sequence[str] = VOC_CLASSES) -> None:
-    """Register a split of a folder in VOC's layout for semantic segmentation; nothing is opened before it is used.
-
-    Args:
-        name: to register it under; a former data set of that name is replaced.
-        dirname: see :func:`load_voc_boxes`; a relative path is looked up in ``DETECTRON2_DATASETS`` when used.
-        split: see there.
-        classes: see there.
-    """
+    """As :func:`register_voc_boxes`, for semantic segmentation: with the class masks, see :func:`load_voc_sem_seg`."""
     source = VocSource(name, dirname, split)
     register_dataset(
         name,

@@ -17,21 +17,14 @@ from boxsup_d2.masks.rle import empty_rle
 
 
 def register_pseudo_masks(json_path: str) -> str:
-    """Register a pseudo-mask file under its stem; nothing is opened before it is used.
+    """Register a pseudo-mask file under its stem, which is returned; nothing is opened before it is used.
 
     A file whose stem ends in ``_pseudo_sem_seg`` is the manifest of semantic labels, see
     :func:`boxsup_d2.data.datasets.pseudo_sem_seg.register_pseudo_sem_seg`.
 
     Registering another file of the same stem replaces the former one: the steps of a round may run in one process.
-
     The images are looked for where the data set that was labelled has them on *this* machine, then where the file says
     that they were.
-
-    Args:
-        json_path: ``.../<name>.json``.
-
-    Returns:
-        The name. Its dicts are as :func:`load_pseudo_masks` says.
 
     Raises:
         ValueError: another data set, not of pseudo masks, already has that name.
@@ -65,10 +58,7 @@ def register_pseudo_masks(json_path: str) -> str:
 
 
 def register_pseudo_masks_from_cfg(cfg: CfgNode) -> list[str]:
-    """Register every file of ``DATASETS.PSEUDO_MASKS``.
-
-    Returns:
-        Their names.
+    """Register every file of ``DATASETS.PSEUDO_MASKS`` and return their names.
 
     Raises:
         ValueError: two different files share a stem, so that one would hide the other.

@@ -17,14 +17,7 @@ from boxsup_d2.masks.label_map import IGNORE_LABEL
 
 
 def register_pseudo_sem_seg(path: str, name: str) -> None:
-    """Register semantic pseudo labels; nothing is opened before they are used.
-
-    Images are looked for as those of any pseudo-mask file are.
-
-    Args:
-        path: of the manifest.
-        name: to register it under; a former data set of that name is replaced.
-    """
+    """Register a manifest of semantic pseudo labels; nothing is opened before they are used."""
     register_dataset(
         name,
         lambda: load_pseudo_sem_seg(path, name),

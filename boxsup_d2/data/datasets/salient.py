@@ -9,12 +9,9 @@ from boxsup_d2.data.paths import under_root
 
 
 def register_salient(name: str, image_root: str, mask_root: str) -> None:
-    """Register a set of salient images; nothing is opened before it is used.
+    """Register a set of salient images, see :func:`load_salient`; nothing is opened before it is used.
 
-    Args:
-        name: to register it under; a former data set of that name is replaced.
-        image_root: see :func:`load_salient`; a relative path is looked up in ``DETECTRON2_DATASETS`` when used.
-        mask_root: likewise.
+    Relative paths are looked up in ``DETECTRON2_DATASETS`` when used.
     """
     register_dataset(
         name,

@@ -22,11 +22,7 @@ class DatasetSource:
     """
 
     def __init__(self, name: str, files: Callable[[], Sequence[str]] = tuple):
-        """
-        Args:
-            name: of the data set.
-            files: returns what :meth:`files` lists.
-        """
+        """``files`` returns what :meth:`files` lists."""
         self.name = name
         self._files = files
 
@@ -95,7 +91,7 @@ class CocoSource(DatasetSource):
         """
         Args:
             name: of the data set.
-            json_file: returns the path.
+            json_file: returns the path of the json.
             masks: whether the masks in the json are the data set's; if not, nothing that comes from them gets out.
             classes: category id → name, where the data set has these whatever the json lists; None: the json's.
             only_classes: objects of other classes are not the data set's, nor images without an object.

@@ -22,17 +22,7 @@ from boxsup_d2.masks.segmentation import segmentation_fault, to_rle, usable_poly
 
 
 def read_coco_json(path: str, dataset: str, fix: str = "") -> dict[str, Any]:
-    """Read a json and check its outer form.
-
-    Args:
-        path: of the json.
-        dataset: name for messages.
-        fix: what to do where it is missing.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no json, or not COCO's form.
-    """
+    """Read a json, see :func:`read_json`, and check that it has COCO's outer form, see :func:`check_coco_form`."""
     data = read_json(path, dataset, fix)
     check_coco_form(data, path)
     return data
@@ -43,9 +33,8 @@ def read_json(path: str, dataset: str, fix: str = "", damaged: str = "Get it aga
 
     Args:
         path: of the file.
-        dataset: name for messages.
-        fix: what to do where it is missing.
-        damaged: what to do where it is damaged.
+        dataset: name, for messages.
+        fix, damaged: what to do where it is missing or damaged, for messages.
 
     Raises:
         FileNotFoundError: there is no such file, or it cannot be read.
@@ -64,10 +53,9 @@ def read_json(path: str, dataset: str, fix: str = "", damaged: str = "Get it aga
 
 
 def check_coco_form(data: Any, path: str) -> None:
-    """Check that a json has the outer form of COCO's: an object with lists of objects.
-
+    """
     Raises:
-        ValueError: it has not.
+        ValueError: a json has not the outer form of COCO's: an object with lists of objects.
     """
     if isinstance(data, list):
         looks_like = data and all(isinstance(item, dict) and "image_id" in item for item in data[:1])
@@ -204,11 +192,7 @@ def _read_header(path: str, dataset: str, mtime_ns: int, size: int) -> dict[str,
 
 
 def coco_subset(data: dict[str, Any], category_ids: Collection[int]) -> dict[str, Any]:
-    """A COCO json of some of its classes.
-
-    Args:
-        data: a COCO json, which is not changed.
-        category_ids: of the classes to keep.
+    """What a COCO json, which is not changed, has of some categories.
 
     Returns:
         The json with these categories, their annotations (crowd regions too) and the images that hold an object of
@@ -225,12 +209,9 @@ def coco_subset(data: dict[str, Any], category_ids: Collection[int]) -> dict[str
 
 
 def without_masks(data: dict[str, Any]) -> dict[str, Any]:
-    """A COCO json without its objects' masks, with w·h as their ``area``, as if it had never held one.
+    """A COCO json, which is not changed, as if it had never held an object's mask: w·h is their ``area``.
 
     Crowd regions keep theirs: they are no object's mask, box-only sets drop them, and files copy them untouched.
-
-    Args:
-        data: a COCO json, which is not changed.
     """
     return {**data, "annotations": [obj if obj.get("iscrowd") else _box_only(obj) for obj in data["annotations"]]}
 

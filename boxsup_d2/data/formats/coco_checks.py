@@ -1,6 +1,6 @@
 """What makes an entry of a COCO json usable: each rule once, as a pure function.
 
-The strict reader (:mod:`.coco_format`) refuses a file that breaks one of them; the inspection
+The strict reader (:mod:`.coco_dicts`) refuses a file that breaks one of them; the inspection
 (:mod:`boxsup_d2.data.formats.inspection`) counts what does and keeps the rest. No file is opened here.
 """
 

@@ -56,21 +56,15 @@ def load_coco_boxes(
 
 
 def load_coco_masks(path: str, image_root: str, dataset: str) -> list[dict[str, Any]]:
-    """Load a COCO json with the masks that it has; annotations without one keep their box.
-
-    Args:
-        path: of the json.
-        image_root: folder that its file names are relative to.
-        dataset: name, for messages.
+    """As :func:`load_coco_boxes`, with the masks that there are; annotations without one keep their box.
 
     Returns:
-        As :func:`load_coco_boxes`, and ``segmentation`` (polygons or compressed RLE) in the
-        annotations that have a mask. Crowd regions are there, with ``iscrowd`` 1. Every dict says
-        ``fully_supervised``: its masks were drawn, and a network may learn from them.
+        Annotations that have a mask also have ``segmentation`` (polygons or compressed RLE). Crowd regions are there,
+        with ``iscrowd`` 1. Every dict says ``fully_supervised``: its masks were drawn, and a network may learn from
+        them.
 
     Raises:
-        FileNotFoundError: the json or images are missing.
-        ValueError: the json is damaged, or a mask has another size than its image.
+        FileNotFoundError, ValueError: see there; a mask has another size than its image.
     """
 
     def mask_key(source: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
@@ -85,23 +79,19 @@ def load_coco_masks(path: str, image_root: str, dataset: str) -> list[dict[str, 
 def load_coco_subset(
     path: str, image_root: str, dataset: str, classes: Mapping[int, str], *, masks: bool = False
 ) -> list[dict[str, Any]]:
-    """Load the objects of some classes of a COCO json.
+    """As :func:`load_coco_boxes`, of some classes of a COCO json alone.
 
     Args:
-        path: of the json.
-        image_root: folder that its file names are relative to.
-        dataset: name, for messages.
+        path, image_root, dataset: see there.
         classes: category id → name of the classes.
         masks: load the masks too; without, nothing that comes from a mask is in the result.
 
     Returns:
-        As :func:`load_coco_boxes`. With masks, annotations also have ``segmentation``
-        (polygons, or compressed RLE with str counts), and crowd regions are there with ``iscrowd`` 1. An object
-        without a usable polygon is left out, as Detectron2 does.
+        With masks, annotations also have ``segmentation`` (polygons, or compressed RLE with str counts), and crowd
+        regions are there with ``iscrowd`` 1. An object without a usable polygon is left out, as Detectron2 does.
 
     Raises:
-        FileNotFoundError: the json or images are missing.
-        ValueError: the json is damaged or holds invalid entries: all kinds, with counts and first examples.
+        FileNotFoundError, ValueError: see there; a mask is damaged.
     """
     data = coco_subset(read_coco_json(path, dataset), classes)
     without_mask = []
@@ -143,9 +133,7 @@ def build_dicts(
     Args:
         data: as :func:`read_coco_json` returned it.
         path: where it came from, for messages.
-        image_root: folder that its file names are relative to.
-        dataset: name, for messages.
-        expected: see :func:`category_tables`.
+        image_root, dataset, expected: see :func:`load_coco_boxes`.
         keep_crowds: keep crowd regions, with ``iscrowd`` 1.
         extra_keys: returns what an annotation has beyond its box; box-only sets have no such function.
         look_up_images: check that they exist.

@@ -27,13 +27,10 @@ MISSING_FIX = "Run the labelling step that writes it (PSEUDO_MASKS.DATASETS), or
 
 
 def labels_path(folder: str, dataset_name: str, label_format: str = "instances") -> str:
-    """Path of the file that a labelling of a data set writes.
+    """Path of the file that a labelling of a data set writes into a folder.
 
-    Args:
-        folder: it is in.
-        dataset_name: of the source.
-        label_format: ``"instances"``: a COCO json; ``"sem_seg"``: a manifest, whose label maps lie in the folder of
-            its stem.
+    ``label_format``: ``"instances"``: a COCO json; ``"sem_seg"``: a manifest, whose label maps lie in the folder of its
+    stem.
 
     Raises:
         ValueError: there is no such format.
@@ -44,10 +41,7 @@ def labels_path(folder: str, dataset_name: str, label_format: str = "instances")
 
 
 def is_manifest(path: str) -> bool:
-    """Whether a file is the manifest of semantic labels and no json of instance masks, by its name.
-
-    It need not exist yet.
-    """
+    """Whether a file, which need not exist yet, is the manifest of semantic labels, by its name."""
     return os.path.splitext(path)[0].endswith(_SUFFIXES["sem_seg"])
 
 
@@ -138,10 +132,7 @@ def provenance_of(data: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def read_pseudo_masks(path: str) -> dict[str, Any]:
-    """Read and check a pseudo-mask file.
-
-    Returns:
-        The COCO json.
+    """Read a pseudo-mask file, the COCO json as it is.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -157,11 +148,7 @@ def read_pseudo_masks(path: str) -> dict[str, Any]:
 
 
 def read_manifest(path: str, name: str) -> dict[str, Any]:
-    """Read a manifest and check its outer form.
-
-    Args:
-        path: of the manifest.
-        name: of the data set, for messages.
+    """Read a manifest and check its outer form; ``name``: of the data set, for messages.
 
     Raises:
         FileNotFoundError: there is no such file.
