@@ -229,6 +229,10 @@ def test_voc_difficult_switch_keeps_ids(voc):
     void = mask_util.decode(instance["void_mask"])
     assert void[4:10, 2:8].all(), "a difficult object that is left out is void"
     assert void.sum() == 36 + 26
+    datasets.register_voc_boxes("voc_registered_late", str(voc), "val")
+    assert DatasetCatalog.get("voc_registered_late") == without
+    set_use_difficult(True)
+    assert DatasetCatalog.get("voc_registered_late") == DatasetCatalog.get("voc_2012_val_box") == everything
 
 
 def test_voc_instances(voc):

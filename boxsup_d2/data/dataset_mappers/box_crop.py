@@ -24,6 +24,8 @@ class BoxCropDatasetMapper(SampleMapper):
     All augmentation is OpenCV's, on uint8; random numbers are NumPy's global ones, which Detectron2 seeds per worker.
     """
 
+    one_size = True
+
     @configurable
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Data sets in Pascal VOC's own layout; :mod:`boxsup_d2.data.formats.voc_layout` reads it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from detectron2.config import CfgNode
@@ -31,23 +31,30 @@ class VocSource(DatasetSource):
 
     def __init__(self, name: str, dirname: str, split: str):
         super().__init__(name, lambda: [split_file(under_root(dirname), split)])
-        self.use_difficult = True
+        # A set that is registered late, or anew, follows those that are there.
+        self.use_difficult = next((source.use_difficult for source in _voc_sources()), True)
 
 
 def apply_dataset_switches(cfg: CfgNode) -> None:
-    """Make later loads of all VOC sets that are registered honour ``DATASETS.VOC_USE_DIFFICULT``.
+    """Make every later load of a VOC set honour ``DATASETS.VOC_USE_DIFFICULT``.
 
     With False, objects marked difficult appear in none of them: neither trained on, nor labelled, nor prompted for; in
     sets with masks their pixels become void, so that no evaluator holds them against a method. The ids of the other
     annotations stay the same.
     """
     use_difficult = bool(cfg.DATASETS.VOC_USE_DIFFICULT)
-    sources = [MetadataCatalog.get(name).get("source") for name in DatasetCatalog]
-    changed = [each for each in sources if isinstance(each, VocSource) and each.use_difficult != use_difficult]
+    changed = [source for source in _voc_sources() if source.use_difficult != use_difficult]
     for source in changed:
         source.use_difficult = use_difficult
     if changed:
         logger.info("VOC objects marked difficult are %s", "used" if use_difficult else "left out")
+
+
+def _voc_sources() -> Iterator[VocSource]:
+    for name in DatasetCatalog:
+        source = MetadataCatalog.get(name).get("source")
+        if isinstance(source, VocSource):
+            yield source
 
 
 def register_voc_boxes(
