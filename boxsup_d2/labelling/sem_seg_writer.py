@@ -14,7 +14,7 @@ from tqdm import tqdm
 from boxsup_d2.data.formats.pseudo_masks import label_map_folder, labels_path, write_pseudo_masks
 from boxsup_d2.data.images import encode_label_map
 from boxsup_d2.labelling.shards import ShardIndex
-from boxsup_d2.labelling.writer import LabelTask, LabelWriter, ProgressBar, labelled_rows, label_task
+from boxsup_d2.labelling.writer import LabelTask, LabelWriter, ProgressBar, label_task, labelled_rows
 from boxsup_d2.masks.label_map import MAX_CLASSES, covering_boxes, paint_known, prompted_label_map
 from boxsup_d2.utils.files import atomic_write
 
