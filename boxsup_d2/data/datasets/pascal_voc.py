@@ -32,7 +32,7 @@ class VocSource(DatasetSource):
     def __init__(self, name: str, dirname: str, split: str):
         super().__init__(name, lambda: [split_file(under_root(dirname), split)])
         # A set that is registered late, or anew, follows those that are there.
-        self.use_difficult = next((source.use_difficult for source in _voc_sources()), True)
+        self.use_difficult: bool = next((source.use_difficult for source in _voc_sources()), True)
 
 
 def apply_dataset_switches(cfg: CfgNode) -> None:
