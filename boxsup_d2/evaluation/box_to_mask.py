@@ -19,7 +19,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from boxsup_d2.data.formats.coco import read_coco_json
+from boxsup_d2.data.formats.coco import read_json
 from boxsup_d2.evaluation.ground_truth import ImageTruth, load_ground_truth
 from boxsup_d2.evaluation.metrics import IOU_THRESHOLDS, BoxToMaskSummary, mask_iou, summarize_box_to_mask
 from boxsup_d2.evaluation.tables import format_table
@@ -239,7 +239,7 @@ def evaluate_mask_json(json_file: str, dataset_name: str) -> BoxToMaskSummary:
     """
     if not PathManager.isfile(json_file):
         raise FileNotFoundError(f"No mask file '{json_file}': label the data set first, or check the path.")
-    content = read_coco_json(PathManager.get_local_path(json_file), dataset_name)
+    content = read_json(PathManager.get_local_path(json_file), dataset_name)
     by_image: dict[int | str, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
         if not annotation.get("iscrowd", 0):
