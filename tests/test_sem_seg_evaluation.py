@@ -31,7 +31,7 @@ from boxsup_d2.evaluation import (
     confusion_matrix,
     summarize_semantic,
 )
-from boxsup_d2.modeling import MultiScaleSegmentor
+from boxsup_d2.modeling import SemanticSegmenterWithTTA
 
 CLASSES = ["background", "cat", "dog", "cow"]
 H, W = 12, 16
@@ -240,7 +240,7 @@ def test_the_config_decides_what_goes_around_the_model():
     model = nn.Identity()
     assert _tested_model(make_cfg(), model, "sem_seg") is model
     several = _tested_model(make_cfg(SEM_SEG_SCALES=(1.0, 1.5)), model, "sem_seg")
-    assert isinstance(several, MultiScaleSegmentor)
+    assert isinstance(several, SemanticSegmenterWithTTA)
     assert several.scales == (1.0, 1.5)
     assert not several.flip
     assert _tested_model(make_cfg(SEM_SEG_FLIP=True), model, "sem_seg").flip

@@ -1,5 +1,5 @@
 """DeepLab's semantic segmenters, which learn from label maps, and their test-time augmentation."""
 
-from boxsup_d2.modeling.deeplab.meta_arch import DeepLabSegmentor, MultiScaleSegmentor
+from boxsup_d2.modeling.deeplab.meta_arch import DeepLabSegmenter, SemanticSegmenterWithTTA
 
-__all__ = ["DeepLabSegmentor", "MultiScaleSegmentor"]
+__all__ = ["DeepLabSegmenter", "SemanticSegmenterWithTTA"]

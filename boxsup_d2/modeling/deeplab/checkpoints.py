@@ -28,7 +28,7 @@ def is_published_largefov(state: State) -> bool:
 
 
 def convert_published_largefov(state: State) -> State:
-    """Published names to those of ``DeepLabSegmentor`` with ``build_vgg16_largefov_backbone`` and ``LargeFOVHead``."""
+    """Published names to those of ``DeepLabSegmenter`` with ``build_vgg16_largefov_backbone`` and ``LargeFOVHead``."""
     converted = {}
     for name, value in state.items():
         for theirs, ours in _LARGEFOV_HEAD.items():
@@ -47,7 +47,7 @@ def is_published_deeplabv2(state: State) -> bool:
 
 
 def convert_published_deeplabv2(state: State) -> State:
-    """Published names to those of ``DeepLabSegmentor`` with ``build_resnet_deeplab_backbone`` and ``ASPPSumHead``.
+    """Published names to those of ``DeepLabSegmenter`` with ``build_resnet_deeplab_backbone`` and ``ASPPSumHead``.
 
     Needs ``MODEL.RESNETS.STEM_MAX_POOL: False``; the multi-scale one ``MODEL.SEM_SEG_HEAD.MSC_SCALES: (0.5, 0.75)``.
     """

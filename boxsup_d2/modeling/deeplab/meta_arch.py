@@ -18,7 +18,7 @@ from boxsup_d2.modeling.visualization import is_picture_due, overlay_labels, put
 
 
 @META_ARCH_REGISTRY.register()
-class DeepLabSegmentor(SemanticSegmentor):
+class DeepLabSegmenter(SemanticSegmentor):
     """Backbone and head of a semantic segmentation network, at one scale or several at once (MSC).
 
     With ``msc_scales`` the image also runs through the network at these scales, whose logits are resized to the first
@@ -238,8 +238,8 @@ def _positions(side: int, logits: int, scale: float, device: torch.device) -> Te
     return centres.round().long().clamp(0, side - 1)
 
 
-class MultiScaleSegmentor(nn.Module):
-    """Any segmentor, asked at several scales and, if wanted, of the mirrored image; the answers are averaged.
+class SemanticSegmenterWithTTA(nn.Module):
+    """Any segmenter, asked at several scales and, if wanted, of the mirrored image; the answers are averaged.
 
     For evaluation only.
     """
