@@ -90,7 +90,7 @@ def test_the_methods_own_label_map_comes_before_masks():
 
 def test_answers_that_make_no_label_map_are_refused():
     masks, boxes = torch.ones(2, 4, 5, dtype=torch.bool), torch.zeros(2, 4)
-    with pytest.raises(ValueError, match="2 masks answer 1 boxes"):
+    with pytest.raises(ValueError, match="2 masks for 1 boxes"):
         label_map(answer(masks), boxes[:1], torch.zeros(1))
     with pytest.raises(ValueError, match="room for 254"):
         label_map(answer(masks), boxes, torch.tensor([0, 254]))

@@ -302,7 +302,7 @@ def test_pool_gives_every_image_its_result_in_order_and_bounds_what_is_under_way
     results, largest = [], 0
     for key, (image, prob) in enumerate(inputs):
         results += pool.submit(key, image, prob)
-        largest = max(largest, len(pool._pending))
+        largest = max(largest, len(pool._pool._pending))
     assert largest <= 2, "the third makes submit wait"
     results += pool.drain()
     assert [key for key, _ in results] == list(range(len(inputs)))
@@ -326,7 +326,8 @@ def _page_faults_of_a_second_large_block() -> int:
     not (sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt")), reason="glibc's allocator has the switch"
 )
 def test_workers_reuse_the_memory_that_they_freed(pool):
-    assert pool._pool.submit(_page_faults_of_a_second_large_block).result() < 100  # of the block's 4,096 pages
+    faults = pool._pool._executor.submit(_page_faults_of_a_second_large_block).result()
+    assert faults < 100  # of the block's 4,096 pages
 
 
 def test_scores_that_are_no_probabilities_are_refused_with_the_images_name(pool):
@@ -362,7 +363,7 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang():
     with CRFPool(CRF_RESNET101, workers=1) as pool:
         pool.submit("a", image, prob)
         list(pool.drain())
-        (process,) = pool._pool._processes
+        (process,) = pool._pool._executor._processes
         os.kill(process, signal.SIGKILL)
 
         def go_on():
