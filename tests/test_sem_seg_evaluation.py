@@ -28,9 +28,8 @@ from boxsup_d2.evaluation import (
     BoxToSemSegEvaluator,
     SemanticEvaluator,
     build_evaluator,
-    confusion_matrix,
-    summarize_semantic,
 )
+from boxsup_d2.evaluation.semantic_metrics import confusion_matrix, summarize_semantic
 from boxsup_d2.modeling import SemanticSegmenterWithTTA
 
 CLASSES = ["background", "cat", "dog", "cow"]
@@ -118,7 +117,7 @@ def register(folder: Path, count: int = 6, name: str = "sem_seg_toy") -> list[di
     return records
 
 
-def answer(record: dict) -> dict:
+def output_of(record: dict) -> dict:
     """Unsure probabilities that are right for about half of the pixels; the fourth class never occurs."""
     rng = np.random.default_rng(int(record["image_id"]))
     truth = np.asarray(Image.open(record["sem_seg_file_name"]))
@@ -131,7 +130,7 @@ def feed(evaluator, records):
     evaluator.reset()
     for record in records:
         image = torch.from_numpy(np.random.default_rng(record["image_id"]).integers(0, 256, (3, H, W), dtype=np.uint8))
-        evaluator.process([{**record, "image": image}], [answer(record)])
+        evaluator.process([{**record, "image": image}], [output_of(record)])
     return evaluator
 
 
@@ -139,7 +138,7 @@ def test_evaluator_scores_the_data_set(tmp_path, caplog):
     records = register(tmp_path)
     results = feed(SemanticEvaluator("sem_seg_toy", str(tmp_path / "out")), records).evaluate()["sem_seg"]
     gts = [np.asarray(Image.open(r["sem_seg_file_name"])) for r in records]
-    expected = summed(gts, [answer(r)["sem_seg"].argmax(0).numpy() for r in records], 4)
+    expected = summed(gts, [output_of(r)["sem_seg"].argmax(0).numpy() for r in records], 4)
     assert results["mIoU"] == pytest.approx(100 * expected.miou)
     assert results["pACC"] == pytest.approx(100 * expected.pixel_accuracy)
     assert results["fwIoU"] == pytest.approx(100 * expected.fwiou)
@@ -175,7 +174,7 @@ def test_label_maps_of_box_to_mask_answers_are_scored(tmp_path, by_class):
     assert isinstance(evaluator, BoxToSemSegEvaluator)
     gts, preds = [], []
     for record in records:
-        own = answer(record)["sem_seg"].argmax(dim=0)
+        own = output_of(record)["sem_seg"].argmax(dim=0)
         prompts = Instances((H, W), gt_classes=torch.tensor([2, 0]))
         prompts.gt_boxes = Boxes(torch.tensor([[0.0, 0, W, H], [0, 0, 5, H]]))
         masks = torch.zeros(2, H, W, dtype=torch.bool)
@@ -195,18 +194,18 @@ def test_what_does_not_fit_is_named(tmp_path):
     records = register(tmp_path)
     evaluator = SemanticEvaluator("sem_seg_toy")
     with pytest.raises(ValueError, match=r"'x.jpg' is not in data set 'sem_seg_toy'"):
-        evaluator.process([{"file_name": "x.jpg"}], [answer(records[0])])
+        evaluator.process([{"file_name": "x.jpg"}], [output_of(records[0])])
     with pytest.raises(ValueError, match=r"0\.png' of image '0.jpg'.*different sizes"):
         evaluator.process([records[0]], [{"sem_seg": torch.rand(4, 5, 5)}])
     Path(records[1]["sem_seg_file_name"]).write_bytes(b"\x89PNG")
     with pytest.raises(ValueError, match=r"1\.png' is damaged"):
-        evaluator.process([records[1]], [answer(records[0])])
+        evaluator.process([records[1]], [output_of(records[0])])
     Path(records[1]["sem_seg_file_name"]).unlink()
     with pytest.raises(FileNotFoundError, match=r"1\.png.*DETECTRON2_DATASETS"):
-        evaluator.process([records[1]], [answer(records[0])])
+        evaluator.process([records[1]], [output_of(records[0])])
     Image.new("RGB", (W, H)).save(tmp_path / "2.png")
     with pytest.raises(ValueError, match=r"2\.png'.*mode is RGB"):
-        evaluator.process([records[2]], [answer(records[0])])
+        evaluator.process([records[2]], [output_of(records[0])])
     del records[3]["sem_seg_file_name"]
     with pytest.raises(ValueError, match=r"'3.jpg' has no sem_seg_file_name"):
         SemanticEvaluator("sem_seg_toy")

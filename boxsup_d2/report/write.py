@@ -1,7 +1,6 @@
-"""Write a report: draw every image, gather the figures, fill in the page.
+"""Write a report: draw every image, compute the metrics, fill in the page.
 
-A page of few images holds its pictures; of many, they lie in a folder beside it. Either can be moved, and is opened
-from a disk or a server alike.
+A page of few images holds its pictures; those of many images are in a folder beside the page.
 """
 
 import base64
@@ -22,7 +21,7 @@ from boxsup_d2.utils.files import atomic_write, disk_full_message
 
 logger = logging.getLogger(__name__)
 
-# Lies in a report's picture folder, so that no other folder of that name is ever replaced.
+# File that marks a report's picture folder. A folder without it is not replaced.
 _MARK = ".boxsup_d2_report"
 
 
@@ -40,8 +39,8 @@ def write_report(
 ) -> str:
     """Write a page that shows the masks of one file, or of several beside each other.
 
-    The images and objects shown are the first file's; those of the other files are found by id, else by file name and
-    box. Missing masks and unreadable images are shown as such, and listed on the page.
+    The page shows the images and objects of the first file; those of the other files are matched with them by id, else
+    by file name and box. It lists missing masks and images that cannot be read.
 
     Args:
         mask_sets: COCO jsons with masks, or manifests of label maps.
@@ -49,9 +48,9 @@ def write_report(
         out: path of the page; ``.html`` is appended where it is missing.
         truth: COCO json with true masks, to measure IoU with.
         title: of the page.
-        max_embedded: images up to which the pictures are part of the page; of more they are written to the folder
-            ``<name>_files`` beside it.
-        max_images: show at most so many images, spread over the first file's confidences; None shows all.
+        max_embedded: with more images than that, the pictures are written to the folder ``<name>_files`` beside the
+            page instead of into it.
+        max_images: limit of images, chosen evenly over the first file's confidences; None shows all.
         thumbnail: longer side in pixels of the pictures of whole images, at least 32; objects get three quarters of it.
         progress: show a progress bar.
 
@@ -90,8 +89,8 @@ def write_report(
 class _PictureStore:
     """Takes pictures as they are drawn: keeps them as base64, or writes them to a folder.
 
-    The folder takes its name, and replaces that of a former report, when the page is about to be written. Where
-    something fails before, the former report is as it was.
+    The folder gets its name, and replaces that of a former report, just before the page is written. If something fails
+    before, the former report is unchanged.
     """
 
     def __init__(self, folder: str, *, embedded: bool):
@@ -128,7 +127,7 @@ class _PictureStore:
             shutil.rmtree(self._partial, ignore_errors=True)
 
     def take_all(self, scenes: Iterable[Rendered]) -> list[Rendered]:
-        """Store the pictures of all images; what was measured is returned, without the pictures."""
+        """Store the pictures of all images; returns the rest."""
         measured, objects = [], 0
         for number, scene in enumerate(scenes):
             for column, data in enumerate(scene.views):
