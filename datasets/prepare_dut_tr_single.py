@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Choose the single-object images of DUTS-TR: a stand-in for DUT-TR-Single where you cannot get that.
+"""Choose the single-object images of DUTS-TR: a substitute for DUT-TR-Single where you cannot get that.
 
 Keeps the images whose mask has one connected component (8-neighbourhood, grey value above 127; components smaller
 than --min-area of the foreground are specks and do not count), and copies them to
@@ -8,7 +8,7 @@ than --min-area of the foreground are specks and do not count), and copies them 
 This is NOT the list that the authors of BoxCaseg published (7,991 images): one object may have several parts, and
 several objects that touch are one component. Say so where you quote results.
 
-An interrupted run goes on where it stopped when started again; the two folders appear when all is done.
+Started again, an interrupted run continues where it stopped; the two folders appear when all is done.
 """
 
 import argparse

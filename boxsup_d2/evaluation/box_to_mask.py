@@ -57,7 +57,7 @@ def score_image(truth: ImageTruth, masks: Sequence[np.ndarray] | np.ndarray) -> 
     if len(masks) != len(truth.annotations):
         raise ValueError(
             f"Image {truth.image_id} ('{truth.file_name}') has {len(truth.annotations)} annotated objects, but "
-            f"{len(masks)} predicted masks: one per box in the order of the annotations is expected. Are the prompts "
+            f"{len(masks)} masks: one per box in the order of the annotations is expected. Are the prompts "
             "of another data set, or filtered differently (DATASETS.VOC_USE_DIFFICULT)?"
         )
     void = truth.void_mask()

@@ -1,4 +1,4 @@
-"""What toy scenes are cut from and into: views of photographs, and shapes. Nothing is written here."""
+"""Views of photographs and shapes, which toy scenes are made of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 __all__ = ["FAMILIES", "Texture", "draw_shape", "load_photos", "random_texture", "render_texture", "split_in_two"]
 
-# Shape families and the VOC classes that stand for them, so that the real class list and XML format can be used.
+# Shape families and the VOC classes of their objects, so that the real class list and XML format can be used.
 FAMILIES = {
     "ellipse": "sheep",
     "polygon": "boat",

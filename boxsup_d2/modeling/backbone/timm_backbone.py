@@ -45,11 +45,11 @@ class TimmBackbone(Backbone):
                 stride 4 and more.
             bn_momentum: of every batch norm; None keeps timm's.
             freeze_bn: replace batch norms by frozen ones.
-            in_channels: channels of the input, the image's three last; what stands before them starts with zero weights
-                where ``pretrained``.
+            in_channels: channels of the input, the image's three last; with ``pretrained`` the others start with zero
+                weights.
 
         Raises:
-            ValueError: timm does not know the network, or it lacks a wanted level.
+            ValueError: timm does not know the network, or it lacks one of ``out_features``.
         """
         super().__init__()
         if not timm.is_model(name):
@@ -84,7 +84,7 @@ class TimmBackbone(Backbone):
             self.net = freeze_batch_norm_2d(self.net)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         node = cfg.MODEL.TIMM
         return {
             "name": node.NAME,
@@ -108,7 +108,7 @@ class TimmBackbone(Backbone):
 def _load_grown(net: nn.Module, pretrained: nn.Module) -> None:
     """Give ``net``, which takes more channels, the weights of an image network.
 
-    timm would repeat the image's weights for the other channels and scale them all: no ImageNet network any more.
+    timm would repeat the image's weights for the other channels and scale all of them.
     """
     ours, state = net.state_dict(), pretrained.state_dict()
     for name, value in state.items():

@@ -1,4 +1,4 @@
-"""DeepLab's semantic segmenters, which learn from label maps, and their test-time augmentation."""
+"""DeepLab's semantic segmenters and their test-time augmentation."""
 
 from boxsup_d2.modeling.deeplab.meta_arch import DeepLabSegmenter, SemanticSegmenterWithTTA
 

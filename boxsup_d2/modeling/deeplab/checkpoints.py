@@ -1,8 +1,8 @@
-"""Checkpoints of semantic segmentation networks by others, and the ImageNet weights that these start from.
+"""Published checkpoints of semantic segmentation networks, and torchvision's ImageNet weights to start from.
 
-Pure functions on state dicts, see :mod:`boxsup_d2.checkpoint.formats`. The published networks take B, G, R images minus
-(104.008, 116.669, 122.675), without a division; torchvision's take R, G, B with ImageNet's mean and std, for images in
-0..255: ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD`` have to say which.
+Pure functions on state dicts, see :mod:`boxsup_d2.checkpoint.formats`. Set ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN`` and
+``MODEL.PIXEL_STD`` as the weights need it: the published networks take B, G, R images in 0..255 minus (104.008,
+116.669, 122.675), without a division; torchvision's take R, G, B with ImageNet's mean and std.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 
-# Where torchvision's VGG16 has its convolutions.
+# Positions of the convolutions in torchvision's VGG16.
 _VGG16_CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 # The published LargeFOV network goes on with the same numbering.
 _LARGEFOV_HEAD = {"features.32.": "fc6.", "features.35.": "fc7.", "features.38.": "fc8."}
@@ -70,10 +70,10 @@ def is_torchvision_vgg16(state: State) -> bool:
 
 
 def convert_torchvision_vgg16(state: State) -> State:
-    """torchvision's VGG16 to the trunk, fc6 and fc7 of LargeFOV; its classes are left out.
+    """torchvision's VGG16 to the trunk, fc6 and fc7 of LargeFOV, without its classes.
 
-    fc6 keeps every third row and column of the 7×7 positions that the classifier sees, and of its 4096 outputs, as of
-    fc7's inputs and outputs, every fourth.
+    fc6 keeps every third row and column of the classifier's 7×7 positions, and every fourth of its 4096 outputs, as
+    fc7 does of its inputs and outputs.
     """
     converted = {"backbone." + name: value for name, value in state.items() if name.startswith("features.")}
     if "classifier.0.weight" in state:
@@ -96,7 +96,7 @@ def convert_torchvision_resnet(state: State) -> State:
 
 
 class Format(NamedTuple):
-    """A kind of checkpoint: what to call it, how to know it, and how to rename it."""
+    """A kind of checkpoint: its name, whether a state dict is of it, and its conversion."""
 
     description: str
     recognises: Callable[[State], bool]
