@@ -1,4 +1,4 @@
-"""Semantic pseudo labels: label maps out of box-to-mask answers, their writer, and the data set that it makes."""
+"""Semantic pseudo labels: label maps of box-to-mask outputs, their writer, and the data set that it makes."""
 
 import errno
 import json
@@ -85,10 +85,10 @@ def test_the_methods_own_label_map_comes_before_masks():
         assert np.array_equal(labels, own.numpy())
         assert labels.dtype == np.uint8
         labels[:] = 255
-        assert not (own == 255).any(), "the answer stays as it is"
+        assert not (own == 255).any(), "the output is not changed"
 
 
-def test_answers_that_make_no_label_map_are_refused():
+def test_outputs_that_make_no_label_map_are_refused():
     masks, boxes = torch.ones(2, 4, 5, dtype=torch.bool), torch.zeros(2, 4)
     with pytest.raises(ValueError, match="2 masks for 1 boxes"):
         label_map(output_of(masks), boxes[:1], torch.zeros(1))

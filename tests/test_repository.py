@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: modules import, tools answer, configs build, documents tell the truth."""
+"""What holds for the repository as a whole: modules import, tools run, configs build, documents are right."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_optional_packages_stay_optional() -> None:
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=relative)
-def test_script_answers_help(path: Path) -> None:
+def test_script_shows_help(path: Path) -> None:
     result = run_python(str(path), "--help")
     assert result.returncode == 0, result.stderr
     assert "usage:" in result.stdout

@@ -88,7 +88,7 @@ def test_published_multi_scale_checkpoint_gives_the_published_logits(golden, tmp
     assert len(logits) == 4
     for i, ours in enumerate(logits):
         assert close(ours, numbers[f"deeplabv2_r101_msc_train_frozenbn.out{i}"]), i
-    # Frozen statistics are the same in evaluation; the maximum is the answer.
+    # Frozen statistics are the same in evaluation; the maximum is the result.
     assert close(logits[-1], numbers[f"{name}.out0"])
 
 
@@ -161,7 +161,7 @@ def test_torchvision_resnet_loads_and_computes_the_same_up_to_the_holes(tmp_path
         stem = theirs.layer2(theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))))
         expected = ours.layer4(ours.layer3(stem))
         assert torch.allclose(ours(x)["res5"], expected, atol=1e-5)
-        # Without stride and with dilation 2, the first block's answer at even positions is that of torchvision's
+        # Without stride and with dilation 2, the first block's output at even positions is that of torchvision's
         # strided block with the same dilation.
         theirs.layer3[0].conv2.dilation = theirs.layer3[0].conv2.padding = (2, 2)
         assert torch.allclose(ours.layer3(stem)[..., ::2, ::2], theirs.layer3(stem), atol=1e-5)
@@ -419,7 +419,7 @@ def test_one_scale_without_flip_is_the_model_itself():
     assert torch.equal(SemanticSegmenterWithTTA(model)([sample])[0]["sem_seg"], model([sample])[0]["sem_seg"])
 
 
-def test_flipping_makes_the_answer_of_the_mirror_image_the_mirror_answer():
+def test_flipping_gives_the_mirrored_output_for_the_mirrored_image():
     model = toy_segmenter().eval()  # which picks columns 0, 4, 8 ...: not symmetric by itself in 32 columns
     image = torch.rand(3, 32, 32) * 4
 

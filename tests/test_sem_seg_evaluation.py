@@ -167,7 +167,7 @@ def test_a_part_of_the_data_set_is_said_to_be_one(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("by_class", [True, False])
-def test_label_maps_of_box_to_mask_answers_are_scored(tmp_path, by_class):
+def test_label_maps_of_box_to_mask_outputs_are_scored(tmp_path, by_class):
     """The method's own one, of masks alone the painted ones: what the writer of pseudo labels would write."""
     records = register(tmp_path)
     evaluator = build_evaluator(make_cfg(), "sem_seg_toy", "box_to_sem_seg", str(tmp_path / "out"))

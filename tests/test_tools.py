@@ -282,7 +282,7 @@ def test_all_benchmarks_print_tables_and_write_json(tmp_path, capsys):
     assert fifth["images"] == 1
     assert figures["crf"]["equal"]
     for row in figures["labels"]["rows"]:
-        assert row["equal pixels %"] > 99.9, "times of different answers cannot be compared"
+        assert row["equal pixels %"] > 99.9, "times of different results cannot be compared"
 
 
 def test_one_benchmark_alone(tmp_path, capsys):

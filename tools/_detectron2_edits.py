@@ -67,7 +67,7 @@ PROJECTS = {
 
 
 class InstallError(RuntimeError):
-    """Something that the user can act upon; the message says how."""
+    """An error with a message that tells the user what to do."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ EDITS = (
             "detectron2/layers/rotated_boxes.py",
             "detectron2/evaluation/fast_eval_api.py",
         ),
-        # Unindented only: the replacement itself holds the line indented.
+        # Unindented only: the replacement has the line indented.
         pattern=r"^from detectron2 import _C$",
         replacement="try:\n    from detectron2 import _C\nexcept ImportError:  # built without the C++ extension\n"
         "    _C = None",
@@ -206,7 +206,7 @@ def apply_edits(source: Path, edits: Sequence[Edit] = EDITS) -> list[str]:
         for name in edit.files:
             path = source / name
             if not path.is_file():
-                raise InstallError(f"edit '{edit.name}' needs {name}, which the archive does not hold")
+                raise InstallError(f"edit '{edit.name}' needs {name}, which is not in the archive")
             text = path.read_text(encoding="utf-8")
             edited = edit.apply(text, name)
             if edited != text:
@@ -237,7 +237,7 @@ def move_projects(source: Path) -> None:
         if target.is_dir():
             continue
         if not (source / origin).is_dir():
-            raise InstallError(f"the archive does not hold {origin}")
+            raise InstallError(f"{origin} is not in the archive")
         shutil.copytree(source / origin, target)
 
 

@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("--no-pictures", action="store_true", help="only the table")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of all steps' configs")
     args = parser.parse_args()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     output = args.output.resolve()
     datasets = output / "datasets"
     try:
@@ -66,7 +66,7 @@ def main() -> int:
     print_table(results)
     for name, path in pictures:
         print(f"{name}: {shown(path)}")
-    print(f"Time: {(time.perf_counter() - begun) / 60:.1f} minutes")
+    print(f"Time: {(time.perf_counter() - start) / 60:.1f} minutes")
     return 0 if check(results) else 1
 
 
@@ -129,7 +129,7 @@ class Progress:
             # Without a terminal, a line every 20 seconds instead of a bar.
             disable=not sys.stderr.isatty(),
         )
-        self.begun = self.said = time.perf_counter()
+        self.start = self.printed = time.perf_counter()
         self.finished: set[str] = set()
 
     def update(self) -> None:
@@ -151,9 +151,9 @@ class Progress:
         self.bar.set_description_str(text, refresh=False)
         self.bar.update(done - self.bar.n if not self.bar.disable else 0)
         self.bar.refresh()
-        if self.bar.disable and time.perf_counter() - self.said > 20:
-            self.said = time.perf_counter()
-            print(f"      {self.said - self.begun:4.0f} s, iteration {done} of {self.bar.total}, {text}", flush=True)
+        if self.bar.disable and time.perf_counter() - self.printed > 20:
+            self.printed = time.perf_counter()
+            print(f"      {self.printed - self.start:4.0f} s, iteration {done} of {self.bar.total}, {text}", flush=True)
 
     def close(self) -> None:
         """Show the progress once more and end the bar."""
@@ -200,7 +200,7 @@ def read_results(output: Path) -> dict[str, dict[str, dict[str, float]]]:
     steps = _read_state(output)
     missing = [name for name in STEPS if not steps.get(name, {}).get("results")]
     if missing:
-        raise RuntimeError(f"{output / 'rounds.json'} holds no results of {', '.join(missing)}")
+        raise RuntimeError(f"{output / 'rounds.json'} has no results of {', '.join(missing)}")
     return {name: steps[name]["results"] for name in STEPS}
 
 

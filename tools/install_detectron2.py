@@ -40,18 +40,15 @@ def check_sha256(archive: Path, expected: str = SHA256) -> None:
     """Raise InstallError unless the file has the expected sha256."""
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     if digest != expected:
-        raise InstallError(
-            f"{archive} has sha256 {digest}, expected {expected}: delete the file and run this again to fetch it anew"
-        )
+        raise InstallError(f"{archive} has sha256 {digest}, expected {expected}: delete the file and run this again")
 
 
 def extract(archive: Path, target: Path) -> Path:
-    """Extract a .tar.gz whose members all lie in one folder; returns that folder.
-
-    Refuses whatever is not a plain file or folder and every path that leaves `target`, before writing anything.
+    """Extract a .tar.gz whose members are all in one folder; returns that folder.
 
     Raises:
-        InstallError: the archive is damaged, or holds such a member.
+        InstallError: the archive is damaged, or has a member that is no plain file or folder or leaves `target`; nothing
+            is written then.
     """
     try:
         with tarfile.open(archive, "r:gz") as tar:
@@ -59,12 +56,12 @@ def extract(archive: Path, target: Path) -> Path:
             for member in members:
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts or "\\" in member.name:
-                    raise InstallError(f"{archive} holds {member.name!r}, which leaves the folder: not extracted")
+                    raise InstallError(f"{archive} has {member.name!r}, which leaves the folder: not extracted")
                 if not (member.isfile() or member.isdir()):
-                    raise InstallError(f"{archive} holds {member.name!r}, a link or device: not extracted")
+                    raise InstallError(f"{archive} has {member.name!r}, a link or device: not extracted")
             roots = {PurePosixPath(member.name).parts[0] for member in members if PurePosixPath(member.name).parts}
             if len(roots) != 1:
-                raise InstallError(f"{archive} holds {len(roots)} top folders instead of one")
+                raise InstallError(f"{archive} has {len(roots)} top folders instead of one")
             for member in members:
                 member.mode = 0o755 if member.isdir() else 0o644
             # Python's own check comes on top where it is there (3.10.12 and later).

@@ -34,7 +34,7 @@ _MIN_PROB = 1e-5
 # Probability that a mask is right at a pixel. On GrabCut masks of VOC, values below 0.8 cost IoU, and so do the wide
 # kernels of CRF_VGG16.
 _CERTAINTY = 0.9
-# Width of the band around a box that the CRF sees, as a share of the box's sides.
+# Width of the band around a box in the CRF's window, as a share of the box's sides.
 _MARGIN = 0.25
 # Masks that a refined model refines before it starts workers, which takes seconds.
 _BEFORE_WORKERS = 32
@@ -76,7 +76,7 @@ def dense_crf(
 
 
 class _MaskWindow(NamedTuple):
-    """What the CRF sees of one mask.
+    """The CRF's input for one mask.
 
     Attributes:
         row: of the mask.
@@ -105,7 +105,7 @@ def _mask_patches(masks: torch.Tensor, boxes: torch.Tensor) -> list[MaskPatch]:
 
 
 def _mask_windows(pixels: np.ndarray, patches: Iterable[MaskPatch]) -> list[_MaskWindow]:
-    """Windows of all patches (of an image H×W×3) that hold something to refine."""
+    """Windows of all patches (of an image H×W×3) with foreground."""
     height, width = pixels.shape[:2]
     windows = []
     for row, patch in enumerate(patches):

@@ -19,7 +19,7 @@ from boxsup_d2.utils.processes import usable_cores
 def start_workers(count: int) -> ProcessPoolExecutor:
     """Processes for functions of :mod:`boxsup_d2.crf.refine`.
 
-    They end with the last reference to them, and with this process, however it ends.
+    They end with the last reference to them, and with this process, even if it is killed.
     """
     return ProcessPoolExecutor(count, mp_context=_context(), initializer=_prepare_worker)
 
@@ -47,7 +47,7 @@ def explain_dead_worker(switch: str) -> Iterator[None]:
 
 
 def _context() -> Any:
-    """Workers are not forked from this process, which may hold a GPU and threads, but from a bare server.
+    """Workers are not forked from this process, which may use a GPU and threads, but from a bare server.
 
     The server imports the package, and torch with it, once for all workers.
     """

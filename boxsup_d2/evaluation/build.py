@@ -23,7 +23,7 @@ def register_evaluator(task: str, evaluator_type: str = "*") -> Callable[[Evalua
     """Decorator: let a function build the evaluator of ``task`` for data sets of ``evaluator_type``.
 
     Args:
-        task: A name that TEST.TASKS may hold.
+        task: A name for TEST.TASKS.
         evaluator_type: ``MetadataCatalog`` entry of the data set; "*" for those without a builder of their own.
 
     Raises:
@@ -64,7 +64,7 @@ def find_builder(dataset_name: str, task: str) -> EvaluatorBuilder:
     """
     tasks = sorted({known for known, _ in _BUILDERS})
     if task not in tasks:
-        raise ValueError(f"TEST.TASKS holds '{task}', which is no task: use {', '.join(tasks)}.")
+        raise ValueError(f"TEST.TASKS has '{task}', which is no task: use {', '.join(tasks)}.")
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "")
     builder = _BUILDERS.get((task, evaluator_type)) or _BUILDERS.get((task, "*"))
     if builder is None:

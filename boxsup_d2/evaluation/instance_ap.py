@@ -101,7 +101,7 @@ class InstanceAPEvaluator(COCOEvaluator):
             self._void = {i: truth for i, truth in load_ground_truth(dataset_name).items() if truth.void is not None}
 
     def process(self, inputs: Iterable[Mapping[str, Any]], outputs: Iterable[Mapping[str, Any]]) -> None:
-        """Store the predictions of a batch, void pixels taken out; see :class:`COCOEvaluator`."""
+        """Store the predictions of a batch without void pixels; see :class:`COCOEvaluator`."""
         inputs, outputs = list(inputs), list(outputs)
         super().process(inputs, [self._without_void(i, o) for i, o in zip(inputs, outputs, strict=True)])
 
@@ -197,7 +197,9 @@ class InstanceAPEvaluator(COCOEvaluator):
                 f"Mask AP needs true masks, and {self._metadata.name} has only boxes: use a set with masks."
             )
         if any("segmentation" not in result for result in coco_results):
-            raise ValueError("Mask AP was asked for, but the model predicts only boxes: set MODEL.MASK_ON True.")
+            raise ValueError(
+                "Mask AP needs predicted masks, and the model predicts only boxes: set MODEL.MASK_ON True."
+            )
 
 
 def average_precision(
@@ -298,7 +300,7 @@ def _load_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> t
 
 @contextlib.contextmanager
 def _json_file_of(dataset_name: str) -> Iterator[bool]:
-    """Give a data set without a COCO json one for as long as the context lasts; yields whether it needed it."""
+    """Give a data set a temporary COCO json if it has none; yields whether it had none."""
     metadata = MetadataCatalog.get(dataset_name)
     if hasattr(metadata, "json_file"):
         yield False

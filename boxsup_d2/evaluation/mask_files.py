@@ -102,7 +102,7 @@ def compare_mask_files(predicted: str, truth: str, *, rank_by: str | None = None
     rows = [row for record, partner in partners for row in _score(record, partner, ours, theirs)]
     unmatched = _count_unmatched(ours, theirs, partners, rows)
     if not rows:
-        counts = ", ".join(f"{count} {what}" for what, count in unmatched.items()) or "neither holds an object"
+        counts = ", ".join(f"{count} {what}" for what, count in unmatched.items()) or "neither has an object"
         raise ValueError(
             f"No object of '{predicted}' is in '{truth}' ({counts}). Are the files about the same images, and their "
             "classes named alike?"
@@ -122,7 +122,6 @@ def compare_mask_files(predicted: str, truth: str, *, rank_by: str | None = None
 
 
 def _score(record: dict[str, Any], partner: dict[str, Any], ours: MaskFile, theirs: MaskFile) -> list[MaskRow]:
-    """Rows of one image."""
     predicted, true = objects_of(record), objects_of(partner)
     pairs = match_objects(
         predicted,
@@ -177,7 +176,6 @@ def _count_unmatched(
 
 
 def _ranking(ours: MaskFile, rank_by: str | None) -> str | None:
-    """The field to rank by."""
     objects = [annotation for record in ours.records for annotation in objects_of(record)]
     for field in RANKINGS if rank_by is None else (rank_by,):
         if all(field in annotation["fields"] for annotation in objects):

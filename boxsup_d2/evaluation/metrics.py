@@ -48,7 +48,7 @@ class BoxToMaskSummary:
     Attributes:
         miou_present: mIoU* averaged over the classes that have instances; NaN without any instance.
         miou_published: mIoU* averaged over all K classes, where one without instances counts 0 (published).
-        mean_iou: mean over instances, whatever their class; NaN without any.
+        mean_iou: mean over all instances; NaN without any.
         iou_at: threshold in percent to the share of all instances with at least that IoU; NaN without any.
         per_class_iou: (K,) mean instance IoU of each class; NaN where a class has no instance.
         per_class_iou_at: threshold in percent to (K,), the share of each class's instances; NaN likewise.

@@ -100,8 +100,8 @@ class SemanticEvaluator(DatasetEvaluator):
         """Score a batch.
 
         Args:
-            inputs: Dicts with ``file_name``; with a CRF also ``image``, 3 x H x W uint8 in the original frame.
-            outputs: Dicts as :meth:`label_map` takes them; with a CRF, ``sem_seg`` are probabilities.
+            inputs: Dicts with ``file_name``; with a CRF also ``image``, 3 x H x W uint8 of the original size.
+            outputs: See :meth:`label_map`; with a CRF, ``sem_seg`` are probabilities.
 
         Raises:
             FileNotFoundError: A label map is missing.

@@ -25,7 +25,7 @@ def confusion_matrix(
         (C, C + 1) int64: row the true class, column the predicted one, the last column for no class.
 
     Raises:
-        ValueError: the maps differ in size, or ``gt`` holds a label that is neither a class nor to be ignored.
+        ValueError: the maps differ in size, or ``gt`` has a label that is neither a class nor ``ignore_label``.
     """
     pred, gt = np.asarray(pred), np.asarray(gt)
     if pred.shape != gt.shape:
@@ -37,7 +37,7 @@ def confusion_matrix(
     gt, pred = gt[counts].astype(np.int64), pred[counts].astype(np.int64)
     if gt.size and (gt.min() < 0 or gt.max() >= num_classes):
         wrong = sorted(set(np.unique(gt).tolist()) - set(range(num_classes)))
-        raise ValueError(f"The ground truth holds the labels {wrong}, but there are {num_classes} classes.")
+        raise ValueError(f"The ground truth has the labels {wrong}, but there are {num_classes} classes.")
     pred = np.where((pred < 0) | (pred > num_classes), num_classes, pred)
     columns = num_classes + 1
     return np.bincount(gt * columns + pred, minlength=num_classes * columns).reshape(num_classes, columns)

@@ -50,8 +50,8 @@ def paste_patches(probs: torch.Tensor, boxes: torch.Tensor, height: int, width: 
     """Resize every map to its box in one step.
 
     The resize is bilinear, antialiased along an axis on which the box is smaller than the map. Published is Pillow's
-    resize of an 8-bit map, which does the same; without antialiasing the IoU of small boxes falls to 0.91. Only what
-    lies inside the image is computed, so a box may reach far beyond it.
+    resize of an 8-bit map, which does the same; without antialiasing the IoU of small boxes falls to 0.91. Only
+    what is inside the image is computed, so a box may reach far beyond it.
 
     Args:
         probs: N×h×w float in 0..1.

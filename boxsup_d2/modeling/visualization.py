@@ -18,7 +18,7 @@ _OPACITY = 0.55
 
 
 def is_picture_due(period: int) -> bool:
-    """Whether this iteration puts pictures into the storage.
+    """Whether a picture is due in this iteration.
 
     Args:
         period: ``VIS_PERIOD``, in iterations; 0: never.

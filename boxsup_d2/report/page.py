@@ -31,7 +31,7 @@ _PROVENANCE_KEYS = (
     "source_dataset", "method", "config_name", "config_sha256", "checkpoint", "checkpoint_sha256", "step", "date",
     "code_version",
 )  # fmt: skip
-# What the command line needs to continue; it says nothing more about the masks.
+# What the command line needs to continue.
 _HIDDEN_KEYS = ("request", "exports")
 
 
@@ -42,7 +42,7 @@ def page_content(collection: Collection, scenes: Sequence[Rendered], title: str,
         collection: the images and masks of the report.
         scenes: what was measured on its images, in their order.
         title: of the page.
-        folder: name of the folder of pictures beside the page; "" where the page holds them.
+        folder: name of the folder of pictures beside the page; "" where they are in the page.
     """
     rows = [row for scene in scenes for row in scene.measured]
     objects = [obj for scene in collection.scenes for obj in scene.objects]
@@ -172,7 +172,7 @@ def _script_data(
         "boxes": [[round(v, 1) for v in obj.box] for obj in objects],
         "areas": [[row[n].area for row in rows] for n in range(len(collection.sets))],
         "values": values,
-        # Quoted, since the name may hold '#' or '%'.
+        # Quoted, since the name may have '#' or '%'.
         "folder": urllib.parse.quote(folder),
     }
 

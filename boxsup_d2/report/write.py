@@ -159,10 +159,10 @@ def _with_progress(scenes: Iterator[Rendered], total: int, shown: bool) -> Itera
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    begun = time.perf_counter()
+    start = time.perf_counter()
     with Progress(*columns, disable=not shown) as bar:
         task = bar.add_task("report", total=total, rate="")
         for number, scene in enumerate(scenes, start=1):
             yield scene
-            rate = number / max(time.perf_counter() - begun, 1e-9)
+            rate = number / max(time.perf_counter() - start, 1e-9)
             bar.update(task, advance=1, rate=f"{rate:.0f} images/s")

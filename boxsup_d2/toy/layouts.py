@@ -60,11 +60,11 @@ def _annotation(scene: ToyScene, with_masks: bool) -> ElementTree.Element:
 
 
 def write_voc_image(root: Path, scene: ToyScene, *, with_masks: bool) -> None:
-    """Write one image of a VOC 2012 tree: JPEG, XML, and where wanted its class and instance masks.
+    """Write one image of a VOC 2012 tree: JPEG, XML, and optionally class and instance masks.
 
     Args:
         root: The folder ``VOC2012``.
-        scene: What to write.
+        scene: The image.
         with_masks: Write ``SegmentationClass`` and ``SegmentationObject`` as well.
     """
     _write_jpeg(root / "JPEGImages" / f"{scene.name}.jpg", scene.image)

@@ -98,7 +98,7 @@ def write_toy_datasets(
         ``root``.
 
     Raises:
-        FileExistsError: ``root`` holds a ``VOC2012`` or ``DUTS`` folder that this function has not made.
+        FileExistsError: ``root`` has a ``VOC2012`` or ``DUTS`` folder that this function did not make.
         RuntimeError: scikit-image is not installed.
     """
     root = Path(root)

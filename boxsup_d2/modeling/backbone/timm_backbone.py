@@ -55,7 +55,7 @@ class TimmBackbone(Backbone):
         if not timm.is_model(name):
             similar = ", ".join(difflib.get_close_matches(name, timm.list_models())) or "see timm.list_models()"
             raise ValueError(f"MODEL.TIMM.NAME '{name}' is not a timm model; similar ones: {similar}")
-        # timm's HRNet takes its features from the classification head's convolutions unless told otherwise.
+        # By default, the features of timm's HRNet are those of the classification head's convolutions.
         kwargs: dict[str, Any] = {"feature_location": ""} if name.startswith("hrnet") else {}
         kwargs["features_only"] = True
         self.net = timm.create_model(name, pretrained=pretrained and in_channels == 3, in_chans=in_channels, **kwargs)

@@ -14,7 +14,7 @@ State = dict[str, Tensor]
 
 # Positions of the convolutions in torchvision's VGG16.
 _VGG16_CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-# The published LargeFOV network goes on with the same numbering.
+# In the published LargeFOV network, the head continues the numbering.
 _LARGEFOV_HEAD = {"features.32.": "fc6.", "features.35.": "fc7.", "features.38.": "fc8."}
 
 

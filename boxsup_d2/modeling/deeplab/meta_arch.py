@@ -105,7 +105,7 @@ class DeepLabSegmenter(SemanticSegmentor):
     def class_logits(self, images: Tensor) -> Tensor:
         """N x C x h x w logits of N x 3 x H x W images in 0..255; of several scales the pixel-wise maximum.
 
-        Position (y, x) stands for pixel (stride y, stride x): upsample with ``align_corners=True``.
+        Position (y, x) is of pixel (stride y, stride x): upsample with ``align_corners=True``.
         """
         return self.scale_logits(self.normalize(images))[-1]
 
