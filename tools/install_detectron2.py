@@ -47,8 +47,8 @@ def extract(archive: Path, target: Path) -> Path:
     """Extract a .tar.gz whose members are all in one folder; returns that folder.
 
     Raises:
-        InstallError: the archive is damaged, or has a member that is no plain file or folder or leaves `target`; nothing
-            is written then.
+        InstallError: the archive is damaged, or has a member that is no plain file or folder, or leaves `target`;
+            nothing is written then.
     """
     try:
         with tarfile.open(archive, "r:gz") as tar:

@@ -198,7 +198,7 @@ class InstanceAPEvaluator(COCOEvaluator):
             )
         if any("segmentation" not in result for result in coco_results):
             raise ValueError(
-                "Mask AP needs predicted masks, and the model predicts only boxes: set MODEL.MASK_ON True."
+                "Mask AP needs masks, and the model predicts only boxes: set MODEL.MASK_ON True."
             )
 
 
