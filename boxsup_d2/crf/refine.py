@@ -168,7 +168,7 @@ class CRFRefinedModel(nn.Module):
         self._executor: ProcessPoolExecutor | None = None
         self._refined = 0
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
         """The method's output; in evaluation its ``instances`` with refined ``pred_masks`` (N×H×W bool) on the CPU.
 
         The CRF starts from the method's ``patches`` where it gives them, else from its masks. Its ``label_map`` is left

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from multiprocessing.context import BaseContext
 
 from detectron2.utils import comm
 
@@ -46,7 +46,7 @@ def explain_dead_worker(switch: str) -> Iterator[None]:
         ) from error
 
 
-def _context() -> Any:
+def _context() -> BaseContext:
     """Workers are not forked from this process, which may use a GPU and threads, but from a bare server.
 
     The server imports the package, and torch with it, once for all workers.

@@ -197,9 +197,7 @@ class InstanceAPEvaluator(COCOEvaluator):
                 f"Mask AP needs true masks, and {self._metadata.name} has only boxes: use a set with masks."
             )
         if any("segmentation" not in result for result in coco_results):
-            raise ValueError(
-                "Mask AP needs masks, and the model predicts only boxes: set MODEL.MASK_ON True."
-            )
+            raise ValueError("Mask AP needs masks, and the model predicts only boxes: set MODEL.MASK_ON True.")
 
 
 def average_precision(

@@ -19,8 +19,8 @@ _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 class DilatedResNet(Backbone):
     """Bottleneck ResNet whose res4 and res5 have dilation 2 and 4 instead of a stride.
 
-    Output: ``res5``, N × 2048 × ceil(H / s) × ceil(W / s), with stride s = 8, or 4 without the stem's max-pool.
-    Position (y, x) of it is of pixel (sy, sx) of the image.
+    Output: ``res5``, N × 2048 × ceil(H / s) × ceil(W / s), with stride s = 8, or 4 without the stem's max-pool. Its
+    position (y, x) belongs to pixel (sy, sx) of the image.
     """
 
     @configurable

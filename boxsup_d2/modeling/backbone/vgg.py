@@ -20,8 +20,8 @@ _WIDTHS = (64, 128, 256, 512, 512)
 class VGG16LargeFOV(Backbone):
     """Thirteen convolutions, each with ReLU; the last two pools do not stride, and conv5 has dilation 2 instead.
 
-    Output: ``conv5``, N × C × ceil(H / 8) × ceil(W / 8), average-pooled for fc6. Position (y, x) of it is of pixel
-    (8y, 8x) of the image.
+    Output: ``conv5``, N × C × ceil(H / 8) × ceil(W / 8), average-pooled for fc6. Its position (y, x) belongs to
+    pixel (8y, 8x) of the image.
     """
 
     def __init__(self, in_channels: int = 3, widths: Sequence[int] = _WIDTHS) -> None:

@@ -105,7 +105,7 @@ class DeepLabSegmenter(SemanticSegmentor):
     def class_logits(self, images: Tensor) -> Tensor:
         """N x C x h x w logits of N x 3 x H x W images in 0..255; of several scales the pixel-wise maximum.
 
-        Position (y, x) is of pixel (stride y, stride x): upsample with ``align_corners=True``.
+        Position (y, x) belongs to pixel (stride y, stride x): upsample with ``align_corners=True``.
         """
         return self.scale_logits(self.normalize(images))[-1]
 
@@ -192,7 +192,7 @@ class DeepLabSegmenter(SemanticSegmentor):
 
     def _upsample(self, logits: Tensor, side: tuple[int, int]) -> Tensor:
         """Logits at the size of their input, whose sides are from :meth:`_test_side`."""
-        # Logits are of pixels, not of blocks: see reduce_labels.
+        # Logits belong to pixels, not to blocks: see reduce_labels.
         if self.backbone.size_divisibility > 1:
             strides = [whole // own for whole, own in zip(side, logits.shape[-2:], strict=True)]
             size = [(own - 1) * stride + 1 for own, stride in zip(logits.shape[-2:], strides, strict=True)]
@@ -213,10 +213,10 @@ class DeepLabSegmenter(SemanticSegmentor):
 
 
 def reduce_labels(labels: Tensor, size: Sequence[int], scale: float = 1.0) -> Tensor:
-    """Labels of the pixels that logits are of.
+    """Labels of the pixels that logits belong to.
 
-    Position (y, x) of a network's logits is of pixel (stride y, stride x) of its input; strides are powers of two. A
-    resize by nearest neighbour would take other pixels: of 321 for 41 logits those at 7.83 y instead of 8 y, at the end
+    Position (y, x) of a network's logits belongs to pixel (stride y, stride x) of its input; strides are powers of two.
+    A resize by nearest neighbour would take other pixels: of 321 for 41 logits those at 7.83 y instead of 8 y, at the end
     7 pixels off.
 
     Args:

@@ -48,7 +48,7 @@ class ConfidenceMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
             "confidence_weighting": cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_WEIGHTING,
         }
 
-    def forward(self, x: torch.Tensor, instances: list[Instances]) -> Any:
+    def forward(self, x: torch.Tensor, instances: list[Instances]) -> dict[str, torch.Tensor] | list[Instances]:
         """See Detectron2's ``BaseMaskRCNNHead.forward``: losses in training, ``instances`` with masks otherwise."""
         if not self.training:
             return super().forward(x, instances)
