@@ -216,8 +216,8 @@ def reduce_labels(labels: Tensor, size: Sequence[int], scale: float = 1.0) -> Te
     """Labels of the pixels that logits belong to.
 
     Position (y, x) of a network's logits belongs to pixel (stride y, stride x) of its input; strides are powers of two.
-    A resize by nearest neighbour would take other pixels: of 321 for 41 logits those at 7.83 y instead of 8 y, at the end
-    7 pixels off.
+    A resize by nearest neighbour would take other pixels: of 321 for 41 logits those at 7.83 y instead of 8 y, which is
+    7 pixels off at the end.
 
     Args:
         labels: N x H x W, of the image at scale 1.
