@@ -17,6 +17,7 @@ from detectron2.modeling import build_model
 import boxsup_d2
 from boxsup_d2.checkpoint import BoxSupCheckpointer, convert
 from boxsup_d2.data.dataset_mappers import BoxCropDatasetMapper
+from boxsup_d2.modeling.boxcaseg.checkpoint import PIXEL_MEAN, PIXEL_STD, PUBLISHED
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 # Prefixes of names: ours, theirs.
@@ -119,9 +120,9 @@ def test_published_boxcaseg_comes_back_as_ours(tool, boxcaseg, tmp_path, capsys,
 def test_printed_overrides_are_a_config(tool):
     cfg = get_cfg()
     boxsup_d2.add_boxsup_config(cfg)
-    cfg.merge_from_list(shlex.split(convert.BOXCASEG_HELP.splitlines()[1]))
-    assert cfg.MODEL.PIXEL_MEAN == convert.BOXCASEG_MEAN
-    assert cfg.MODEL.PIXEL_STD == convert.BOXCASEG_STD
+    cfg.merge_from_list(shlex.split(PUBLISHED.help.splitlines()[1]))
+    assert cfg.MODEL.PIXEL_MEAN == PIXEL_MEAN
+    assert cfg.MODEL.PIXEL_STD == PIXEL_STD
 
 
 def test_old_torch_files_are_read(tool, tmp_path):
