@@ -1,4 +1,4 @@
-"""Turn the predictions of a box-to-mask method into a pseudo-mask data set, as Detectron2 turns outputs into metrics."""
+"""Turn the predictions of a box-to-mask method into a pseudo-mask data set, as evaluators make metrics."""
 
 import math
 from collections.abc import Callable
