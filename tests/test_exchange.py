@@ -15,9 +15,8 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
-from boxsup_d2.data.datasets.pascal_voc import encode_masks
-from boxsup_d2.data.formats.coco import load_coco_boxes, read_coco_json
-from boxsup_d2.data.formats.coco_checks import rle_runs, segmentation_fault
+from boxsup_d2.data.formats.coco import read_coco_json
+from boxsup_d2.data.formats.coco_dicts import load_coco_boxes
 from boxsup_d2.data.formats.export import write_mask_pngs, write_voc_png, write_yolo_seg
 from boxsup_d2.data.formats.folders import list_files
 from boxsup_d2.data.formats.inspection import Inspection, inspect_coco
@@ -26,6 +25,8 @@ from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.formats.voc import read_voc_xml
 from boxsup_d2.data.formats.yolo import read_yolo
 from boxsup_d2.data.images import image_size, read_image
+from boxsup_d2.masks.rle import encode_masks
+from boxsup_d2.masks.segmentation import rle_runs, segmentation_fault
 
 H, W = 20, 30
 POLYGON = [[2.0, 2.0, 8.0, 2.0, 8.0, 8.0, 2.0, 8.0]]

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_util
 
-from boxsup_d2.data.datasets.pascal_voc import encode_masks
 from boxsup_d2.evaluation.mask_files import MaskFileScores, compare_mask_files
 from boxsup_d2.evaluation.mask_matching import match_images, match_objects
+from boxsup_d2.masks.rle import encode_masks
 
 H, W = 24, 32
 Json = dict[str, Any]

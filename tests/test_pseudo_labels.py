@@ -360,7 +360,7 @@ def test_damaged_manifests_are_named(tmp_path):
     for content, message in (
         (json.dumps(broken), "1 images without an id, file_name or png.*1 images without a height"),
         (json.dumps({"images": [], "annotations": []}), "no manifest of semantic labels.*rename it"),
-        (path.read_text()[:-30], "no whole json"),
+        (path.read_text()[:-30], "no valid json"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=message) as error:

@@ -393,9 +393,9 @@ def test_reading_other_files_fails_clearly(tmp_path):
     assert file_format.read_provenance(str(path)) is None
     file_format.write_pseudo_masks(str(path), SOURCE, {"step": "a"}, lambda annotation: annotation)
     path.write_text(path.read_text()[:-30])
-    with pytest.raises(ValueError, match=r"x_pseudo\.json.*no whole json"):
+    with pytest.raises(ValueError, match=r"x_pseudo\.json.*no valid json"):
         file_format.read_pseudo_masks(str(path))
-    for text, message in (('{"images": []}', "no COCO json"), (json.dumps(SOURCE), "does not say where")):
+    for text, message in (('{"images": []}', "COCO instances json"), (json.dumps(SOURCE), "does not say where")):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             file_format.read_pseudo_masks(str(path))

@@ -373,7 +373,7 @@ def test_what_cannot_be_read_is_grey_and_listed(tmp_path):
         "0002.jpg",
         "1 images of another size",
         "annotations of unknown categories (e.g. 4)",
-        "annotations without a box (e.g. 5)",
+        "boxes that are not four numbers (e.g. id 5: [1, 1, 5])",
         "1 images without an id or a file_name",
         "masks that cannot be read",
     ):

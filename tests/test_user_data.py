@@ -15,8 +15,9 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.data.build import JointDataset, box_samples, build_train_loader
-from boxsup_d2.data.dataset_mappers.box_crop import BoxCropDatasetMapper
+from boxsup_d2.data.build import build_train_loader
+from boxsup_d2.data.dataset_mappers.box_crop import BoxCropDatasetMapper, box_samples
+from boxsup_d2.data.dataset_mappers.joint import JointDataset
 from boxsup_d2.data.datasets import load_coco_boxes, load_coco_masks, register_listed
 from boxsup_d2.same_work import split_settings
 

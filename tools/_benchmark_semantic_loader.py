@@ -16,9 +16,8 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from boxsup_d2.data.build import class_samples
 from boxsup_d2.data.dataset_mappers import ClassMaskDatasetMapper, SemSegDatasetMapper
-from boxsup_d2.data.dataset_mappers.class_mask import class_target
+from boxsup_d2.data.dataset_mappers.class_mask import class_samples, class_target
 from boxsup_d2.data.images import encode_label_map
 from boxsup_d2.masks.label_map import IGNORE_LABEL
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from boxsup_d2.crf.refine import CRFRefinedModel
 from boxsup_d2.data import build_label_loader
-from boxsup_d2.data.datasets import dataset_to_coco
+from boxsup_d2.data.datasets import dataset_source, dataset_to_coco
 from boxsup_d2.data.formats.pseudo_masks import labels_path
 from boxsup_d2.labelling.instance_writer import PseudoMaskWriter
 from boxsup_d2.labelling.report import write_label_report
@@ -153,7 +153,7 @@ def build_provenance(
     metadata = MetadataCatalog.get(name)
     return {
         "source_dataset": name,
-        **labelling_identity(cfg, _source_sha256(metadata, dataset_dicts)),
+        **labelling_identity(cfg, _source_sha256(name, dataset_dicts)),
         # A step's output folder bears its name; a config does not know the file that it was read from.
         "config_name": os.path.basename(os.path.abspath(cfg.OUTPUT_DIR)),
         "checkpoint": checkpoint,
@@ -164,11 +164,10 @@ def build_provenance(
     }
 
 
-def _source_sha256(metadata: Any, dataset_dicts: list[dict[str, Any]]) -> str:
+def _source_sha256(name: str, dataset_dicts: list[dict[str, Any]]) -> str:
     """Hash of the source's json, where it has one, and of its prompts, which switches may change."""
     digest = hashlib.sha256()
-    keys = ("json_file", "box_json_file", "subset_json_file")
-    json_file = next(filter(None, (metadata.get(key) for key in keys)), None)
+    json_file = dataset_source(name).json_file
     if json_file:
         digest.update(file_sha256(PathManager.get_local_path(json_file)).encode())
     for record in dataset_dicts:
