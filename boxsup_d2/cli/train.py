@@ -20,9 +20,9 @@ examples:
     $ boxsup train --json boxes.json --images photos --init other/boxcaseg/model_final.pth --out my
 
 Where do masks come from? The box losses say where an object ends, not what it looks like. A network needs some true
-masks, of any objects: those in the json, --salient, or --init. With none of these it learns from boxes alone and
-answers from its box head, and its masks are worse than the filled boxes: mIoU* 46.3 against 55.4, and 77.7 with salient
-images (docs/benchmarks.md). Classes and their number are the json's. Nothing has to be validated.
+masks, of any objects: those in the json, --salient, or --init. With none of these it learns from boxes alone, and
+the masks of its box head are worse than the filled boxes: mIoU* 46.3 against 55.4, and 77.7 with salient images
+(docs/benchmarks.md). Classes and their number are the json's. Nothing has to be validated.
 
 What it costs: --size small took 24 minutes on one thread of a busy CPU (1,200 iterations); the Mask R-CNN takes about
 as long again. --size full is the published network, for GPUs, and downloads its ImageNet weights.
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"--init: there is no file '{args.init}'.")
 
     from boxsup_d2.cli.console import short, show
-    from boxsup_d2.cli.train_config import COST_OF_BOXES_ALONE, plan_training, write_configs
+    from boxsup_d2.cli.train_config import COST_OF_BOXES_ALONE, NETWORK, plan_training, write_configs
     from boxsup_d2.cli.train_job import check_init, run_rounds_config, summary
     from boxsup_d2.engine.launch import launch
 
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
         rounds_config = write_configs(os.path.join(out, "configs"), plan.files, force=args.force)
         source.write(os.path.join(out, "configs"))
         if args.init:
-            check_init(os.path.join(out, "configs", "boxcaseg.yaml"), args.init, args.opts)
+            check_init(os.path.join(out, "configs", f"{NETWORK}.yaml"), args.init, args.opts)
     show(f"{plan.told} -> '{short(out)}'")
     if plan.boxes_alone:
         show(COST_OF_BOXES_ALONE, style="yellow")

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 
 from boxsup_d2.checkpoint import WholeCheckpointer
 from boxsup_d2.cli.console import quiet_setup
-from boxsup_d2.cli.train_config import BOXES
+from boxsup_d2.cli.train_config import BOXES, MASK_RCNN, NETWORK
 from boxsup_d2.engine.defaults import load_config, merge_overrides, setup
 from boxsup_d2.labelling.driver import pseudo_mask_path
 from boxsup_d2.rounds.runner import run_rounds
@@ -61,14 +61,14 @@ def summary(out: str, images: str, *, mask_rcnn: bool) -> str:
         mask_rcnn: whether there is a Mask R-CNN.
     """
     lines = []
-    for step, what in [("boxcaseg", "box-to-mask network"), ("mask-rcnn", "Mask R-CNN")][: 1 + mask_rcnn]:
+    for step, what in [(NETWORK, "box-to-mask network"), (MASK_RCNN, "Mask R-CNN")][: 1 + mask_rcnn]:
         lines.append(f"{what}: {os.path.join(out, step, 'model_final.pth')}")
-    masks = pseudo_mask_path(os.path.join(out, "boxcaseg"), BOXES)
+    masks = pseudo_mask_path(os.path.join(out, NETWORK), BOXES)
     lines.append(f"masks of your boxes: {masks}")
     lines.append("look at them:")
     lines.append(f"  boxsup report {shlex.quote(masks)} --images {shlex.quote(images)}")
     lines.append("masks for boxes of other images, by these weights:")
-    step = "mask-rcnn" if mask_rcnn else "boxcaseg"
+    step = MASK_RCNN if mask_rcnn else NETWORK
     lines.append(
         f"  boxsup label --json boxes.json --images DIR --config {shlex.quote(os.path.join(out, step, 'config.yaml'))} "
         f"--weights {shlex.quote(os.path.join(out, step, 'model_final.pth'))} --out masks.json"
