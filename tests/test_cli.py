@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from boxsup_d2.cli import main
 from boxsup_d2.cli.errors import message_of
 from boxsup_d2.cli.label_job import LabelJob, check_classes, job_config, request_of
 from boxsup_d2.cli.main import build_parser
 from boxsup_d2.modeling.baselines.meta_arch import BoxFill
+from boxsup_d2.utils import progress
 
 COMMANDS = ("label", "train", "eval", "report", "convert")
 
@@ -308,7 +311,10 @@ def test_failure_in_the_work_ends_with_1_and_the_rest_is_kept(
 
     answer = BoxFill.forward
     monkeypatch.setattr(BoxFill, "forward", forward)
-    assert label(tmp_path, *one_by_one) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "console", Console(file=(terminal := io.StringIO()), force_terminal=True))
+        assert label(tmp_path, *one_by_one) == 1
+    assert terminal.getvalue().rstrip().endswith("\x1b[?25h"), "the cursor of the terminal is there again"
     error = capsys.readouterr().err
     assert "boxsup: error: '" in error
     assert "85.png' is damaged: replace it." in error

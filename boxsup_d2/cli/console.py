@@ -1,4 +1,4 @@
-"""What people see: consoles, the progress bar, tables of problems, and the part of the log that concerns them."""
+"""What people see: consoles, tables of problems, and the part of the log that concerns them."""
 
 import contextlib
 import logging
@@ -7,24 +7,14 @@ import time
 from collections.abc import Iterable, Iterator
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.utils.progress import console
 
 # Results go to the first, so that they can be piped; what is said beside them to the second.
-output = Console()
-errors = Console(stderr=True)
+output, errors = Console(), console
 
 # Loggers whose information is for people: what the steps are doing, and losses with the time left. All of it is in the
 # log file.
@@ -59,50 +49,6 @@ class _LogLines(logging.Handler):
         told = record.name in _TOLD and not record.msg.startswith("Rounds in")
         if record.name not in self._hidden and (told or record.levelno >= logging.WARNING):
             tell(f"{time.strftime('%H:%M:%S')} {record.getMessage().strip()}")
-
-
-class _Rate(ProgressColumn):
-    """Images per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.2f} {task.fields['unit']}s/s" if task.speed else "", style="progress.data.speed")
-
-
-class ProgressBar:
-    """A progress bar with tqdm's interface (:data:`boxsup_d2.labelling.writer.ProgressBar`), drawn by rich."""
-
-    def __init__(self, *, desc: str, total: int, initial: int = 0, unit: str = "image", mininterval: float = 0.5):
-        """
-        Args:
-            desc: what is going on.
-            total: units of work.
-            initial: units that are done already; they do not count for the rate.
-            unit: name of a unit.
-            mininterval: seconds between two drawings.
-        """
-        self.total, self.n = total, initial
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=errors,
-            refresh_per_second=1 / mininterval,
-        )
-        self._task = self._progress.add_task(desc, total=total, completed=initial, unit=unit)
-        self._progress.start()
-
-    def update(self, n: int) -> None:
-        """Count so many more units."""
-        self.n += n
-        self._progress.update(self._task, completed=self.n)
-
-    def close(self) -> None:
-        """Leave the bar as it is; may be called twice."""
-        self._progress.stop()
 
 
 def problems_table(path: str, problems: Iterable["Problems"], notes: "Problems") -> Table:

@@ -8,10 +8,8 @@ from operator import itemgetter
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from boxsup_d2.cli.console import ProgressBar
 from boxsup_d2.data.datasets import register_listed
 from boxsup_d2.data.formats.coco import coco_header
 from boxsup_d2.data.formats.problems import brief
@@ -154,4 +152,4 @@ def label(job: LabelJob) -> None:
     cfg = job_config(job)
     register_listed(cfg.DATASETS.REGISTER)
     model = load_model(cfg)
-    label_datasets(cfg, model, cfg.MODEL.WEIGHTS, progress=ProgressBar if comm.is_main_process() else None)
+    label_datasets(cfg, model, cfg.MODEL.WEIGHTS)
