@@ -22,6 +22,7 @@ from boxsup_d2.cli import main
 from boxsup_d2.cli.errors import message_of
 from boxsup_d2.cli.label_job import LabelJob, check_classes, job_config, request_of
 from boxsup_d2.cli.main import build_parser
+from boxsup_d2.methods import METHODS
 from boxsup_d2.modeling.baselines.meta_arch import BoxFill
 from boxsup_d2.utils import progress
 
@@ -112,6 +113,14 @@ def test_help_has_an_example_of_every_command(command: str, capsys: pytest.Captu
 def test_module_and_function_are_one_program() -> None:
     run = subprocess.run([sys.executable, "-m", "boxsup_d2", "--version"], capture_output=True, text=True, timeout=60)
     assert run.stdout.startswith("boxsup_d2 ")
+
+
+def test_methods_describe_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["label", "--help"])
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.partition("methods:\n")[2].splitlines()]
+    needs = {True: "; needs --weights", False: ""}
+    assert lines == [[name, method.summary + needs[method.needs_weights]] for name, method in METHODS.items()]
 
 
 def test_every_option_says_what_it_does() -> None:

@@ -8,6 +8,10 @@ from typing import Any
 
 from boxsup_d2.cli.errors import BadInput, bad_input
 from boxsup_d2.cli.sources import Source, add_source_arguments, read_source
+from boxsup_d2.methods import METHODS
+
+# It needs neither training nor weights.
+_DEFAULT_METHOD = "grabcut"
 
 _EPILOG = """
 examples:
@@ -35,15 +39,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "label",
         help="boxes to masks: a json with boxes in, the same json with masks out",
         description="Give every box of a json its mask.",
-        epilog=_EPILOG,
+        epilog=f"{_EPILOG}\n{_methods()}\n",
     )
     add_source_arguments(parser, only_json=False)
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--method",
-        metavar="NAME",
-        help="box (the whole box), grabcut (default; colours alone), boxcaseg or lpg (networks: need --weights), "
-        "salient-onnx, sam (need their packages and weights)",
+        "--method", metavar="NAME", help=f"one of those below (default: {_DEFAULT_METHOD}, or that of --config)"
     )
     method.add_argument("--weights", metavar="F", help="trained weights; default: model_final.pth beside --config")
     method.add_argument("--config", metavar="F", help="a config of a network, such as those that 'boxsup train' leaves")
@@ -67,6 +68,16 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--report", metavar="F", help="also write a page to look at the masks, as 'boxsup report' does"
     )
     return parser
+
+
+def _methods() -> str:
+    """A line on each method."""
+    width = max(map(len, METHODS))
+    lines = (
+        f"  {name:{width}}  {method.summary}{'; needs --weights' if method.needs_weights else ''}"
+        for name, method in METHODS.items()
+    )
+    return "\n".join(["methods:", *lines])
 
 
 _EXPORTS = {
@@ -158,7 +169,7 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
     work = _work_folder(out)
     config, weights, method = args.config, args.weights, args.method
     if method is None and config is None:
-        method = "grabcut"
+        method = _DEFAULT_METHOD
     if config and not weights:
         beside = os.path.join(os.path.dirname(os.path.abspath(config)), "model_final.pth")
         weights = beside if os.path.isfile(beside) else None

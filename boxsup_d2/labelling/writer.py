@@ -215,13 +215,13 @@ class LabelWriter(DatasetEvaluator):
 
     def close(self) -> None:
         """Close the files and the progress bar of this run; may be called twice."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
         if self._shard is not None:
             self._shard.close()
             self._shard = None
             self._run += 1
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
     def _finish(self) -> dict[str, float]:
         if self.finished:
