@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> Any:
     """
     cfg = setup(args)
     if cfg.ROUNDS:
-        return run_rounds(cfg, args, run_step)
+        return run_rounds(cfg, args)
     return run_step(cfg, resume=args.resume, eval_only=args.eval_only)
 
 

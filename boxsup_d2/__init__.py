@@ -19,6 +19,9 @@ with warnings.catch_warnings():
     from boxsup_d2 import modeling
     from boxsup_d2.config import add_boxsup_config
     from boxsup_d2.data import dataset_mappers, datasets
+    from boxsup_d2.plugins import load_plugins
+
+load_plugins()
 
 if TYPE_CHECKING:
     from boxsup_d2.api import label, load, register

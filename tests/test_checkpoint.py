@@ -10,8 +10,9 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from boxsup_d2.checkpoint import BoxSupCheckpointer, convert_efficientnet_lite
+from boxsup_d2.checkpoint import BoxSupCheckpointer
 from boxsup_d2.modeling.backbone import TimmBackbone
+from boxsup_d2.modeling.backbone.efficientnet_lite import convert_efficientnet_lite
 
 
 class Model(nn.Module):

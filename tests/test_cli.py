@@ -22,7 +22,7 @@ from boxsup_d2.cli import main
 from boxsup_d2.cli.errors import message_of
 from boxsup_d2.cli.label_job import LabelJob, check_classes, job_config, request_of
 from boxsup_d2.cli.main import build_parser
-from boxsup_d2.methods import METHODS
+from boxsup_d2.methods import methods
 from boxsup_d2.modeling.baselines.meta_arch import BoxFill
 from boxsup_d2.utils import progress
 
@@ -118,9 +118,12 @@ def test_module_and_function_are_one_program() -> None:
 def test_methods_describe_themselves(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["label", "--help"])
-    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.partition("methods:\n")[2].splitlines()]
-    needs = {True: "; needs --weights", False: ""}
-    assert lines == [[name, method.summary + needs[method.needs_weights]] for name, method in METHODS.items()]
+    lines = capsys.readouterr().out.partition("methods:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines] == list(methods())
+    for line, method in zip(lines, methods().values(), strict=True):
+        assert method.info.summary in line
+        assert ("needs --weights" in line) == bool(method.info.weights_key)
+        assert method.info.extra in line
 
 
 def test_every_option_says_what_it_does() -> None:

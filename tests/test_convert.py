@@ -16,6 +16,7 @@ from detectron2.modeling import build_model
 import boxsup_d2
 from boxsup_d2.checkpoint import BoxSupCheckpointer, convert
 from boxsup_d2.cli import main
+from boxsup_d2.modeling.boxcaseg.checkpoint import PIXEL_MEAN, PIXEL_STD, PUBLISHED
 
 # Prefixes of names: ours, theirs.
 PUBLISHED_NAMES = {"backbone.net.": "", "box_head.": "last_layer.", "salient_head.": ""}
@@ -128,9 +129,9 @@ def test_published_generator_comes_back_as_ours(tmp_path, capsys):
 def test_printed_overrides_are_a_config():
     cfg = get_cfg()
     boxsup_d2.add_boxsup_config(cfg)
-    cfg.merge_from_list(shlex.split(convert.BOXCASEG_HELP.splitlines()[1]))
-    assert cfg.MODEL.PIXEL_MEAN == convert.BOXCASEG_MEAN
-    assert cfg.MODEL.PIXEL_STD == convert.BOXCASEG_STD
+    cfg.merge_from_list(shlex.split(PUBLISHED.help.splitlines()[1]))
+    assert cfg.MODEL.PIXEL_MEAN == PIXEL_MEAN
+    assert cfg.MODEL.PIXEL_STD == PIXEL_STD
 
 
 def test_old_torch_files_are_read(tmp_path):

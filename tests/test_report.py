@@ -27,7 +27,7 @@ from boxsup_d2.report.drawing import Canvas, crop_window
 from boxsup_d2.report.mask_sets import load_collection, spread
 from boxsup_d2.report.render import Measured, Renderer, render_scenes
 from boxsup_d2.report.statistics import MEASURES, class_rows, histogram, summary_rows
-from boxsup_d2.rounds.inputs import Settings, split_settings
+from boxsup_d2.same_work import Settings, split_settings
 
 
 class Page(html.parser.HTMLParser):

@@ -8,7 +8,7 @@ from typing import Any
 
 from boxsup_d2.cli.errors import BadInput, bad_input
 from boxsup_d2.cli.sources import Source, add_source_arguments, read_source
-from boxsup_d2.methods import METHODS
+from boxsup_d2.methods import methods
 
 # It needs neither training nor weights.
 _DEFAULT_METHOD = "grabcut"
@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "label",
         help="boxes to masks: a json with boxes in, the same json with masks out",
         description="Give every box of a json its mask.",
-        epilog=f"{_EPILOG}\n{_methods()}\n",
+        epilog=f"{_EPILOG}\n{_list_of_methods()}\n",
     )
     add_source_arguments(parser, only_json=False)
     method = parser.add_argument_group("method")
@@ -70,14 +70,16 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def _methods() -> str:
-    """A line on each method."""
-    width = max(map(len, METHODS))
-    lines = (
-        f"  {name:{width}}  {method.summary}{'; needs --weights' if method.needs_weights else ''}"
-        for name, method in METHODS.items()
-    )
-    return "\n".join(["methods:", *lines])
+def _list_of_methods() -> str:
+    """A line on each method: what it does, and what it needs."""
+    infos = [method.info for method in methods().values()]
+    width = max(len(info.name) for info in infos)
+    lines = ["methods:"]
+    for info in infos:
+        needs = ["--weights"] if info.weights_key else []
+        needs += [f"the extra '{info.extra}'"] if info.extra else []
+        lines.append(f"  {info.name:{width}}  {info.summary}{'; needs ' if needs else ''}{' and '.join(needs)}")
+    return "\n".join(lines)
 
 
 _EXPORTS = {

@@ -11,7 +11,8 @@ from detectron2.modeling import build_model
 from boxsup_d2.checkpoint import WholeCheckpointer
 from boxsup_d2.cli.console import quiet_setup
 from boxsup_d2.cli.train_config import BOXES, MASK_RCNN, NETWORK
-from boxsup_d2.engine.defaults import load_config, merge_overrides, setup
+from boxsup_d2.config import load_config, merge_overrides
+from boxsup_d2.engine.defaults import setup
 from boxsup_d2.labelling.driver import pseudo_mask_path
 from boxsup_d2.rounds.runner import run_rounds
 

@@ -1,6 +1,7 @@
 """Running things: configs to processes, trainer, hooks, and one step."""
 
-from boxsup_d2.engine.defaults import default_argument_parser, load_config, setup
+from boxsup_d2.config import load_config
+from boxsup_d2.engine.defaults import default_argument_parser, setup
 from boxsup_d2.engine.launch import launch
 from boxsup_d2.engine.step import run_step
 from boxsup_d2.engine.trainer import Trainer

@@ -29,20 +29,11 @@ from boxsup_d2.labelling.instance_writer import PseudoMaskWriter
 from boxsup_d2.labelling.report import write_label_report
 from boxsup_d2.labelling.sem_seg_writer import SemSegLabelWriter
 from boxsup_d2.labelling.writer import LabelWriter
-from boxsup_d2.modeling.lpg.frozen_segmenter import load_segmenter_config
+from boxsup_d2.same_work import labelling_identity, weights_path, weights_sha256
 from boxsup_d2.utils.files import file_sha256
 from boxsup_d2.utils.processes import run_on_main
-from boxsup_d2.version import __version__
 
 logger = logging.getLogger(__name__)
-
-# Keys of MODEL that say where networks lie, whose content is hashed by itself, and how much goes through them at once.
-_NOT_IN_MASKS = {
-    "BOXCASEG": ("TEST_CROPS_PER_FORWARD",),
-    "LPG": ("SEGMENTER_WEIGHTS", "TEST_SAMPLES_PER_FORWARD"),
-    "SALIENT_ONNX": ("NETWORK", "CROPS_PER_FORWARD"),
-    "SAM": ("NETWORK", "BOXES_PER_FORWARD"),
-}
 
 
 def broadcast_buffers(model: nn.Module) -> None:
@@ -78,8 +69,8 @@ def label_datasets(
     Args:
         cfg: full config.
         model: box-to-mask meta-architecture, may be wrapped in DDP; its training mode is restored.
-        checkpoint: file that the model's weights are in, for the provenance; default ``MODEL.WEIGHTS``. Where that is
-            empty, the weights themselves are hashed.
+        checkpoint: file that the model's weights are in, for the provenance; default: the one that the config names.
+            Where it is "", the weights themselves are hashed.
         progress: show a progress bar.
 
     Returns:
@@ -94,7 +85,7 @@ def label_datasets(
     if isinstance(model, DistributedDataParallel):
         model = model.module
     broadcast_buffers(model)
-    checkpoint = cfg.MODEL.WEIGHTS if checkpoint is None else checkpoint
+    checkpoint = weights_path(cfg) if checkpoint is None else checkpoint
     results: OrderedDict[str, dict] = OrderedDict()
     was_training = model.training
     try:
@@ -162,63 +153,17 @@ def build_provenance(
         FileNotFoundError: the checkpoint is missing.
     """
     metadata = MetadataCatalog.get(name)
-    segmenter = _segmenter_weights(cfg)
-    # Networks of other libraries are not loaded from MODEL.WEIGHTS; their models say what from.
-    checkpoint = checkpoint or getattr(model, "network_path", "")
     return {
         "source_dataset": name,
-        "source_sha256": _source_sha256(metadata, dataset_dicts),
-        "method": cfg.MODEL.META_ARCHITECTURE,
+        **labelling_identity(cfg, _source_sha256(metadata, dataset_dicts)),
         # A step's output folder bears its name; a config does not know the file that it was read from.
         "config_name": os.path.basename(os.path.abspath(cfg.OUTPUT_DIR)),
-        "config_sha256": config_sha256(cfg),
         "checkpoint": checkpoint,
-        "checkpoint_sha256": _checkpoint_sha256(model, checkpoint),
-        # Another network that the method asks; its weights are not among its own.
-        **({"segmenter_sha256": _checkpoint_sha256(model, segmenter)} if segmenter else {}),
+        "checkpoint_sha256": weights_sha256(checkpoint, model),
         "step": cfg.PSEUDO_MASKS.STEP,
-        "code_version": __version__,
         "image_root": _image_root(metadata, dataset_dicts),
-        "overwrite": cfg.PSEUDO_MASKS.OVERWRITE,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def _segmenter_weights(cfg: CfgNode) -> str:
-    lpg = cfg.MODEL.get("LPG")
-    return lpg.get("SEGMENTER_WEIGHTS", "") if lpg is not None else ""
-
-
-def _checkpoint_sha256(model: nn.Module, checkpoint: str) -> str:
-    if checkpoint and not getattr(model, "network_in_state_dict", False):
-        try:
-            return file_sha256(PathManager.get_local_path(checkpoint))
-        except OSError as error:
-            raise FileNotFoundError(
-                f"Checkpoint '{checkpoint}' cannot be read ({error}). Correct MODEL.WEIGHTS, or train first."
-            ) from error
-    digest = hashlib.sha256()
-    for key, tensor in model.state_dict().items():
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def config_sha256(cfg: CfgNode) -> str:
-    """Hash of the keys that a mask may depend on: not paths, devices, or how much goes through a network at once."""
-    relevant = CfgNode({"MODEL": cfg.MODEL.clone(), "INPUT": cfg.INPUT.clone(), "CRF": cfg.PSEUDO_MASKS.CRF})
-    relevant.defrost()
-    for key in ("WEIGHTS", "DEVICE"):
-        relevant.MODEL.pop(key)
-    lpg = relevant.MODEL.get("LPG", {})
-    if lpg.get("SEGMENTER_CONFIG"):
-        # What it says and not where it lies, so that a moved folder of rounds is the same labelling.
-        segmenter = load_segmenter_config(lpg.pop("SEGMENTER_CONFIG"))
-        relevant.SEGMENTER = CfgNode({"MODEL": segmenter.MODEL, "FORMAT": segmenter.INPUT.FORMAT})
-    for section, keys in _NOT_IN_MASKS.items():
-        for key in keys:
-            relevant.MODEL.get(section, {}).pop(key, None)
-    return hashlib.sha256(relevant.dump(sort_keys=True).encode()).hexdigest()
 
 
 def _source_sha256(metadata: Any, dataset_dicts: list[dict[str, Any]]) -> str:

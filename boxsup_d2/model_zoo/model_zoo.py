@@ -10,7 +10,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from boxsup_d2.engine.defaults import load_config
+from boxsup_d2.config import load_config
 
 __all__ = ["config_names", "get_config", "get_config_file"]
 

@@ -15,14 +15,14 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import META_ARCH_REGISTRY
 
+from boxsup_d2.config import load_config, use_available_device
 from boxsup_d2.data.datasets import register_listed
-from boxsup_d2.engine.defaults import load_config, use_available_device
 from boxsup_d2.evaluation import find_builder
 from boxsup_d2.labelling.driver import pseudo_mask_path
-from boxsup_d2.modeling.lpg.frozen_segmenter import channels_by_name, segmenter_class_names
-from boxsup_d2.rounds.inputs import InputFile, Settings, input_files, split_settings
+from boxsup_d2.modeling.box_to_mask import AskedNetwork, box_to_mask_classes, method_info
+from boxsup_d2.rounds.inputs import InputFile, input_files
+from boxsup_d2.same_work import Settings, changed_settings, split_settings
 
 __all__ = ["PlannedStep", "Step", "parse_rounds", "plan_rounds", "pseudo_mask_files", "weights_file"]
 
@@ -33,7 +33,6 @@ _STEP_FIELDS: dict[str, tuple[type, ...]] = {
     "OPTS": (list, tuple),
     "EVAL_ONLY": (bool,),
     "WEIGHTS": (str, int),
-    "SEGMENTER": (str, int),
     "PSEUDO_MASKS": (list, tuple, str),
 }
 _ROUND_FIELDS: dict[str, tuple[type, ...]] = {"NAME": (str, int), "STEPS": (list, tuple)}
@@ -41,7 +40,14 @@ _ROUND_FIELDS: dict[str, tuple[type, ...]] = {"NAME": (str, int), "STEPS": (list
 
 @dataclass(frozen=True)
 class Step:
-    """One step as the rounds config states it; ``config`` is a path, the last three name steps."""
+    """One step as the rounds config states it.
+
+    Attributes:
+        config: path.
+        weights: step that it starts from, or "".
+        asks: steps that train the other networks which its method asks, by the field that names each.
+        pseudo_masks: steps whose pseudo masks it uses.
+    """
 
     name: str
     round: str
@@ -49,13 +55,13 @@ class Step:
     opts: tuple = ()
     eval_only: bool = False
     weights: str = ""
-    segmenter: str = ""
+    asks: Mapping[str, str] = field(default_factory=dict)
     pseudo_masks: tuple[str, ...] = ()
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the steps whose weights or pseudo masks it uses, each once."""
-        return tuple(dict.fromkeys(filter(None, [self.weights, self.segmenter, *self.pseudo_masks])))
+        return tuple(dict.fromkeys(filter(None, [self.weights, *self.asks.values(), *self.pseudo_masks])))
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def parse_rounds(rounds: Sequence[Any], rounds_file: str) -> list[Step]:
 
     Args:
         rounds: ``cfg.ROUNDS``: ``{NAME, STEPS: [...]}`` each, a step with ``NAME, CONFIG, OPTS, EVAL_ONLY, WEIGHTS,
-            SEGMENTER, PSEUDO_MASKS``.
+            PSEUDO_MASKS`` and the fields of networks that methods ask, such as ``SEGMENTER``.
         rounds_file: the file it came from; ``CONFIG`` paths are relative to its folder.
 
     Raises:
@@ -144,14 +150,13 @@ def plan_rounds(cfg: CfgNode, args: argparse.Namespace) -> list[PlannedStep]:
     _refuse_other_keys(args.config_file)
     pairs = zip(args.opts[0::2], args.opts[1::2], strict=True)
     overrides = [word for pair in pairs if pair[0] not in ("OUTPUT_DIR", "ROUNDS") for word in pair]
-    defaults = _flat_values(load_config(""))
     planned: dict[str, PlannedStep] = {}
     for step in parse_rounds(cfg.ROUNDS, args.config_file):
         step_cfg = load_config(step.config, [*step.opts, *overrides])
         if step_cfg.ROUNDS:
             raise ValueError(f"{step.config}, the config of step {step.name}, has ROUNDS of its own: list its steps.")
         _add_data_sets(step_cfg, cfg.DATASETS.REGISTER, trains=not step.eval_only)
-        changed = {key: value for key, value in _flat_values(step_cfg).items() if value != defaults.get(key)}
+        changed = changed_settings(step_cfg)
         settings = split_settings(changed)
         use_available_device(step_cfg, args.num_gpus)
         step_cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, step.name)
@@ -160,11 +165,12 @@ def plan_rounds(cfg: CfgNode, args: argparse.Namespace) -> list[PlannedStep]:
         if step.weights:
             step_cfg.MODEL.WEIGHTS = weights_file(planned[step.weights].cfg)
             settings.training.pop("MODEL.WEIGHTS", None)
-        if step.segmenter:
-            segmenter = planned[step.segmenter].cfg
+        asked = _asked_networks(step, step_cfg)
+        for network, source in asked:
+            trained = planned[source].cfg
             # Its resolved config, which its run leaves in its folder.
-            step_cfg.MODEL.LPG.SEGMENTER_CONFIG = os.path.join(segmenter.OUTPUT_DIR, "config.yaml")
-            step_cfg.MODEL.LPG.SEGMENTER_WEIGHTS = weights_file(segmenter)
+            config_file = os.path.join(trained.OUTPUT_DIR, "config.yaml")
+            step_cfg.merge_from_list([network.config_key, config_file, network.weights_key, weights_file(trained)])
         files = [path for name in step.pseudo_masks for path in pseudo_mask_files(planned[name].cfg)]
         for name in step.pseudo_masks:
             if not planned[name].cfg.PSEUDO_MASKS.DATASETS:
@@ -174,16 +180,18 @@ def plan_rounds(cfg: CfgNode, args: argparse.Namespace) -> list[PlannedStep]:
                 )
         step_cfg.DATASETS.PSEUDO_MASKS = (*step_cfg.DATASETS.PSEUDO_MASKS, *files)
         _check_datasets(step, step_cfg)
-        if step.segmenter:
-            _check_segmenter(step, step_cfg, planned[step.segmenter])
+        for network, source in asked:
+            _check_asked(step, step_cfg, network, planned[source])
         step_cfg.freeze()
         digest = _hash(step, settings.training, {name: planned[name].hash for name in step.needs})
         made = {os.path.splitext(os.path.basename(path))[0] for path in files}
         inputs = input_files(
             step_cfg,
             trains=not step.eval_only,
-            given_weights=not step.weights,
-            given_segmenter=not step.segmenter,
+            from_steps=[
+                *(["MODEL.WEIGHTS"] if step.weights else []),
+                *(key for network, _ in asked for key in (network.config_key, network.weights_key)),
+            ],
             made=made,
         )
         planned[step.name] = PlannedStep(step, step_cfg, digest, settings, inputs)
@@ -218,7 +226,8 @@ def _check_fields(entry: Any, fields: Mapping[str, tuple[type, ...]], required: 
 
 
 def _parse_step(fields: Any, round_name: str, where: str, folder: str) -> Step:
-    _check_fields(fields, _STEP_FIELDS, required=("NAME", "CONFIG"), where=where)
+    known = {**_STEP_FIELDS, **dict.fromkeys(_asked_fields(), (str, int))}
+    _check_fields(fields, known, required=("NAME", "CONFIG"), where=where)
     name = str(fields["NAME"])
     if not re.fullmatch(r"[\w-]+", name):
         raise ValueError(f"{where}: NAME {name!r} names a folder: use letters, digits, - and _.")
@@ -236,7 +245,7 @@ def _parse_step(fields: Any, round_name: str, where: str, folder: str) -> Step:
         opts=tuple(opts),
         eval_only=fields.get("EVAL_ONLY", False),
         weights=str(fields.get("WEIGHTS", "")),
-        segmenter=str(fields.get("SEGMENTER", "")),
+        asks={key: str(fields[key]) for key in _asked_fields() if fields.get(key)},
         pseudo_masks=(sources,) if isinstance(sources, str) else tuple(str(source) for source in sources),
     )
 
@@ -246,7 +255,7 @@ def _check_needs(step: Step, earlier: Mapping[str, Step], where: str) -> None:
         if name not in earlier:
             known = ", ".join(earlier) or "none"
             raise ValueError(f"{where} ({step.name}): needs step {name}, which does not come before it ({known} do).")
-    for field_name, name in (("WEIGHTS", step.weights), ("SEGMENTER", step.segmenter)):
+    for field_name, name in (("WEIGHTS", step.weights), *step.asks.items()):
         if name and earlier[name].eval_only:
             raise ValueError(f"{where} ({step.name}): {field_name} {name} is EVAL_ONLY and leaves no weights.")
 
@@ -274,18 +283,34 @@ def _check_datasets(step: Step, cfg: CfgNode) -> None:
                 _find_builder(step, name, task)
 
 
-def _check_segmenter(step: Step, cfg: CfgNode, segmenter: PlannedStep) -> None:
-    """Two segmenters of one form are easily mixed up: COCO-60's is for learning, VOC's for labelling VOC."""
-    where = f"{step.config}, step {step.name}"
-    if not hasattr(META_ARCH_REGISTRY.get(segmenter.cfg.MODEL.META_ARCHITECTURE), "class_logits"):
-        kind = segmenter.cfg.MODEL.META_ARCHITECTURE
-        raise ValueError(f"{where}: SEGMENTER {segmenter.name} trains a {kind}, which is no semantic segmenter.")
-    names = segmenter_class_names(segmenter.cfg, f"{where}: {segmenter.step.config}")
+def _asked_fields() -> tuple[str, ...]:
+    """Fields of a step that name the steps of networks which methods ask."""
+    return tuple(dict.fromkeys(asked.step_field for kind in box_to_mask_classes().values() for asked in kind.info.asks))
+
+
+def _asked_networks(step: Step, cfg: CfgNode) -> list[tuple[AskedNetwork, str]]:
+    """The networks that the step's method asks and other steps train, with the names of these.
+
+    Raises:
+        ValueError: the method asks no such network.
+    """
+    known = {asked.step_field: asked for asked in method_info(cfg).asks}
+    for field_name in step.asks:
+        if field_name not in known:
+            raise ValueError(
+                f"{step.config}, step {step.name}: a {cfg.MODEL.META_ARCHITECTURE} asks no other network: remove "
+                f"{field_name}."
+            )
+    return [(known[field_name], source) for field_name, source in step.asks.items()]
+
+
+def _check_asked(step: Step, cfg: CfgNode, network: AskedNetwork, source: PlannedStep) -> None:
+    """Two networks of one form are easily mixed up: COCO-60's segmenter is for learning, VOC's for labelling VOC."""
     made = [os.path.splitext(os.path.basename(path))[0] for path in cfg.DATASETS.PSEUDO_MASKS]
-    for dataset in dict.fromkeys([*(() if step.eval_only else cfg.DATASETS.TRAIN), *cfg.PSEUDO_MASKS.DATASETS]):
-        if dataset not in made:  # registered when they are there
-            wanted = MetadataCatalog.get(dataset).get("thing_classes") or ()
-            channels_by_name(names, wanted, f"{where}: SEGMENTER {segmenter.name}, but '{dataset}'")
+    used = dict.fromkeys([*(() if step.eval_only else cfg.DATASETS.TRAIN), *cfg.PSEUDO_MASKS.DATASETS])
+    # Data sets that steps make are registered when they are there.
+    classes = {name: MetadataCatalog.get(name).get("thing_classes") or () for name in used if name not in made}
+    network.check(source.cfg, classes, f"{step.config}, step {step.name}: {network.step_field} {source.name}")
 
 
 def _find_builder(step: Step, name: str, task: str) -> None:
@@ -310,24 +335,12 @@ def _refuse_other_keys(rounds_file: str) -> None:
         )
 
 
-def _flat_values(node: CfgNode, prefix: str = "") -> dict[str, Any]:
-    """The config as ``{"MODEL.DEVICE": "cuda", ...}``, tuples as lists, as json would give them back."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            flat.update(_flat_values(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = json.loads(json.dumps(value, default=str))
-    return flat
-
-
 def _hash(step: Step, settings: Mapping[str, Any], needed: Mapping[str, str]) -> str:
     content = {
         "settings": settings,
         "eval_only": step.eval_only,
         "weights": needed.get(step.weights, ""),
-        # Beside the others only where there is one: a step without keeps the hash that it had.
-        **({"segmenter": needed[step.segmenter]} if step.segmenter else {}),
+        **{field_name.lower(): needed[name] for field_name, name in step.asks.items()},
         "pseudo_masks": [needed[name] for name in step.pseudo_masks],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -38,7 +38,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import dropwhile
 from typing import Any
@@ -51,6 +51,8 @@ from tabulate import tabulate
 
 from boxsup_d2.crf.refine import check_densecrf
 from boxsup_d2.data.datasets import apply_dataset_switches, register_listed, register_pseudo_masks_from_cfg
+from boxsup_d2.engine.step import run_step
+from boxsup_d2.engine.trainer import Trainer
 from boxsup_d2.rounds.plan import PlannedStep, plan_rounds, weights_file
 from boxsup_d2.rounds.state import Decision, RoundsState, explain_write_errors, missing_outputs
 from boxsup_d2.utils.lock import acquire_lock
@@ -60,21 +62,19 @@ __all__ = ["run_rounds"]
 
 logger = logging.getLogger(__name__)
 
-RunStep = Callable[..., Any]
 
 _REPORTED = {"skip": "done before", "evaluate": "evaluated", "relabel": "relabelled"}
 # Metrics for the table at the end, where a step has them.
 _MAIN_METRICS = ("mIoU*", "mIoU", "AP", "AP50")
 
 
-def run_rounds(cfg: CfgNode, args: argparse.Namespace, run_step: RunStep | None = None) -> dict[str, Any]:
+def run_rounds(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer] = Trainer) -> dict[str, Any]:
     """Run the steps of a rounds config in order, skipping what is done. Every rank calls it.
 
     Args:
         cfg: the rounds config, from :func:`boxsup_d2.engine.defaults.setup`.
         args: the command line: ``config_file``, ``opts``, ``num_gpus``, ``round`` ("" runs all), ``eval_only``.
-        run_step: called as ``run_step(cfg, resume=bool, eval_only=bool)``; default
-            :func:`boxsup_d2.engine.step.run_step`.
+        trainer_class: of all steps.
 
     Returns:
         the results of the steps of this run by name, former runs' included; empty on ranks other than 0.
@@ -91,10 +91,6 @@ def run_rounds(cfg: CfgNode, args: argparse.Namespace, run_step: RunStep | None 
             "--eval-only is for the config of one step. In a rounds config give the step EVAL_ONLY: True; to measure "
             "finished steps anew, change their TEST settings and run the rounds again."
         )
-    if run_step is None:
-        from boxsup_d2.engine import step as step_module  # needs all of the package; the runner itself does not
-
-        run_step = step_module.run_step
     plan = plan_rounds(cfg, args)
     selected = _select_round(plan, args.round)
     with _lock(cfg.OUTPUT_DIR):
@@ -110,14 +106,14 @@ def run_rounds(cfg: CfgNode, args: argparse.Namespace, run_step: RunStep | None 
             if decision.action == "skip":
                 run_on_main(partial(RoundsState.skip, state, planned), share=False)
             else:
-                _run_one(planned, decision, state, run_step)
+                _run_one(planned, decision, state, trainer_class)
     if not comm.is_main_process():
         return {}
     logger.info("Rounds in %s:\n%s", cfg.OUTPUT_DIR, _table(selected, state, report))
     return {planned.name: state.steps[planned.name]["results"] for planned in selected}
 
 
-def _run_one(planned: PlannedStep, decision: Decision, state: RoundsState, run_step: RunStep) -> None:
+def _run_one(planned: PlannedStep, decision: Decision, state: RoundsState, trainer_class: type[Trainer]) -> None:
     """Run one step as decided, and keep the state."""
     cfg = planned.cfg
     if decision.action == "evaluate":
@@ -139,6 +135,7 @@ def _run_one(planned: PlannedStep, decision: Decision, state: RoundsState, run_s
                 cfg,
                 resume=decision.action != "start",
                 eval_only=planned.step.eval_only or decision.action in ("evaluate", "relabel"),
+                trainer_class=trainer_class,
             )
         except Exception as error:
             if comm.is_main_process():

@@ -17,8 +17,9 @@ from datetime import datetime
 from typing import Any
 
 from boxsup_d2.data.formats.pseudo_masks import label_map_folder
-from boxsup_d2.rounds.inputs import InputsCheck, Settings, check_inputs, split_settings
+from boxsup_d2.rounds.inputs import InputsCheck, check_inputs
 from boxsup_d2.rounds.plan import PlannedStep, pseudo_mask_files, weights_file
+from boxsup_d2.same_work import Settings
 from boxsup_d2.utils.files import atomic_write
 from boxsup_d2.version import __version__
 
@@ -27,6 +28,7 @@ __all__ = ["Decision", "RoundsState", "explain_write_errors", "missing_outputs"]
 logger = logging.getLogger(__name__)
 
 _STATE_VERSION = 1
+_ENTRY_KEYS = ("status", "run", "needs", "hash", "settings", "labelling", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ class RoundsState:
             if content["version"] != _STATE_VERSION:
                 raise ValueError(f"its version is {content['version']}, this program writes {_STATE_VERSION}")
             self.steps = {str(name): dict(entry) for name, entry in content["steps"].items()}
+            for name, entry in self.steps.items():
+                missing = [key for key in _ENTRY_KEYS if key not in entry]
+                if missing:
+                    raise ValueError(f"step {name} lacks {', '.join(missing)}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{self.path} is damaged or not of this program ({error!r}). Put back a good copy, or delete it to "
@@ -86,8 +92,8 @@ class RoundsState:
         if entry is None:
             return Decision("start", "not run yet", self._aside(planned.name, "unknown"))
         aside = self._aside(planned.name, entry["hash"][:8])
-        former = _settings(entry)
-        if not _same_training(entry, former, planned):
+        former = Settings(entry["settings"], entry["labelling"], entry["evaluation"])
+        if entry["hash"] != planned.hash:
             return Decision("start", _explain_change(former.training, planned.settings.training), aside)
         for name, token in self._needs(planned).items():
             if token != entry["needs"].get(name):
@@ -110,12 +116,12 @@ class RoundsState:
             return Decision(relabel, f"{inputs.changed[0].path} has another content than when it was labelled")
         if missing:
             return Decision("evaluate", f"{next(iter(missing.values()))} is gone")
-        if entry["evaluation"] != planned.settings.evaluation:
+        if former.evaluation != planned.settings.evaluation:
             return Decision("evaluate", "its evaluation settings changed")
         return Decision("skip", f"finished {entry['finished']}")
 
     def skip(self, planned: PlannedStep) -> None:
-        """Complete what a former version of this program did not remember of a finished step."""
+        """Remember what was looked at of a finished step: times of files that moved, and files that came back."""
         entry = self.steps[planned.name]
         before = dict(entry)
         self._remember(planned, entry)
@@ -255,19 +261,6 @@ def explain_write_errors(folder: str) -> Iterator[None]:
         raise RuntimeError(
             f"{folder} cannot be written: {error}. Free some space, or name another folder: OUTPUT_DIR <folder>."
         ) from error
-
-
-def _settings(entry: Mapping[str, Any]) -> Settings:
-    """Those of an entry; former versions of this program kept settings of labelling among those of training."""
-    split = split_settings(entry["settings"])
-    return Settings(split.training, entry.get("labelling", split.labelling), entry["evaluation"])
-
-
-def _same_training(entry: Mapping[str, Any], former: Settings, planned: PlannedStep) -> bool:
-    if "labelling" in entry:
-        return entry["hash"] == planned.hash
-    # A former version's hash is of labelling settings as well. The needed steps' runs are compared besides.
-    return former.training == planned.settings.training and set(entry["needs"]) == set(planned.step.needs)
 
 
 def _explain_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Box-to-mask methods without parameters, run by the same commands as the learned ones.
 
-``BoxFill`` is what box supervision gives away for nothing; ``GrabCut`` is the classical colour-model answer (Rother et
-al., SIGGRAPH 2004; OpenCV's implementation). Both answer the contract of :mod:`.box_to_mask`.
+``BoxFill`` is what box supervision gives away for nothing; ``GrabCut`` is the classical colour model (Rother et al.,
+SIGGRAPH 2004; OpenCV's implementation).
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +13,15 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from boxsup_d2.modeling.box_to_mask import UntrainedBoxToMask, fill_boxes, truncate_boxes
+from boxsup_d2.modeling.box_to_mask import MethodInfo, UntrainedBoxToMask, fill_boxes, truncate_boxes
 from boxsup_d2.utils.processes import usable_cores
 
 
 @META_ARCH_REGISTRY.register()
 class BoxFill(UntrainedBoxToMask):
     """Every box is its own mask."""
+
+    info = MethodInfo(name="box", summary="every box is its own mask", config={"INPUT.FORMAT": "RGB"})
 
     @configurable
     def __init__(self) -> None:
@@ -38,7 +40,14 @@ class BoxFill(UntrainedBoxToMask):
 
 @META_ARCH_REGISTRY.register()
 class GrabCut(UntrainedBoxToMask):
-    """OpenCV's GrabCut, started from each box; the filled box where it has no answer."""
+    """OpenCV's GrabCut, started from each box; the filled box where it finds nothing."""
+
+    info = MethodInfo(
+        name="grabcut",
+        summary="OpenCV's colour model",
+        config={"INPUT.FORMAT": "RGB"},
+        inference_keys=("MODEL.GRABCUT.",),
+    )
 
     @configurable
     def __init__(self, *, iterations: int, context: float) -> None:
@@ -70,9 +79,9 @@ class GrabCut(UntrainedBoxToMask):
             return grabcut(pixels, corners[index], self.iterations, self.context)
 
         with ThreadPoolExecutor(max_workers=min(8, usable_cores())) as pool:
-            for mask, answer in zip(masks, pool.map(cut, range(len(corners))), strict=True):
-                if answer is not None:
-                    mask.copy_(torch.from_numpy(answer))
+            for mask, found in zip(masks, pool.map(cut, range(len(corners))), strict=True):
+                if found is not None:
+                    mask.copy_(torch.from_numpy(found))
         return masks.to(self.device)
 
 
@@ -102,7 +111,7 @@ def grabcut(image: np.ndarray, box: list[int], iterations: int, context: float) 
     inside = (x1 - x0) * (y1 - y0)
     if inside < 5 or labels.size - inside < 5:
         return None
-    cv2.setRNGSeed(0)  # of this thread: its k-means is seeded, so that the answer depends on the box alone
+    cv2.setRNGSeed(0)  # of this thread: its k-means is seeded, so that the mask depends on the box alone
     no_rectangle = (0, 0, 0, 0)  # the labels say it
     cv2.grabCut(window, labels, no_rectangle, background, foreground, iterations, cv2.GC_INIT_WITH_MASK)
     mask = np.zeros((height, width), bool)

@@ -1,7 +1,7 @@
 """BoxCaseg: a class-agnostic network from boxes to masks (Wang et al., CVPR 2021, arXiv 2104.01526).
 
 Training takes crops around boxes, with nothing but the box as label, together with salient images and their masks.
-Inference takes images with box prompts and answers with one mask per box (see docs/boxcaseg.md).
+Inference takes images with box prompts and predicts one mask per box (see docs/boxcaseg.md).
 
 Shape legend: N images or crops of a batch, S the side of a crop, B the boxes of one image.
 """
@@ -16,15 +16,37 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor, nn
 
 from boxsup_d2.masks.paste import cut_patches, min_max_normalize, paste_patches
-from boxsup_d2.modeling.box_to_mask import box_to_mask_instances, truncate_boxes
+from boxsup_d2.modeling.box_to_mask import (
+    BoxToMaskMethod,
+    MethodInfo,
+    box_to_mask_instances,
+    mean_foreground,
+    truncate_boxes,
+)
+from boxsup_d2.modeling.boxcaseg.checkpoint import PIXEL_MEAN, PIXEL_STD, PUBLISHED
 from boxsup_d2.modeling.boxcaseg.heads import PixelHead, SalientHead
 from boxsup_d2.modeling.losses import box_projection_mil_loss, pairwise_smoothness_loss, pseudo_label_loss, salient_loss
 from boxsup_d2.modeling.visualization import is_picture_due, overlay_mask, put_picture, to_rgb
 
 
 @META_ARCH_REGISTRY.register()
-class BoxCaseg(nn.Module):
+class BoxCaseg(BoxToMaskMethod):
     """Backbone, box head and salient head, their losses, and inference from boxes to masks."""
+
+    info = MethodInfo(
+        name="boxcaseg",
+        summary="a network trained on boxes",
+        config={
+            "MODEL.BACKBONE.NAME": "build_timm_backbone",
+            "MODEL.TIMM.NAME": "hrnet_w48",
+            "MODEL.PIXEL_MEAN": PIXEL_MEAN,
+            "MODEL.PIXEL_STD": PIXEL_STD,
+            "INPUT.FORMAT": "RGB",
+        },
+        weights_key="MODEL.WEIGHTS",
+        neutral_keys=("MODEL.BOXCASEG.TEST_CROPS_PER_FORWARD",),
+        published=PUBLISHED,
+    )
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -135,7 +157,7 @@ class BoxCaseg(nn.Module):
         Returns:
             In training the dict of losses. In evaluation one ``{"instances": Instances, "patches": [MaskPatch]}`` per
             input, whose ``pred_masks`` (B x height x width bool), ``pred_boxes``, ``pred_classes``, ``scores`` and
-            patches answer the boxes in order.
+            patches are those of the boxes, in order.
         """
         return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
 
@@ -195,10 +217,10 @@ class BoxCaseg(nn.Module):
             index = next((i for i, x in enumerate(batched_inputs) if bool(x["is_salient"]) == is_salient), None)
             if index is not None:
                 image = to_rgb(batched_inputs[index]["image"], self.image_format)
-                answers = [logits[index, 0].sigmoid() for logits in (box_logits, salient_logits) if index < len(logits)]
-                panels = [overlay_mask(image, x) for x in (batched_inputs[index]["mask"], *answers)]
+                probs = [logits[index, 0].sigmoid() for logits in (box_logits, salient_logits) if index < len(logits)]
+                panels = [overlay_mask(image, x) for x in (batched_inputs[index]["mask"], *probs)]
                 # Grey where the salient head was not asked.
-                rows.append([image, *panels, *[torch.full_like(image, 128)] * (2 - len(answers))])
+                rows.append([image, *panels, *[torch.full_like(image, 128)] * (2 - len(probs))])
         put_picture("Left to right: sample; box or true mask; box head; salient head", rows)
 
     def _salient_logits(self, features: Tensor) -> Tensor:
@@ -221,20 +243,19 @@ class BoxCaseg(nn.Module):
         probs = torch.cat([self.predict_crops(c) for c in torch.cat(crops).split(self.test_crops_per_forward)])
         values = min_max_normalize(probs) if self.test_minmax else probs
         return [
-            self._answer(x, b, p, v)
+            self._prediction(x, b, p, v)
             for x, b, p, v in zip(batched_inputs, boxes, probs.split(counts), values.split(counts), strict=True)
         ]
 
-    def _answer(self, inputs: dict, boxes: Tensor, probs: Tensor, values: Tensor) -> dict[str, Any]:
+    def _prediction(self, inputs: dict, boxes: Tensor, probs: Tensor, values: Tensor) -> dict[str, Any]:
         """Paste the stride-4 maps of one image's boxes (B x h x w) into its frame."""
         prompt = inputs["instances"]
         size = (inputs["height"], inputs["width"])
         # Moved so that 1/2 decides, as others expect of probabilities.
         patches = paste_patches(values + (0.5 - self.test_threshold), boxes, *size)
         masks = cut_patches(patches, *size, values.device)
-        inside = (values > self.test_threshold).float()
         # A map without a pixel above the threshold pastes to an empty mask, whose score is 0.
-        scores = (probs * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
+        scores = mean_foreground(probs, values > self.test_threshold)
         instances = box_to_mask_instances(masks, prompt.gt_boxes.tensor, prompt.gt_classes, scores, size)
         return {"instances": instances, "patches": patches}
 

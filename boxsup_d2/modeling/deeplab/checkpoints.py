@@ -5,12 +5,9 @@ Pure functions on state dicts, see :mod:`boxsup_d2.checkpoint.formats`. The publ
 0..255: ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD`` have to say which.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 from torch import Tensor
 
-State = dict[str, Tensor]
+from boxsup_d2.checkpoint.formats import CheckpointFormat, State, register_checkpoint_format
 
 # Where torchvision's VGG16 has its convolutions.
 _VGG16_CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -27,7 +24,7 @@ def is_published_largefov(state: State) -> bool:
     return _convs_of(state) == {*_VGG16_CONVS, 32, 35, 38}
 
 
-def convert_published_largefov(state: State) -> State:
+def convert_published_largefov(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Published names to those of ``DeepLabSegmentor`` with ``build_vgg16_largefov_backbone`` and ``LargeFOVHead``."""
     converted = {}
     for name, value in state.items():
@@ -46,7 +43,7 @@ def is_published_deeplabv2(state: State) -> bool:
     return {"layer0.0.weight", "layer4.0.conv2.weight", "aspp.c0.weight"} <= names
 
 
-def convert_published_deeplabv2(state: State) -> State:
+def convert_published_deeplabv2(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Published names to those of ``DeepLabSegmentor`` with ``build_resnet_deeplab_backbone`` and ``ASPPSumHead``.
 
     Needs ``MODEL.RESNETS.STEM_MAX_POOL: False``; the multi-scale one ``MODEL.SEM_SEG_HEAD.MSC_SCALES: (0.5, 0.75)``.
@@ -69,7 +66,7 @@ def is_torchvision_vgg16(state: State) -> bool:
     return _convs_of(state) == set(_VGG16_CONVS) and "features.1.running_mean" not in state
 
 
-def convert_torchvision_vgg16(state: State) -> State:
+def convert_torchvision_vgg16(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """torchvision's VGG16 to the trunk, fc6 and fc7 of LargeFOV; its classes are left out.
 
     fc6 keeps every third row and column of the 7×7 positions that the classifier sees, and of its 4096 outputs, as of
@@ -90,22 +87,15 @@ def is_torchvision_resnet(state: State) -> bool:
     return {"conv1.weight", "bn1.running_var", "layer4.0.conv3.weight", "fc.weight"} <= set(state)
 
 
-def convert_torchvision_resnet(state: State) -> State:
+def convert_torchvision_resnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """torchvision's ResNet to ``build_resnet_deeplab_backbone``, without its classes."""
     return {"backbone." + name: value for name, value in state.items() if not name.startswith("fc.")}
 
 
-class Format(NamedTuple):
-    """A kind of checkpoint: what to call it, how to know it, and how to rename it."""
-
-    description: str
-    recognises: Callable[[State], bool]
-    convert: Callable[[State], State]
-
-
-SEGMENTER_FORMATS = (
-    Format("Published DeepLab-LargeFOV checkpoint", is_published_largefov, convert_published_largefov),
-    Format("Published DeepLabV2 checkpoint", is_published_deeplabv2, convert_published_deeplabv2),
-    Format("VGG16 (ImageNet) weights of torchvision", is_torchvision_vgg16, convert_torchvision_vgg16),
-    Format("ResNet (ImageNet) weights of torchvision", is_torchvision_resnet, convert_torchvision_resnet),
-)
+for _format in (
+    CheckpointFormat("published DeepLab-LargeFOV", is_published_largefov, convert_published_largefov),
+    CheckpointFormat("published DeepLabV2", is_published_deeplabv2, convert_published_deeplabv2),
+    CheckpointFormat("VGG16 (ImageNet) of torchvision", is_torchvision_vgg16, convert_torchvision_vgg16),
+    CheckpointFormat("ResNet (ImageNet) of torchvision", is_torchvision_resnet, convert_torchvision_resnet),
+):
+    register_checkpoint_format(_format)

@@ -4,19 +4,18 @@ LPG's generator of round 2 and later sees what the previous round's segmenter ma
 part of the generator: neither trained nor saved with it, but named by its config and its weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import Tensor, nn
-from yaml import YAMLError
 
 from boxsup_d2.checkpoint import WholeCheckpointer
-from boxsup_d2.config import add_boxsup_config
+from boxsup_d2.config import load_config
 
 _FORMATS = ("BGR", "RGB")
 
@@ -34,7 +33,7 @@ class FrozenSegmenter:
             network: has ``class_logits(images)``: N×3×H×W in 0..255 to N×(1 + C)×h×w logits, background first.
             class_names: of its 1 + C channels.
             image_format: channel order that it takes, "BGR" or "RGB".
-            pretrained: whether it holds trained weights; without, it only refuses to answer.
+            pretrained: whether it holds trained weights; without, it only refuses to predict.
         """
         if not callable(getattr(network, "class_logits", None)):
             raise ValueError(
@@ -131,20 +130,31 @@ def load_segmenter_config(config_file: str) -> CfgNode:
         FileNotFoundError: there is no such file.
         ValueError: it is no config of this package.
     """
-    cfg = get_cfg()
-    add_boxsup_config(cfg)
     try:
-        cfg.merge_from_file(config_file)
-    except FileNotFoundError as error:  # of a base
-        raise FileNotFoundError(
-            f"MODEL.LPG.SEGMENTER_CONFIG '{config_file}' has a _BASE_ that is missing: {error}"
-        ) from error
-    except (KeyError, ValueError, AttributeError, TypeError, YAMLError) as error:
-        raise ValueError(f"MODEL.LPG.SEGMENTER_CONFIG '{config_file}' is no config of a segmenter: {error}") from error
-    except AssertionError as error:  # Detectron2's way of saying that there is no such file, or of another type
-        raise FileNotFoundError(f"MODEL.LPG.SEGMENTER_CONFIG '{config_file}' cannot be read: {error}") from error
+        cfg = load_config(config_file)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"MODEL.LPG.SEGMENTER_CONFIG: {error}") from error
     cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.DEVICE = "", False, "cpu"
     return cfg
+
+
+def check_segmenter(cfg: CfgNode, classes: Mapping[str, Sequence[str]], where: str) -> None:
+    """Check that a network can be the segmenter for data sets.
+
+    Args:
+        cfg: config of the network.
+        classes: class names of the data sets.
+        where: how an error begins.
+
+    Raises:
+        ValueError: it is no segmenter, or does not know the classes of a data set.
+    """
+    kind = cfg.MODEL.META_ARCHITECTURE
+    if not hasattr(META_ARCH_REGISTRY.get(kind), "class_logits"):
+        raise ValueError(f"{where} trains a {kind}, which is no semantic segmenter.")
+    names = segmenter_class_names(cfg, where)
+    for dataset, wanted in classes.items():
+        channels_by_name(names, wanted, f"{where}, but '{dataset}'")
 
 
 def segmenter_class_names(cfg: CfgNode, config_file: str) -> list[str]:

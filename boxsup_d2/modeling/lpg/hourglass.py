@@ -1,7 +1,7 @@
 """The hourglass network of LPG (Xie et al., arXiv 2103.05463) as a Detectron2 backbone.
 
 A stack of one hourglass: the map is halved and doubled again level by level, and every level keeps a branch at its own
-size, so that a whole image is seen at once and answered at stride 4. Any number of input channels.
+size, so that a whole image is seen at once, with an output at stride 4. Any number of input channels.
 """
 
 from collections.abc import Sequence
@@ -205,7 +205,7 @@ class HourglassBackbone(Backbone):
     def in_windows(self, image: Tensor, windows: Sequence[Window]) -> list[Tensor]:
         """``res2`` in one window of each of N inputs, N tensors 1×out_channels×height×width.
 
-        The same as cutting the windows out of :meth:`forward`'s answer, for less: three quarters of the arithmetic
+        The same as cutting the windows out of :meth:`forward`'s output, for less: three quarters of the arithmetic
         happen at strides 4 and 8, where a window does not see far.
         """
         x = self._stride_4(image)

@@ -1,7 +1,7 @@
 """LPG: a class-agnostic generator of class masks from boxes (Xie et al., arXiv 2103.05463).
 
 The generator sees an image, the boxes of one class as one more channel, and from round 2 on the probability that the
-previous round's segmenter gives to that class; it answers which pixels are the class's. It learns on classes that have
+previous round's segmenter gives to that class; it predicts which pixels are the class's. It learns on classes that have
 masks and labels those that have only boxes.
 
 Shape legend: N samples (one per image and class), S the side of a training sample, B the boxes and K the classes
@@ -21,18 +21,48 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor, nn
 
 from boxsup_d2.masks.paste import MaskPatch
-from boxsup_d2.modeling.box_to_mask import box_to_mask_instances
+from boxsup_d2.modeling.box_to_mask import (
+    AskedNetwork,
+    BoxToMaskMethod,
+    MethodInfo,
+    box_to_mask_instances,
+    mean_foreground,
+)
 from boxsup_d2.modeling.losses import pixel_cross_entropy
-from boxsup_d2.modeling.lpg import HourglassBackbone
+from boxsup_d2.modeling.lpg.checkpoint import PIXEL_MEAN, PIXEL_STD, PUBLISHED
 from boxsup_d2.modeling.lpg.class_prompts import ClassPrompts, first_claim_labels
-from boxsup_d2.modeling.lpg.frozen_segmenter import FrozenSegmenter
+from boxsup_d2.modeling.lpg.frozen_segmenter import FrozenSegmenter, check_segmenter, load_segmenter_config
+from boxsup_d2.modeling.lpg.hourglass import HourglassBackbone
 from boxsup_d2.modeling.lpg.windows import Window
 from boxsup_d2.modeling.visualization import is_picture_due, overlay_mask, put_picture, to_rgb
 
 
 @META_ARCH_REGISTRY.register()
-class LPG(nn.Module):
+class LPG(BoxToMaskMethod):
     """Backbone and head of the generator, its loss, and inference from boxes to class masks."""
+
+    info = MethodInfo(
+        name="lpg",
+        summary="a network that learned on other classes' masks",
+        config={
+            "MODEL.BACKBONE.NAME": "build_hourglass_backbone",
+            "MODEL.PIXEL_MEAN": PIXEL_MEAN,
+            "MODEL.PIXEL_STD": PIXEL_STD,
+            "INPUT.FORMAT": "BGR",
+        },
+        weights_key="MODEL.WEIGHTS",
+        neutral_keys=("MODEL.LPG.TEST_SAMPLES_PER_FORWARD",),
+        asks=(
+            AskedNetwork(
+                step_field="SEGMENTER",
+                config_key="MODEL.LPG.SEGMENTER_CONFIG",
+                weights_key="MODEL.LPG.SEGMENTER_WEIGHTS",
+                read_config=load_segmenter_config,
+                check=check_segmenter,
+            ),
+        ),
+        published=PUBLISHED,
+    )
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -136,9 +166,15 @@ class LPG(nn.Module):
         """Channels of the network's input: 4, or 5 with a segmenter."""
         return len(self.pixel_mean) + (1 if self.segmenter is None else 2)
 
+    # Of a checkpoint with another number of input channels.
+    input_help = (
+        "An LPG generator that was trained with a segmenter (5 input channels) needs MODEL.LPG.SEGMENTER_CONFIG and "
+        "MODEL.LPG.SEGMENTER_WEIGHTS; one without (4) must not have them."
+    )
+
     @property
     def input_convolution(self) -> str:
-        """Parameter that grows when a checkpoint knows fewer input channels, see ``BoxSupCheckpointer``; "" if none."""
+        """Parameter that grows when a checkpoint knows fewer input channels; "" if there is none."""
         for name, module in self.backbone.named_modules():
             if isinstance(module, nn.Conv2d) and module.in_channels == self.in_channels and module.groups == 1:
                 return f"backbone.{name}.weight"
@@ -157,7 +193,7 @@ class LPG(nn.Module):
             In training ``{"loss_mask": ...}``. In evaluation per input a dict of
 
             * ``instances``: ``pred_masks`` (B×H×W bool: the mask of the box's class inside the box), ``pred_boxes``,
-              ``pred_classes`` and ``scores`` answer the boxes in order;
+              ``pred_classes`` and ``scores`` are those of the boxes, in order;
             * ``patches``: of every box a :class:`boxsup_d2.masks.paste.MaskPatch`;
             * ``label_map``: H×W int32, 0 the background, else 1 + class; where classes claim one pixel, the one that
               comes first among the boxes keeps it.
@@ -224,8 +260,8 @@ class LPG(nn.Module):
     def visualize_training(self, sample: dict[str, Any], logits: Tensor) -> None:
         """Put a training sample into the event storage, with its logits 2×S/4×S/4."""
         image = to_rgb(sample["image"], self.image_format)
-        target, answer = sample["target"] == 1, logits.float().softmax(dim=0)[1]
-        panels = [overlay_mask(image, mask) for mask in (sample["box_mask"], target, answer)]
+        target, predicted = sample["target"] == 1, logits.float().softmax(dim=0)[1]
+        panels = [overlay_mask(image, mask) for mask in (sample["box_mask"], target, predicted)]
         put_picture("Left to right: sample; boxes of a class; its true mask; prediction", [[image, *panels]])
 
     def _training_classes(self) -> Sequence[str]:
@@ -267,7 +303,7 @@ class LPG(nn.Module):
         margins: dict[int, Tensor] = {}
         for size, members in groups.items():
             margins.update(zip(members, self.predict([prompts[i] for i in members], size), strict=True))
-        return [self._answer(prompt, margins.get(index)) for index, prompt in enumerate(prompts)]
+        return [self._prediction(prompt, margins.get(index)) for index, prompt in enumerate(prompts)]
 
     def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width that an image is padded to at inference."""
@@ -310,11 +346,11 @@ class LPG(nn.Module):
                 masks[part],
                 None if probabilities is None else probabilities[part],
             )
-            answers = self.window_logits(x, windows[part])
+            logits_of = self.window_logits(x, windows[part])
             if self.test_flip:
                 mirrored = self.window_logits(x.flip(-1), [window.mirrored(size[1] // 4) for window in windows[part]])
-                answers = [(a + b.flip(-1)) / 2 for a, b in zip(answers, mirrored, strict=True)]
-            for margin, window, logits in zip(margins[part], windows[part], answers, strict=True):
+                logits_of = [(a + b.flip(-1)) / 2 for a, b in zip(logits_of, mirrored, strict=True)]
+            for margin, window, logits in zip(margins[part], windows[part], logits_of, strict=True):
                 window.of(margin).copy_(logits[1] - logits[0])
         return list(margins.split([len(prompt.classes) for prompt in prompts]))
 
@@ -341,7 +377,7 @@ class LPG(nn.Module):
             )
         return self._segmenter_channels(item["class_names"], f"the data set of '{name}'")
 
-    def _answer(self, prompt: ClassPrompts, margins: Tensor | None) -> dict[str, Any]:
+    def _prediction(self, prompt: ClassPrompts, margins: Tensor | None) -> dict[str, Any]:
         """Class masks and label map of one image in its frame, from K×h/4×w/4 differences of logits."""
         height, width = prompt.size
         probs = self.pixel_mean.new_zeros((0, height, width))
@@ -357,7 +393,7 @@ class LPG(nn.Module):
         for row, (slot, (x0, y0, x1, y1)) in enumerate(zip(prompt.slots, prompt.corners, strict=True)):
             window = (slot, slice(y0, y1), slice(x0, x1))
             masks[row, y0:y1, x0:x1] = own[window]
-            scores[row] = (probs[window] * own[window]).sum() / own[window].sum().clamp(min=1)
+            scores[row] = mean_foreground(probs[window], own[window])
             patches.append(MaskPatch(x0, y0, probs[window]))
         boxes = prompt.item["instances"]
         return {

@@ -1,4 +1,4 @@
-"""Detectron2's R-CNN that also answers box prompts, so that a retrained network is measured like its teachers."""
+"""Detectron2's R-CNN that also takes box prompts, so that a retrained network is measured like its teachers."""
 
 from typing import Any
 
@@ -11,17 +11,23 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
 from torch.nn import functional as F
 
-from boxsup_d2.modeling.box_to_mask import box_to_mask_instances
+from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, MethodInfo, box_to_mask_instances, mean_foreground
 
 
 @META_ARCH_REGISTRY.register()
-class PromptableRCNN(GeneralizedRCNN):
-    """``GeneralizedRCNN`` that answers given boxes with masks where the input holds some.
+class PromptableRCNN(BoxToMaskMethod, GeneralizedRCNN):
+    """``GeneralizedRCNN`` that predicts the masks of given boxes where the input holds some.
 
     Training, detection and parameters are Detectron2's. In evaluation, inputs with ``instances.gt_boxes`` (from
     ``BoxPromptDatasetMapper``: image and boxes in the original frame) are box prompts: the mask head runs on exactly
-    these boxes and classes, and the answer follows the box-to-mask contract.
+    these boxes and classes.
     """
+
+    # GeneralizedRCNN's
+    roi_heads: Any
+    device: Any
+
+    info = MethodInfo(summary="a trained Mask R-CNN, asked for the masks of given boxes")
 
     @configurable
     def __init__(self, *, test_min_size: int, test_max_size: int, **kwargs: Any):
@@ -43,13 +49,18 @@ class PromptableRCNN(GeneralizedRCNN):
             "test_max_size": cfg.INPUT.MAX_SIZE_TEST,
         }
 
+    @classmethod
+    def num_known_classes(cls, cfg: CfgNode) -> int | None:
+        """All of ``MODEL.ROI_HEADS.NUM_CLASSES``, where every class has a mask of its own."""
+        return None if cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES
+
     def inference(
         self,
         batched_inputs: list[dict[str, Any]],
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
     ) -> Any:
-        """Answer box prompts where there are any; otherwise see ``GeneralizedRCNN.inference``."""
+        """Masks of box prompts where there are any; otherwise see ``GeneralizedRCNN.inference``."""
         prompts = batched_inputs[0].get("instances")
         if detected_instances is None and prompts is not None and prompts.has("gt_boxes"):
             return self.inference_with_prompts(batched_inputs)
@@ -71,15 +82,15 @@ class PromptableRCNN(GeneralizedRCNN):
         if not getattr(self.roi_heads, "mask_on", False):
             raise RuntimeError("A box prompt asks for masks, but this network has no mask head: set MODEL.MASK_ON.")
         asked = [item for item in batched_inputs if len(item["instances"])]
-        answers: list[Instances] = []
+        found: list[Instances] = []
         if asked:
             self._check_classes(asked)
             resized = [self._resized(item) for item in asked]
             images, prompts = [image for image, _ in resized], [boxes for _, boxes in resized]
-            answers = super().inference(images, prompts, do_postprocess=False)
-        remaining = iter(answers)
+            found = super().inference(images, prompts, do_postprocess=False)
+        remaining = iter(found)
         return [
-            {"instances": self._answer(item, next(remaining) if len(item["instances"]) else None)}
+            {"instances": self._pasted(item, next(remaining) if len(item["instances"]) else None)}
             for item in batched_inputs
         ]
 
@@ -109,21 +120,20 @@ class PromptableRCNN(GeneralizedRCNN):
         resized = Instances((new_height, new_width), pred_boxes=boxes, pred_classes=prompts.gt_classes)
         return {"image": image}, resized
 
-    def _answer(self, item: dict[str, Any], answer: Instances | None) -> Instances:
-        """Paste the mask head's answer into the original frame; no box is dropped, unlike ``detector_postprocess``."""
+    def _pasted(self, item: dict[str, Any], found: Instances | None) -> Instances:
+        """Paste the mask head's output into the original frame; no box is dropped, unlike ``detector_postprocess``."""
         prompts = item["instances"].to(self.device)
         boxes = prompts.gt_boxes.tensor
         size = (int(item["image"].shape[1]), int(item["image"].shape[2]))
-        if answer is None:
+        if found is None:
             masks = torch.zeros((0, *size), dtype=torch.bool, device=self.device)
             return box_to_mask_instances(masks, boxes, prompts.gt_classes, boxes.new_zeros(0), size)
-        probability = answer.pred_masks[:, 0].float()
+        probability = found.pred_masks[:, 0].float()
         # A box without extent would divide by zero: it gets the pixel that it lies on.
         extent = torch.cat([boxes[:, :2], torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)], dim=1)
         # Detectron2 cannot paste outside of the image: nothing is seen of such a box.
         seen = (extent[:, :2] < extent.new_tensor([size[1], size[0]])).all(dim=1) & (extent[:, 2:] > 0).all(dim=1)
         masks = torch.zeros((len(boxes), *size), dtype=torch.bool, device=self.device)
         masks[seen] = paste_masks_in_image(probability[seen], extent[seen], size, threshold=0.5).bool()
-        inside = probability >= 0.5
-        scores = (probability * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+        scores = mean_foreground(probability, probability >= 0.5)
         return box_to_mask_instances(masks, boxes, prompts.gt_classes, scores, size)

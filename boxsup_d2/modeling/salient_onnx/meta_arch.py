@@ -3,7 +3,7 @@
 Such a network finds the object that stands out in a picture. Here the picture is a box with a little context, and what
 stands out in it, inside the box, is the box's mask. The network is used as it is; nothing is trained.
 
-Shape legend: N crops, S×S the network's input, h×w its answer, B the boxes of one image.
+Shape legend: N crops, S×S the network's input, h×w its output, B the boxes of one image.
 """
 
 import os
@@ -18,7 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from boxsup_d2.masks.paste import min_max_normalize, paste_masks
-from boxsup_d2.modeling.box_to_mask import UntrainedBoxToMask, fill_boxes, truncate_boxes
+from boxsup_d2.modeling.box_to_mask import (
+    MethodInfo,
+    UntrainedBoxToMask,
+    fill_boxes,
+    mean_foreground,
+    truncate_boxes,
+)
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -84,7 +90,7 @@ class OnnxNetwork:
             maps = maps[:, 0]
         if maps.ndim != 3 or len(maps) != len(array):
             raise ValueError(
-                f"'{self._path}' answers {list(maps.shape)} to {len(array)} images: its first output must be one map "
+                f"'{self._path}' gives {list(maps.shape)} for {len(array)} images: its first output must be one map "
                 "of foreground per image (N×1×h×w)."
             )
         return torch.from_numpy(maps[: len(images)].astype(np.float32))
@@ -94,8 +100,21 @@ class OnnxNetwork:
 class SalientONNX(UntrainedBoxToMask):
     """The salient object of every box, as a network in ONNX's format sees it."""
 
-    # For the provenance of what it labels: its weights are in a file, and not in a state_dict.
-    network_in_state_dict = False
+    info = MethodInfo(
+        name="salient-onnx",
+        summary="the salient object of each box, by a network in ONNX's format",
+        # ImageNet's mean and std, for images in 0..255.
+        config={
+            "INPUT.FORMAT": "RGB",
+            "MODEL.PIXEL_MEAN": [123.675, 116.280, 103.530],
+            "MODEL.PIXEL_STD": [58.395, 57.120, 57.375],
+        },
+        weights_key="MODEL.SALIENT_ONNX.NETWORK",
+        weights_help="the .onnx file of a salient-object network",
+        extra="onnx",
+        inference_keys=("MODEL.SALIENT_ONNX.",),
+        neutral_keys=("MODEL.SALIENT_ONNX.CROPS_PER_FORWARD",),
+    )
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -105,7 +124,6 @@ class SalientONNX(UntrainedBoxToMask):
         self,
         *,
         network: OnnxNetwork,
-        network_path: str,
         pixel_mean: list[float],
         pixel_std: list[float],
         context: float = 0.1,
@@ -115,7 +133,6 @@ class SalientONNX(UntrainedBoxToMask):
         """
         Args:
             network: from normalised crops to maps whose larger values are the foreground.
-            network_path: where it came from.
             pixel_mean, pixel_std: per channel, for images in 0..255.
             context: what is seen around the box, as a share of its sides on each side; >= 0.
             threshold: foreground lies above it, after every map is stretched to 0..1.
@@ -130,7 +147,6 @@ class SalientONNX(UntrainedBoxToMask):
         if crops_per_forward < 1:
             raise ValueError(f"MODEL.SALIENT_ONNX.CROPS_PER_FORWARD is {crops_per_forward}: it must be at least 1.")
         self.network = network
-        self.network_path = network_path
         self.context = context
         self.threshold = threshold
         self.crops_per_forward = network.batch or crops_per_forward
@@ -144,7 +160,6 @@ class SalientONNX(UntrainedBoxToMask):
         path = os.path.expanduser(node.NETWORK)
         return {
             "network": OnnxNetwork(path, torch.device(cfg.MODEL.DEVICE), node.SIZE),
-            "network_path": path,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "context": node.CONTEXT,
@@ -152,11 +167,11 @@ class SalientONNX(UntrainedBoxToMask):
             "crops_per_forward": node.CROPS_PER_FORWARD,
         }
 
-    def answer(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Masks and scores of the boxes of one image.
 
         A score is the mean of the network's own values, which end in a sigmoid and so are probabilities, over the mask
-        at the resolution of its answer; values beyond 0..1, of a network without a sigmoid, count as 0 or 1.
+        at the resolution of its output; values beyond 0..1, of a network without a sigmoid, count as 0 or 1.
         """
         size = (int(image.shape[1]), int(image.shape[2]))
         windows = self.windows(truncate_boxes(boxes, size), size)
@@ -165,8 +180,7 @@ class SalientONNX(UntrainedBoxToMask):
             return torch.zeros((0, *size), dtype=torch.bool), torch.zeros(0)
         probs = torch.cat(maps)
         values = min_max_normalize(probs)
-        inside = (values > self.threshold).float()
-        scores = (probs.clamp(0, 1) * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
+        scores = mean_foreground(probs.clamp(0, 1), values > self.threshold)
         masks = paste_masks(values, windows, *size, self.threshold) & fill_boxes(boxes.cpu(), size)
         return masks, scores
 

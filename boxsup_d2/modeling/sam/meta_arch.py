@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from boxsup_d2.modeling.box_to_mask import UntrainedBoxToMask, fill_boxes
+from boxsup_d2.modeling.box_to_mask import MethodInfo, UntrainedBoxToMask, fill_boxes
 
 # By the model_type of a checkpoint's config: the class of the network and that of its pre- and post-processing.
 # Published SAM 2 checkpoints hold a tracker of videos, whose image network is a part of it.
@@ -28,8 +28,16 @@ _CLASSES = {
 class SAM(UntrainedBoxToMask):
     """The best mask that a Segment Anything network proposes for every box."""
 
-    # For the provenance of what it labels: its weights are in the state_dict, wherever the network came from.
-    network_in_state_dict = True
+    info = MethodInfo(
+        name="sam",
+        summary="Segment Anything (SAM or SAM 2), prompted with each box",
+        config={"INPUT.FORMAT": "RGB"},
+        weights_key="MODEL.SAM.NETWORK",
+        weights_help="a folder or hub name of a SAM",
+        extra="sam",
+        inference_keys=("MODEL.SAM.",),
+        neutral_keys=("MODEL.SAM.BOXES_PER_FORWARD",),
+    )
 
     @configurable
     def __init__(
@@ -37,7 +45,6 @@ class SAM(UntrainedBoxToMask):
         *,
         network: nn.Module,
         processor: Any,
-        network_path: str,
         image_format: str = "RGB",
         boxes_per_forward: int = 16,
         cut_to_box: bool = True,
@@ -46,7 +53,6 @@ class SAM(UntrainedBoxToMask):
         Args:
             network: ``SamModel`` or ``Sam2Model``.
             processor: its ``SamProcessor`` or ``Sam2Processor``.
-            network_path: folder or hub name that they were loaded from.
             image_format: channel order of the images, "RGB" or "BGR".
             boxes_per_forward: boxes that are decoded at once, >= 1.
             cut_to_box: remove what a mask has outside its box.
@@ -61,7 +67,6 @@ class SAM(UntrainedBoxToMask):
             raise ValueError(f"INPUT.FORMAT is '{image_format}': MODEL.META_ARCHITECTURE SAM takes RGB or BGR.")
         self.network = network.eval().requires_grad_(False)
         self.processor = processor
-        self.network_path = network_path
         self.image_format = image_format
         self.boxes_per_forward = boxes_per_forward
         self.cut_to_box = cut_to_box
@@ -74,13 +79,12 @@ class SAM(UntrainedBoxToMask):
         return {
             "network": network,
             "processor": processor,
-            "network_path": node.NETWORK,
             "image_format": cfg.INPUT.FORMAT,
             "boxes_per_forward": node.BOXES_PER_FORWARD,
             "cut_to_box": node.CUT_TO_BOX,
         }
 
-    def answer(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Masks and scores of the boxes of one image; a score is the IoU that the network expects of its mask.
 
         The image is encoded once; its boxes share that.
@@ -114,8 +118,8 @@ def load_network(name: str) -> tuple[nn.Module, Any]:
     """Load a SAM or SAM 2 network and its processor.
 
     Args:
-        name: folder that ``save_pretrained`` wrote, or a name on the Hugging Face hub; a hub that was reached once is
-            answered from transformers' cache afterwards.
+        name: folder that ``save_pretrained`` wrote, or a name on the Hugging Face hub; what was
+            downloaded once is in transformers' cache afterwards.
 
     Raises:
         ImportError: transformers is not installed, or too old for the network.
@@ -159,8 +163,7 @@ def _classes(transformers: Any, name: str, model_type: str) -> tuple[Any, Any]:
     """The classes of a network of this type and of its processor."""
     if model_type not in _CLASSES:
         raise ValueError(
-            f"MODEL.SAM.NETWORK '{name}' is a '{model_type}' network: only {', '.join(_CLASSES)} are answered by boxes "
-            "here."
+            f"MODEL.SAM.NETWORK '{name}' is a '{model_type}' network: only {', '.join(_CLASSES)} take boxes here."
         )
     network_class, processor_class = (getattr(transformers, part, None) for part in _CLASSES[model_type])
     if network_class is None or processor_class is None:

@@ -1,14 +1,33 @@
-"""Every configuration key that boxsup_d2 adds to Detectron2's.
+"""The config keys that boxsup_d2 adds to Detectron2's, but for those of single methods, which stand in their folders.
 
-Keys follow Detectron2's idiom: ``cfg = get_cfg(); add_boxsup_config(cfg)``. Each key is commented with its unit
-and its reason; ``tests/test_repository.py`` checks that every one of them is read by code.
+Each key is commented with its unit and its reason; ``tests/test_repository.py`` checks that every one is read.
 """
 
+from collections.abc import Callable
+
 from detectron2.config import CfgNode as CN
+
+_EXTENSIONS: list[Callable[[CN], None]] = []
+
+
+def register_config(add: Callable[[CN], None]) -> Callable[[CN], None]:
+    """Decorator: let a function add keys of its own to every config of this package.
+
+    For methods, in this package and outside of it. The function gets a config that has Detectron2's and this package's
+    shared keys.
+    """
+    _EXTENSIONS.append(add)
+    return add
 
 
 def add_boxsup_config(cfg: CN) -> None:
     """Add boxsup_d2's keys, with defaults that leave stock Detectron2 configs unchanged."""
+    _add_shared_config(cfg)
+    for add in _EXTENSIONS:
+        add(cfg)
+
+
+def _add_shared_config(cfg: CN) -> None:
     # ---------------------------------------------------------------- input
     # The class (DATASET_MAPPER_REGISTRY) that turns a dataset dict into a training sample.
     cfg.INPUT.TRAIN_MAPPER = "PseudoMaskDatasetMapper"
@@ -96,34 +115,6 @@ def add_boxsup_config(cfg: CN) -> None:
     # Freeze its batch norms (small batches).
     cfg.MODEL.TIMM.FREEZE_BN = False
 
-    # ---------------------------------------------------------------- BoxCaseg (CVPR 2021)
-    cfg.MODEL.BOXCASEG = CN()
-    # Backbone features; upsampled to the finest and concatenated.
-    cfg.MODEL.BOXCASEG.IN_FEATURES = ["res2", "res3", "res4", "res5"]
-    # Hidden channels of both heads; 0: as many as the concatenated features have (published).
-    cfg.MODEL.BOXCASEG.HEAD_CHANNELS = 0
-    # Share of the own FCN branch in the salient head; the rest comes through the weight transfer
-    # (0.7 for VOC, 0.6 for COCO).
-    cfg.MODEL.BOXCASEG.ALPHA = 0.7
-    # Weights of the four losses. The pseudo-label loss exists in the published code, whose recipe leaves it off.
-    cfg.MODEL.BOXCASEG.MIL_WEIGHT = 1.0
-    cfg.MODEL.BOXCASEG.PAIRWISE_WEIGHT = 0.05
-    cfg.MODEL.BOXCASEG.SALIENT_WEIGHT = 1.0
-    cfg.MODEL.BOXCASEG.PSEUDO_LABEL_WEIGHT = 0.0
-    # Box-head probabilities above / below these are the pseudo labels of that loss.
-    cfg.MODEL.BOXCASEG.PSEUDO_LABEL_FG = 0.85
-    cfg.MODEL.BOXCASEG.PSEUDO_LABEL_BG = 0.05
-    # Which head answers at inference: "salient" (published), or "box" where no masks were trained on.
-    cfg.MODEL.BOXCASEG.TEST_HEAD = "salient"
-    # Stretch every crop's probabilities to 0..1 before the threshold (published).
-    cfg.MODEL.BOXCASEG.TEST_MINMAX = True
-    # Average the probabilities of a crop and its mirror image (ours).
-    cfg.MODEL.BOXCASEG.TEST_FLIP = False
-    # Foreground above this value.
-    cfg.MODEL.BOXCASEG.TEST_THRESHOLD = 0.5
-    # Crops that go through the network at once at inference; bounds the memory.
-    cfg.MODEL.BOXCASEG.TEST_CROPS_PER_FORWARD = 32
-
     # ---------------------------------------------------------------- semantic segmentation networks
     # The stem's max-pool of build_resnet_deeplab_backbone: with it the output stride is the paper's 8; the code
     # published with LPG leaves it out (4), and its checkpoints need that.
@@ -138,62 +129,6 @@ def add_boxsup_config(cfg: CN) -> None:
     # Registered data set whose stuff_classes name the outputs: a generator that uses this network as its segmenter
     # matches classes by name.
     cfg.MODEL.SEM_SEG_HEAD.CLASSES_OF = ""
-
-    # ---------------------------------------------------------------- LPG (arXiv 2103.05463)
-    cfg.MODEL.HOURGLASS = CN()
-    # Channels of the 7x7 stem, of each level from stride 4 inwards with the innermost last, and of the output; residual
-    # blocks per branch of each level and innermost. As published; tests take a fraction.
-    cfg.MODEL.HOURGLASS.STEM_CHANNELS = 48
-    cfg.MODEL.HOURGLASS.WIDTHS = [96, 96, 128, 128, 128, 192]
-    cfg.MODEL.HOURGLASS.MODULES = [2, 2, 2, 2, 2, 4]
-    cfg.MODEL.HOURGLASS.OUT_CHANNELS = 256
-
-    cfg.MODEL.LPG = CN()
-    # Backbone features that the generator's head sees; upsampled to the first, which has stride 4, and concatenated.
-    cfg.MODEL.LPG.IN_FEATURES = ["res2"]
-    # Hidden channels of its head (published: 96).
-    cfg.MODEL.LPG.HEAD_CHANNELS = 96
-    # Config (yaml) of the previous round's segmenter, whose class probability is one more input channel; empty: none,
-    # as in the first round.
-    cfg.MODEL.LPG.SEGMENTER_CONFIG = ""
-    # Its trained weights: never those that its own config starts from.
-    cfg.MODEL.LPG.SEGMENTER_WEIGHTS = ""
-    # Samples, one per image and class, that go through the network at once at inference; fewer where they are larger
-    # than 512x512 pixels, so that it bounds the memory.
-    cfg.MODEL.LPG.TEST_SAMPLES_PER_FORWARD = 8
-    # Average the logits of a sample and its mirror image (ours).
-    cfg.MODEL.LPG.TEST_FLIP = False
-
-    # ---------------------------------------------------------------- GrabCut baseline
-    cfg.MODEL.GRABCUT = CN()
-    # Iterations of OpenCV's grabCut.
-    cfg.MODEL.GRABCUT.ITERATIONS = 5
-    # Context around the box that grabCut sees as certain background, as a share of the box's sides; negative: the
-    # whole image (slower on large images, as good).
-    cfg.MODEL.GRABCUT.CONTEXT = 0.5
-
-    # ---------------------------------------------------------------- networks of other libraries
-    # Images and their normalisation are INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD, as everywhere.
-    cfg.MODEL.SALIENT_ONNX = CN()
-    # The network (.onnx), which is no checkpoint of MODEL.WEIGHTS: a path, or one of package://.
-    cfg.MODEL.SALIENT_ONNX.NETWORK = ""
-    # Context around the box that the network sees, as a share of the box's sides on each side: an object that fills the
-    # image has no background to stand out from.
-    cfg.MODEL.SALIENT_ONNX.CONTEXT = 0.1
-    # Side in pixels of the network's input where the graph leaves it open (U2-Net: 320).
-    cfg.MODEL.SALIENT_ONNX.SIZE = 320
-    # Foreground above this value of the stretched answer.
-    cfg.MODEL.SALIENT_ONNX.THRESHOLD = 0.5
-    # Crops that go through the network at once, where the graph allows it; bounds the memory.
-    cfg.MODEL.SALIENT_ONNX.CROPS_PER_FORWARD = 8
-
-    cfg.MODEL.SAM = CN()
-    # Folder of a SAM or SAM 2 checkpoint as transformers saves it, or its name on the Hugging Face hub.
-    cfg.MODEL.SAM.NETWORK = ""
-    # Boxes of an image that are decoded at once; the masks of so many are held as floats in the image's size.
-    cfg.MODEL.SAM.BOXES_PER_FORWARD = 16
-    # Cut every mask to its box: SAM takes a box as a hint and may answer beyond it, an annotated box is an outer bound.
-    cfg.MODEL.SAM.CUT_TO_BOX = True
 
     # ---------------------------------------------------------------- mask head of the retrained network
     # Mask losses of instances with a confidence below this are dropped (0 keeps all); see docs/boxcaseg.md.
