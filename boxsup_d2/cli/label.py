@@ -24,12 +24,12 @@ examples:
   from Pascal VOC's files to YOLO's:
     $ boxsup label --voc-xml Annotations --images JPEGImages --yolo-seg labels
 
-What comes out is your json: its ids, order, crowd regions and fields that nobody knows are as they were; every other
-annotation has 'segmentation' (run lengths, which any COCO tool reads), 'area', and 'confidence' between 0 and 1: how
-well the mask fills its box. Masks that were there are kept, with confidence 1.
+The output is your json: its ids, order, crowd regions and unknown fields are unchanged; every other annotation has
+'segmentation' (run lengths, which any COCO tool reads), 'area', and 'confidence' between 0 and 1: how well the mask
+fills its box. Masks that were there are kept, with confidence 1.
 
-Work under way lies beside the output in <out>.work: the same command goes on there after a crash or Ctrl-C, and does
-nothing once the output is whole.
+Unfinished work is in <out>.work: the same command resumes it after a crash or Ctrl-C, and does nothing when the output
+is complete.
 """
 
 
@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> None:
             launch(label, processes, args=(job,))
             summary = finish(job.result, out, source, request, exports, polygons=args.polygons)
             shutil.rmtree(work, ignore_errors=True)
-        show(_told(summary, short(out)))
+        show(_summary(summary, short(out)))
     if args.report:
         from boxsup_d2.cli.report import write
 
@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kind: Any) -> Any:
-    """What every process has to know."""
+    """The job, as every process needs it."""
     work = _work_folder(out)
     config, weights, method = args.config, args.weights, args.method
     if method is None and config is None:
@@ -180,7 +180,7 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
     return kind(
         json_file=source.json_file(work),
         image_root=source.image_root,
-        # Results for other images are never gone on from, though the engine knows images by their names alone.
+        # Work on other images is not resumed, though labelling knows images by their names alone.
         output_dir=os.path.join(work, source.sha256[:16], method or "network"),
         method=method,
         config=config,
@@ -194,11 +194,11 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
 
 
 def _work_folder(out: str) -> str:
-    """Where the work for an output lies until it is done."""
+    """Folder of unfinished work."""
     return f"{out}.work"
 
 
-def _told(summary: dict[str, Any], out: str) -> str:
+def _summary(summary: dict[str, Any], out: str) -> str:
     kept = f", {summary['kept']} masks kept" if summary.get("kept") else ""
     return (
         f"{summary['instances']} masks on {summary['images']} images{kept}; mean confidence "

@@ -16,7 +16,7 @@ examples:
     $ boxsup train --json boxes.json --images photos --salient DIR --out my --mask-rcnn
   masks for some of the boxes are in the json already: they teach, and are kept
     $ boxsup train --json some_masks.json --images photos --out my
-  go on with a network that was trained before:
+  start from a network that was trained before:
     $ boxsup train --json boxes.json --images photos --init other/boxcaseg/model_final.pth --out my
 
 Where do masks come from? The box losses say where an object ends, not what it looks like. A network needs some true
@@ -28,7 +28,7 @@ What it costs: --size small took 24 minutes on one thread of a busy CPU (1,200 i
 as long again. --size full is the published network, for GPUs, and downloads its ImageNet weights.
 
 All is written to --out: configs/ (yours to edit; the same command then uses them as they are), a folder per step with
-weights, log and masks, and rounds.json. The same command goes on after a crash or Ctrl-C and skips what is done.
+weights, log and masks, and rounds.json. The same command resumes after a crash or Ctrl-C and skips what is done.
 """
 
 
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
         source.write(os.path.join(out, "configs"))
         if args.init:
             check_init(os.path.join(out, "configs", f"{NETWORK}.yaml"), args.init, args.opts)
-    show(f"{plan.told} -> '{short(out)}'")
+    show(f"{plan.summary} -> '{short(out)}'")
     if plan.boxes_alone:
         show(COST_OF_BOXES_ALONE, style="yellow")
     arguments = (rounds_config, tuple(args.opts), processes, args.verbose, not args.init)

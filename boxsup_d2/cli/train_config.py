@@ -69,16 +69,16 @@ _RECIPES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A training that was asked for.
+    """How a training will be done.
 
     Attributes:
         files: names in the folder of the configs → their texts; the first one is the rounds config.
-        told: what will be done, for people.
+        summary: of the data, for the terminal.
         boxes_alone: whether there are no masks to learn from.
     """
 
     files: dict[str, str]
-    told: str
+    summary: str
     boxes_alone: bool
 
 
@@ -115,17 +115,17 @@ def plan_training(
     if args.mask_rcnn:
         texts[f"{MASK_RCNN}.yaml"] = _mask_rcnn(args, recipe.mask_rcnn, ranks, len(source.usable["categories"]))
         texts.update(_with_bases(recipe.mask_rcnn))
-    told = (
+    summary = (
         f"{len(objects) - masks} boxes, {masks} boxes with masks, {salient_images} salient images; "
         f"{len(source.usable['categories'])} classes"
     )
     if predicted:
-        told += f" (the masks in '{source.path}' are predictions of this program: only its boxes are used)"
-    return Plan(texts, told, boxes_alone)
+        summary += f" (the masks in '{source.path}' are predictions of this program: only its boxes are used)"
+    return Plan(texts, summary, boxes_alone)
 
 
 def write_configs(folder: str, texts: dict[str, str], *, force: bool) -> str:
-    """Write the configs, those apart that the same command wrote before: what the user edited stays edited.
+    """Write the configs, except those that the same command wrote before: the user's edits stay.
 
     Args:
         folder: to write to.
@@ -152,7 +152,7 @@ def write_configs(folder: str, texts: dict[str, str], *, force: bool) -> str:
         if edited and not force and record != wanted:
             raise BadInput(
                 f"{', '.join(edited)} in '{folder}' was edited, and another command than this one wrote it. Run that "
-                "again to use the edited files, or add --force to write them anew, or name another --out."
+                "again to use the edited files, or add --force to replace them, or name another --out."
             )
         for name, text in texts.items():
             with atomic_write(os.path.join(folder, name)) as file:
@@ -191,10 +191,9 @@ def _rounds(args: argparse.Namespace, source: Source, salient: tuple[str, str] |
     data_sets = [{**boxes, "MASKS": use_masks}]
     steps: list[dict[str, Any]] = [{"NAME": NETWORK, "CONFIG": f"{NETWORK}.yaml"}]
     comments = [
-        "Written by `boxsup train`; edit it, and run the same command again. From a checkout of boxsup_d2 this does",
-        "the same:",
+        "Written by `boxsup train`. Edit it, and run the same command again, or from a checkout of boxsup_d2:",
         "  python train_net.py --config-file <this file>",
-        "Finished steps are skipped, changed ones start anew; their former folders are kept.",
+        "Finished steps are skipped, changed ones restart; their former folders are kept.",
         'MASKS: with "kept", boxes that have a mask teach by it, and keep it; with "none", boxes teach alone.',
         f"Step {NETWORK} learns from the boxes, then gives each of them a mask.",
     ]

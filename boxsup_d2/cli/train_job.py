@@ -1,4 +1,4 @@
-"""What each process of ``boxsup train`` does, and what there is to tell in the end."""
+"""What each process of ``boxsup train`` does, and the summary at the end."""
 
 import argparse
 import contextlib
@@ -24,7 +24,7 @@ def run_rounds_config(path: str, opts: Sequence[str], processes: int, verbose: b
         path: of the rounds config.
         opts: overrides for all steps, in pairs.
         processes: as ``--num-gpus`` says.
-        verbose: show the whole log; else what people wait for.
+        verbose: show the whole log.
         new_networks: see :func:`boxsup_d2.cli.console.quiet_setup`.
     """
     args = argparse.Namespace(
@@ -36,11 +36,11 @@ def run_rounds_config(path: str, opts: Sequence[str], processes: int, verbose: b
 
 
 def check_init(config: str, checkpoint: str, opts: Sequence[str]) -> None:
-    """See to it that ``--init`` holds the whole network: what it lacks would start from noise, and stay unnoticed.
+    """Check that ``--init`` holds the whole network: what it lacks would start from random values, unnoticed.
 
     Args:
-        config: file of the network that is trained.
-        checkpoint: to start it from.
+        config: file of the network to train.
+        checkpoint: to start from.
         opts: overrides, in pairs.
 
     Raises:
@@ -54,7 +54,7 @@ def check_init(config: str, checkpoint: str, opts: Sequence[str]) -> None:
 
 
 def summary(out: str, images: str, *, mask_rcnn: bool) -> str:
-    """Where everything is, and the commands that use it.
+    """Where the results are, and commands that use them.
 
     Args:
         out: folder of the training.
