@@ -19,7 +19,7 @@ from boxsup_d2.cli import main
 from boxsup_d2.cli.errors import BadInput
 from boxsup_d2.cli.main import build_parser
 from boxsup_d2.cli.sources import Source
-from boxsup_d2.cli.train_config import MASK_RCNN, NETWORK, plan_training, write_configs
+from boxsup_d2.cli.train_config import MASK_RCNN, NETWORK, Plan, plan_training, write_configs
 from boxsup_d2.cli.train_job import check_init
 from boxsup_d2.config import load_config
 from boxsup_d2.model_zoo import config_names, get_config_file
@@ -50,7 +50,8 @@ def planned(folder: Path, source: Source, *options: str, salient: Any = None, pr
     """The configs that a command writes, read back."""
     args = build_parser().parse_args(["train", "--json", "x", "--images", "y", "--out", str(folder), *options])
     plan = plan_training(args, source, salient, str(folder), processes)
-    write_configs(str(folder), plan.files, force=False)
+    assert json.loads(json.dumps(plan.request)) == plan.request
+    write_configs(str(folder), plan, force=False)
     configs = {name.removesuffix(".yaml"): load_config(str(folder / name)) for name in plan.files}
     assert plan.boxes_alone == (configs["boxcaseg"].MODEL.BOXCASEG.TEST_HEAD == "box")
     return configs
@@ -161,21 +162,29 @@ def test_written_folder_is_complete(tmp_path: Path, size: str, masks: int) -> No
 
 
 def test_edited_configs_are_used_and_never_lost(tmp_path: Path) -> None:
-    folder = str(tmp_path)
-    path = write_configs(folder, {"rounds.yaml": "a: 1\n", "b.yaml": "b: 1\n"}, force=False)
-    assert path == str(tmp_path / "rounds.yaml")
+    def write(request: int, rounds: str, other: str = "b: 1\n", *, force: bool = False) -> str:
+        files = {"rounds.yaml": rounds, "b.yaml": other}
+        return write_configs(str(tmp_path), Plan({"number": request}, files, "", False), force=force)
+
+    def texts() -> list[str]:
+        return [(tmp_path / name).read_text() for name in ("rounds.yaml", "b.yaml")]
+
+    assert write(1, "a: 1\n") == str(tmp_path / "rounds.yaml")
     (tmp_path / "rounds.yaml").unlink()
     (tmp_path / "b.yaml").write_text("b: 2\n")
-    write_configs(folder, {"rounds.yaml": "a: 1\n", "b.yaml": "b: 1\n"}, force=False)
-    assert (tmp_path / "b.yaml").read_text() == "b: 2\n", "the same command again"
-    assert (tmp_path / "rounds.yaml").read_text() == "a: 1\n", "what is lost comes back"
+    write(1, "a: 1\n")
+    assert texts() == ["a: 1\n", "b: 2\n"], "the same command again: edits stay, what is lost comes back"
     with pytest.raises(BadInput, match=r"b\.yaml .*--force"):
-        write_configs(folder, {"rounds.yaml": "a: 2\n", "b.yaml": "b: 1\n"}, force=False)
-    assert (tmp_path / "rounds.yaml").read_text() == "a: 1\n", "all or nothing"
-    write_configs(folder, {"rounds.yaml": "a: 2\n", "b.yaml": "b: 1\n"}, force=True)
-    assert (tmp_path / "b.yaml").read_text() == "b: 1\n"
-    write_configs(folder, {"rounds.yaml": "a: 3\n", "b.yaml": "b: 1\n"}, force=False)
-    assert (tmp_path / "rounds.yaml").read_text() == "a: 3\n", "another command may replace what nobody edited"
+        write(2, "a: 2\n")
+    assert texts() == ["a: 1\n", "b: 2\n"], "all or nothing"
+    write(2, "a: 2\n", force=True)
+    assert texts() == ["a: 2\n", "b: 1\n"]
+    write(3, "a: 3\n")
+    assert texts() == ["a: 3\n", "b: 1\n"], "another command may replace what nobody edited"
+    write(3, "a: 4\n", "b: 4\n")
+    assert texts() == ["a: 3\n", "b: 1\n"], "the same command, of a version of the package with other recipes"
+    write(3, "a: 4\n", "b: 4\n", force=True)
+    assert texts() == ["a: 4\n", "b: 4\n"]
 
 
 # ------------------------------------------------------------------------------------------------- whole

@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> None:
             launch(label, processes, args=(job,))
             summary = finish(job.result, out, source, request, exports, polygons=args.polygons)
             shutil.rmtree(work, ignore_errors=True)
-        show(_summary(summary, short(out)))
+        show(_summary_line(summary, short(out)))
     if args.report:
         from boxsup_d2.cli.report import write
 
@@ -198,7 +198,7 @@ def _work_folder(out: str) -> str:
     return f"{out}.work"
 
 
-def _summary(summary: dict[str, Any], out: str) -> str:
+def _summary_line(summary: dict[str, Any], out: str) -> str:
     kept = f", {summary['kept']} masks kept" if summary.get("kept") else ""
     return (
         f"{summary['instances']} masks on {summary['images']} images{kept}; mean confidence "

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
     processes = 1 if args.num_gpus is None else args.num_gpus
     with bad_input():
         plan = plan_training(args, source, folders, out, processes)
-        rounds_config = write_configs(os.path.join(out, "configs"), plan.files, force=args.force)
+        rounds_config = write_configs(os.path.join(out, "configs"), plan, force=args.force)
         source.write(os.path.join(out, "configs"))
         if args.init:
             check_init(os.path.join(out, "configs", f"{NETWORK}.yaml"), args.init, args.opts)

@@ -1,7 +1,7 @@
 """The configs that ``boxsup train`` writes: a rounds config for data of the user, made to be read and edited.
 
 They say what depends on the data and the command line. The rest is a shipped config (:mod:`boxsup_d2.model_zoo`), of
-which a copy lies beside them: another version of this package changes nothing in a training that was begun.
+which a copy lies beside them: another version of the package changes nothing in a training that was started.
 """
 
 import argparse
@@ -72,11 +72,13 @@ class Plan:
     """How a training will be done.
 
     Attributes:
+        request: all that decides about the files, apart from what the package ships; as json holds it.
         files: names in the folder of the configs → their texts; the first one is the rounds config.
         summary: of the data, for the terminal.
         boxes_alone: whether there are no masks to learn from.
     """
 
+    request: dict[str, Any]
     files: dict[str, str]
     summary: str
     boxes_alone: bool
@@ -106,60 +108,76 @@ def plan_training(
     taught = masks + salient_images
     boxes_alone = not taught and not args.init
     few = 0 < taught < _FEW_MASKS * (len(objects) - masks + taught) and len(objects) > masks
+    use_masks, classes = "none" if predicted else "kept", len(source.usable["categories"])
     network = recipe.boxes_alone if boxes_alone else recipe.network
     texts = {
-        "rounds.yaml": _rounds(args, source, salient, out, "none" if predicted else "kept"),
+        "rounds.yaml": _rounds(args, source, salient, out, use_masks),
         f"{NETWORK}.yaml": _network(args, network, ranks, salient is not None, few),
         **_with_bases(network),
     }
     if args.mask_rcnn:
-        texts[f"{MASK_RCNN}.yaml"] = _mask_rcnn(args, recipe.mask_rcnn, ranks, len(source.usable["categories"]))
+        texts[f"{MASK_RCNN}.yaml"] = _mask_rcnn(args, recipe.mask_rcnn, ranks, classes)
         texts.update(_with_bases(recipe.mask_rcnn))
     summary = (
-        f"{len(objects) - masks} boxes, {masks} boxes with masks, {salient_images} salient images; "
-        f"{len(source.usable['categories'])} classes"
+        f"{len(objects) - masks} boxes, {masks} boxes with masks, {salient_images} salient images; {classes} classes"
     )
     if predicted:
         summary += f" (the masks in '{source.path}' are predictions of this program: only its boxes are used)"
-    return Plan(texts, summary, boxes_alone)
+    request = {
+        "size": args.size,
+        "init": _init(args.init) if args.init else "",
+        "mask_rcnn": args.mask_rcnn,
+        "iterations": [args.iterations, args.mask_rcnn_iterations],
+        "processes": ranks,
+        "boxes": [source.json_file(os.path.join(out, "configs")), source.image_root, use_masks, classes],
+        "salient": list(salient or ()),
+        "few_masks": few,
+        "boxes_alone": boxes_alone,
+        "out": out,
+    }
+    return Plan(request, texts, summary, boxes_alone)
 
 
-def write_configs(folder: str, texts: dict[str, str], *, force: bool) -> str:
-    """Write the configs, except those that the same command wrote before: the user's edits stay.
+def write_configs(folder: str, plan: Plan, *, force: bool) -> str:
+    """Write the configs, unless the same request has written them before.
+
+    Then edits of the user stay, and so does what another version of the package wrote; lost files come back.
 
     Args:
         folder: to write to.
-        texts: name → text; the first one is the rounds config.
+        plan: the training.
         force: replace edited files.
 
     Returns:
         Path of the rounds config.
 
     Raises:
-        BadInput: a file was edited, and another command wants to replace it.
+        BadInput: a file was edited, and another request wants to replace it.
     """
     record_path = os.path.join(folder, _RECORD)
-    record: dict[str, str] = {}
+    record: dict[str, Any] = {}
     if os.path.isfile(record_path):
         with open(record_path, encoding="utf-8") as file:
             record = json.load(file)
-    wanted = {name: _digest(text) for name, text in texts.items()}
-    lost = [name for name in texts if not os.path.isfile(os.path.join(folder, name))]
-    if record == wanted and not force:
-        texts = {name: texts[name] for name in lost}
-    if texts:
-        edited = [name for name, digest in record.items() if _digest_of(os.path.join(folder, name)) not in ("", digest)]
-        if edited and not force and record != wanted:
+    same, texts, written = record.get("request") == plan.request, plan.files, record.get("files", {})
+    if same and not force:
+        texts = {name: text for name, text in texts.items() if not os.path.isfile(os.path.join(folder, name))}
+    elif not force:
+        found = {name: _digest_of(os.path.join(folder, name)) for name in written}
+        edited = [name for name, digest in found.items() if digest not in ("", written[name])]
+        if edited:
             raise BadInput(
                 f"{', '.join(edited)} in '{folder}' was edited, and another command than this one wrote it. Run that "
                 "again to use the edited files, or add --force to replace them, or name another --out."
             )
+    if texts:
         for name, text in texts.items():
             with atomic_write(os.path.join(folder, name)) as file:
                 file.write(text)
+        files = {**(written if same else {}), **{name: _digest(text) for name, text in texts.items()}}
         with atomic_write(record_path) as file:
-            json.dump(wanted, file, indent=1)
-    return os.path.join(folder, next(iter(wanted)))
+            json.dump({"request": plan.request, "files": files}, file, indent=1)
+    return os.path.join(folder, next(iter(plan.files)))
 
 
 def _digest(text: str) -> str:
@@ -237,11 +255,11 @@ def _network(args: argparse.Namespace, name: str, ranks: int, with_salient: bool
 
 def _mask_rcnn(args: argparse.Namespace, name: str, ranks: int, classes: int) -> str:
     recipe, base = get_config(name), posixpath.basename(name)
-    published = recipe.SOLVER.MAX_ITER
-    iterations = args.mask_rcnn_iterations or (args.iterations and args.iterations * 3 // 2) or published
+    usual = recipe.SOLVER.MAX_ITER
+    iterations = args.mask_rcnn_iterations or (args.iterations and args.iterations * 3 // 2) or usual
     solver = {**_batch(recipe, ranks), **_iterations(iterations)}
     if recipe.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
-        solver["STEPS"] = [max(step * iterations // published, 1) for step in recipe.SOLVER.STEPS]
+        solver["STEPS"] = [max(step * iterations // usual, 1) for step in recipe.SOLVER.STEPS]
     comments = [
         f"The Mask R-CNN: what differs from the recipe, {base}.",
         "NUM_CLASSES is as many as the json has. DATASETS.TEST is empty, since measuring would need true masks.",
