@@ -326,7 +326,7 @@ def test_failure_in_the_work_ends_with_1_and_the_rest_is_kept(
     with monkeypatch.context() as patch:
         patch.setattr(progress, "console", Console(file=(terminal := io.StringIO()), force_terminal=True))
         assert label(tmp_path, *one_by_one) == 1
-    assert terminal.getvalue().rstrip().endswith("\x1b[?25h"), "the cursor of the terminal is there again"
+    assert terminal.getvalue().rstrip().endswith("\x1b[?25h"), "the bar is closed"
     error = capsys.readouterr().err
     assert "boxsup: error: '" in error
     assert "85.png' is damaged: replace it." in error

@@ -24,6 +24,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 def test_bar_counts_on_from_what_was_done(terminal: io.StringIO) -> None:
     bar = ProgressBar("label [x]", 8, done=3)
+    assert terminal.getvalue().rstrip().endswith(SHOW_CURSOR), "whatever happens to the process"
     bar.update(2)
     bar.update(1, "still")
     bar.close()

@@ -112,7 +112,7 @@ def _label_dataset(
         refined = CRFRefinedModel(model, workers=cfg.PSEUDO_MASKS.CRF_WORKERS) if cfg.PSEUDO_MASKS.CRF else model
         try:
             results = inference_on_dataset(refined, build_label_loader(cfg, name, pending), writer)
-        finally:  # a bar that stays open hides the terminal's cursor
+        finally:  # messages and the next bar would be drawn into an open one
             writer.close()
     if comm.is_main_process():
         write_label_report(cfg.PSEUDO_MASKS.REPORT_IMAGES, writer.path, provenance, anew=not known)

@@ -51,6 +51,7 @@ class ProgressBar:
             )
             self._task = self._bar.add_task(description, total=total, completed=done, rate="")
             self._bar.start()
+            console.show_cursor()  # rich hides it, and a process that is killed could not bring it back
 
     def update(self, number: int = 1, description: str | None = None) -> None:
         """Count so many more units.
