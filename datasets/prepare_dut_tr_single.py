@@ -19,7 +19,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 FOREGROUND = 127
 
@@ -72,6 +71,8 @@ def prepare(target: Path, source: Path | None = None, *, min_area: float = 0.01)
         FileNotFoundError: DUTS-TR is not there, or images lack a mask.
         ValueError: a mask is damaged, or the folders hold another list already.
     """
+    from boxsup_d2.utils.progress import track  # takes seconds, for which --help need not wait
+
     if not 0 <= min_area < 1:
         raise ValueError(f"--min-area is {min_area}: a share of the foreground, at least 0 and below 1.")
     source = source or target / "DUTS-TR"
@@ -80,7 +81,7 @@ def prepare(target: Path, source: Path | None = None, *, min_area: float = 0.01)
     partial = [folder.with_name(f"{folder.name}.partial") for folder in folders]
     chosen = [
         stem
-        for stem, (_, mask) in tqdm(pairs.items(), desc="masks", unit="mask")
+        for stem, (_, mask) in track(pairs.items(), "masks", len(pairs), unit="mask")
         if count_components(mask, min_area) == 1
     ]
     if not chosen:
@@ -96,7 +97,7 @@ def prepare(target: Path, source: Path | None = None, *, min_area: float = 0.01)
         for stale in temporary.iterdir():  # of a run with another --min-area
             if stale.name not in wanted:
                 stale.unlink()
-        for stem in tqdm(chosen, desc=folder.name, unit="file"):
+        for stem in track(chosen, folder.name, len(chosen), unit="file"):
             copy_once(pairs[stem][index], temporary / pairs[stem][index].name)
     for folder, temporary in zip(folders, partial, strict=True):
         if not folder.exists():

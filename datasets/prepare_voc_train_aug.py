@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from boxsup_d2.data.images import encode_label_map
 from boxsup_d2.utils.files import atomic_write
+from boxsup_d2.utils.progress import track
 
 OFFICIAL_COUNT = 10582
 _README = "See datasets/README.md for the downloads."
@@ -126,7 +126,7 @@ def convert_masks(voc: Path, sbd: Path, names: list[str]) -> None:
     """
     target = voc / "SegmentationClassAug"
     target.mkdir(exist_ok=True)
-    for name in tqdm(names, desc="class masks", unit="mask"):
+    for name in track(names, "class masks", len(names), unit="mask"):
         path = target / f"{name}.png"
         if path.exists():
             continue

@@ -188,21 +188,33 @@ def test_constraints_pin_every_requirement_within_its_range() -> None:
 
 
 @pytest.mark.timeout(120)
-def test_wheel_holds_every_module(tmp_path: Path) -> None:
-    """Built from a copy: building writes beside the sources."""
+@pytest.mark.parametrize("archive", ["checkout", "sdist"])
+def test_wheel_holds_every_module_and_config(tmp_path: Path, archive: str) -> None:
+    """Built from a copy, since building writes beside the sources, or from what the source distribution holds."""
     source = tmp_path / "source"
-    shutil.copytree(PACKAGE, source / "boxsup_d2", ignore=shutil.ignore_patterns("__pycache__"))
+    ignored = shutil.ignore_patterns("__pycache__")
+    for folder in (PACKAGE, ROOT / "configs"):  # the package links to the configs
+        shutil.copytree(folder, source / folder.name, symlinks=True, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    code = f"from setuptools.build_meta import build_wheel; build_wheel({str(tmp_path)!r})"
-    result = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    data = [PACKAGE / "py.typed", *(PACKAGE / "report" / "assets").iterdir(), *(PACKAGE / "cli/recipes").iterdir()]
+
+    def build(what: str) -> Path:
+        code = f"from setuptools import build_meta; build_meta.build_{what}({str(tmp_path)!r})"
+        result = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        (built,) = [path for path in tmp_path.iterdir() if path.suffix in (".whl", ".gz")]
+        return built
+
+    if archive == "sdist":
+        sources = build("sdist")
+        shutil.unpack_archive(sources, tmp_path, filter="data")
+        sources.unlink()
+        (source,) = tmp_path.glob("boxsup_d2-*")
+    with zipfile.ZipFile(build("wheel")) as wheel:
+        held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    data = [PACKAGE / "py.typed", *(PACKAGE / "report" / "assets").iterdir()]
     expected = {relative(path) for path in [*PACKAGE.rglob("*.py"), *data]}
-    assert held == expected
+    assert held == expected | {f"boxsup_d2/model_zoo/{relative(path)}" for path in CONFIGS}
 
 
 # ------------------------------------------------------------------------------------------------- configs

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 ROUNDS_CONFIG = ROOT / "configs" / "toy" / "BoxCaseg-rounds.yaml"
@@ -119,17 +118,17 @@ def run_rounds(output: Path, opts: list[str]) -> None:
 class Progress:
     """Shows the progress of a rounds run from its files: ``rounds.json``, and ``metrics.json`` of the steps."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, line_every: float = 20) -> None:
+        """
+        Args:
+            output: folder of the run.
+            line_every: seconds between two lines, where there is no terminal.
+        """
+        from boxsup_d2.utils.progress import ProgressBar
+
         self.output = output
         self.iterations = {name: _max_iter(name) for name in STEPS}
-        self.bar = tqdm(
-            total=sum(self.iterations.values()),
-            unit="it",
-            dynamic_ncols=True,
-            # Without a terminal, a line every 20 seconds instead of a bar.
-            disable=not sys.stderr.isatty(),
-        )
-        self.start = self.printed = time.perf_counter()
+        self.bar = ProgressBar("starting", sum(self.iterations.values()), unit="iteration", line_every=line_every)
         self.finished: set[str] = set()
 
     def update(self) -> None:
@@ -138,7 +137,7 @@ class Progress:
         finished = {name for name, status in states.items() if status == "finished"}
         for name, title in STEPS.items():
             if name in finished - self.finished:
-                self.bar.write(f"      done: {title}", file=sys.stdout)
+                print(f"      done: {title}", flush=True)
         self.finished = finished
         done = sum(self.iterations[name] for name in finished)
         text = "starting"
@@ -148,12 +147,7 @@ class Progress:
             trained = iteration >= self.iterations[current]
             text = f"{current}: " + ("labelling, evaluating" if trained else f"loss {loss:.2f}" if loss else "training")
             done += iteration
-        self.bar.set_description_str(text, refresh=False)
-        self.bar.update(done - self.bar.n if not self.bar.disable else 0)
-        self.bar.refresh()
-        if self.bar.disable and time.perf_counter() - self.printed > 20:
-            self.printed = time.perf_counter()
-            print(f"      {self.printed - self.start:4.0f} s, iteration {done} of {self.bar.total}, {text}", flush=True)
+        self.bar.update(done - self.bar.done, text)
 
     def close(self) -> None:
         """Show the progress once more and end the bar."""

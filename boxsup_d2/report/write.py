@@ -7,17 +7,15 @@ import base64
 import logging
 import os
 import shutil
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from boxsup_d2.data.paths import require_images
 from boxsup_d2.report.mask_sets import MaskSet, load_collection
 from boxsup_d2.report.page import page_content, render_page
 from boxsup_d2.report.render import Rendered, Renderer, render_scenes
 from boxsup_d2.utils.files import atomic_write, disk_full_message
+from boxsup_d2.utils.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +71,8 @@ def write_report(
         fix=f"Give the folder that the file names in '{mask_sets[0].path}' are relative to.",
     )
     renderer = Renderer(image_root, len(collection.sets), collection.has_truth, thumbnail)
-    scenes = _with_progress(render_scenes(renderer, collection.scenes), len(collection.scenes), progress)
+    drawn = render_scenes(renderer, collection.scenes)
+    scenes = track(drawn, "report", len(collection.scenes), shown=progress)
     folder = f"{os.path.splitext(os.path.abspath(path))[0]}_files"
     embedded = len(collection.scenes) <= max_embedded
     with disk_full_message(path), _PictureStore(folder, embedded=embedded) as store:
@@ -149,20 +148,3 @@ class _PictureStore:
             return
         with open(os.path.join(self._partial, f"{name}.jpg"), "wb") as file:
             file.write(data)
-
-
-def _with_progress(scenes: Iterator[Rendered], total: int, shown: bool) -> Iterator[Rendered]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    start = time.perf_counter()
-    with Progress(*columns, disable=not shown) as bar:
-        task = bar.add_task("report", total=total, rate="")
-        for number, scene in enumerate(scenes, start=1):
-            yield scene
-            rate = number / max(time.perf_counter() - start, 1e-9)
-            bar.update(task, advance=1, rate=f"{rate:.0f} images/s")
