@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from boxsup_d2.cli import main
 from boxsup_d2.cli.errors import message_of
 from boxsup_d2.cli.label_job import LabelJob, check_classes, job_config, request_of
 from boxsup_d2.cli.main import build_parser
+from boxsup_d2.methods import methods
 from boxsup_d2.modeling.baselines.meta_arch import BoxFill
+from boxsup_d2.utils import progress
 
 COMMANDS = ("label", "train", "eval", "report", "convert")
 
@@ -109,6 +113,17 @@ def test_help_has_an_example_of_every_command(command: str, capsys: pytest.Captu
 def test_module_and_function_are_one_program() -> None:
     run = subprocess.run([sys.executable, "-m", "boxsup_d2", "--version"], capture_output=True, text=True, timeout=60)
     assert run.stdout.startswith("boxsup_d2 ")
+
+
+def test_methods_describe_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["label", "--help"])
+    lines = capsys.readouterr().out.partition("methods:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines] == list(methods())
+    for line, method in zip(lines, methods().values(), strict=True):
+        assert method.info.summary in line
+        assert ("needs --weights" in line) == bool(method.info.weights_key)
+        assert method.info.extra in line
 
 
 def test_every_option_says_what_it_does() -> None:
@@ -308,7 +323,10 @@ def test_failure_in_the_work_ends_with_1_and_the_rest_is_kept(
 
     answer = BoxFill.forward
     monkeypatch.setattr(BoxFill, "forward", forward)
-    assert label(tmp_path, *one_by_one) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "console", Console(file=(terminal := io.StringIO()), force_terminal=True))
+        assert label(tmp_path, *one_by_one) == 1
+    assert terminal.getvalue().rstrip().endswith("\x1b[?25h"), "the bar is closed"
     error = capsys.readouterr().err
     assert "boxsup: error: '" in error
     assert "85.png' is damaged: replace it." in error

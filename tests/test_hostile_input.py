@@ -28,7 +28,7 @@ from boxsup_d2.data.formats.export import write_voc_png, write_yolo_seg
 from boxsup_d2.data.formats.inspection import inspect_coco
 from boxsup_d2.data.formats.polygons import to_polygons
 from boxsup_d2.data.images import read_image
-from boxsup_d2.evaluation import compare_mask_files
+from boxsup_d2.evaluation.mask_files import compare_mask_files
 from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
 from boxsup_d2.report.mask_sets import MaskSet, load_collection
 

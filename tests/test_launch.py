@@ -149,6 +149,17 @@ def test_defaults_are_detectron2s_and_ours():
     assert load_config("") == cfg
 
 
+@pytest.mark.parametrize("through_base", [False, True])
+def test_config_runs_no_code(tmp_path, through_base):
+    mark = tmp_path / "ran"
+    evil = tmp_path / "evil.yaml"
+    evil.write_text(f"MODEL: {{WEIGHTS: !!python/object/apply:os.mkdir ['{mark}']}}\n")
+    leaf = write(tmp_path / "leaf.yaml", {"_BASE_": "evil.yaml"}) if through_base else str(evil)
+    with pytest.raises(ValueError, match=r"(leaf|evil)\.yaml.*holds more than plain values.*python/object/apply"):
+        load_config(leaf)
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -704,28 +704,3 @@ def test_flip_makes_the_answer_symmetric():
     model.test_flip = False
     assert (answer(item) == answer(mirrored).flip(-1)).float().mean() < agreement
     assert agreement > 0.9
-
-
-def test_convert_tool_knows_the_published_generator(project_root, tmp_path, capsys):
-    path = project_root / "tools" / "convert_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    names = [
-        "pre.0.conv.weight",
-        "pre.1.bn1.weight",
-        "kps.0.low2.up1.0.conv1.weight",
-        "fm.0.0.conv.bias",
-        "fm.0.1.weight",
-    ]
-    torch.save({name: torch.rand(2) for name in names}, tmp_path / "published.pth")
-    assert tool.main([str(tmp_path / "published.pth"), str(tmp_path / "ours.pth")]) == 0
-    assert "INPUT.FORMAT BGR" in capsys.readouterr().out
-    written = torch.load(tmp_path / "ours.pth", weights_only=True)["model"]
-    assert set(written) == {
-        "backbone.stem.conv.weight",
-        "backbone.down.bn1.weight",
-        "backbone.hourglass.low2.up1.0.conv1.weight",
-        "head.0.bias",
-        "head.2.weight",
-    }

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_util
 
-from boxsup_d2.evaluation import MaskFileScores, compare_mask_files
+from boxsup_d2.evaluation.mask_files import MaskFileScores, compare_mask_files
 from boxsup_d2.evaluation.mask_matching import match_images, match_objects
 from boxsup_d2.masks.rle import encode_masks
 
@@ -234,8 +234,6 @@ def test_what_has_no_partner_is_counted(compare: Callable[..., MaskFileScores]) 
     assert {row.iou for row in scores.rows if row.truth_id == empty["id"]} == {0.0}
     gone = {lost["id"], bare["id"], moved["id"], renamed["id"], empty["id"]}
     assert [row for row in scores.rows if row.truth_id != empty["id"]] == [r for r in rows if r.truth_id not in gone]
-    for text in ("predicted images without a partner", "AP50", "mean of all instances"):
-        assert text in scores.table()
 
 
 def test_crowd_regions_are_no_objects(compare: Callable[..., MaskFileScores]) -> None:

@@ -19,7 +19,7 @@ from test_labelling import NAME, make_cfg, make_source
 
 from boxsup_d2.data.formats.pseudo_masks import provenance_digest, read_provenance
 from boxsup_d2.data.images import encode_label_map
-from boxsup_d2.evaluation import mask_iou, summarize_box_to_mask
+from boxsup_d2.evaluation.metrics import mask_iou, summarize_box_to_mask
 from boxsup_d2.labelling import report as label_report
 from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
 from boxsup_d2.report import MaskSet, write_report
@@ -227,9 +227,9 @@ def test_summaries_are_means_over_what_is_there():
         [Measured(area=9, confidence=None, box_iou=1.0, iou=None), Measured(area=4)],
     ]
     first, second = summary_rows(rows, [0, 0, 2], 3)
-    assert (first["objects"], first["answered"], first["empty"], first["compared"]) == (3, 3, 1, 2)
+    assert (first["objects"], first["masks"], first["empty"], first["compared"]) == (3, 3, 1, 2)
     assert (first["confidence"], first["box_iou"], first["miou"], first["at"][50]) == (0.75, 0.5, 0.3, 0.5)
-    assert (second["answered"], second["compared"]) == (2, 0)
+    assert (second["masks"], second["compared"]) == (2, 0)
     assert np.isnan([second["miou"], second["confidence"]]).all()
     assert summary_rows([], [], 3) == []
     classes = class_rows(rows, [0, 0, 2], ["a", "b", "c"])

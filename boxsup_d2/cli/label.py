@@ -8,6 +8,10 @@ from typing import Any
 
 from boxsup_d2.cli.errors import BadInput, bad_input
 from boxsup_d2.cli.sources import Source, add_source_arguments, read_source
+from boxsup_d2.methods import methods
+
+# It needs neither training nor weights.
+_DEFAULT_METHOD = "grabcut"
 
 _EPILOG = """
 examples:
@@ -20,12 +24,12 @@ examples:
   from Pascal VOC's files to YOLO's:
     $ boxsup label --voc-xml Annotations --images JPEGImages --yolo-seg labels
 
-What comes out is your json: its ids, order, crowd regions and fields that nobody knows are as they were; every other
-annotation has 'segmentation' (run lengths, which any COCO tool reads), 'area', and 'confidence' between 0 and 1: how
-well the mask fills its box. Masks that were there are kept, with confidence 1.
+The output is your json: its ids, order, crowd regions and unknown fields are unchanged; every other annotation has
+'segmentation' (run lengths, which any COCO tool reads), 'area', and 'confidence' between 0 and 1: how well the mask
+fills its box. Masks that were there are kept, with confidence 1.
 
-Work under way lies beside the output in <out>.work: the same command goes on there after a crash or Ctrl-C, and does
-nothing once the output is whole.
+Unfinished work is in <out>.work: the same command resumes it after a crash or Ctrl-C, and does nothing when the output
+is complete.
 """
 
 
@@ -35,15 +39,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "label",
         help="boxes to masks: a json with boxes in, the same json with masks out",
         description="Give every box of a json its mask.",
-        epilog=_EPILOG,
+        epilog=f"{_EPILOG}\n{_list_of_methods()}\n",
     )
     add_source_arguments(parser, only_json=False)
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--method",
-        metavar="NAME",
-        help="box (the whole box), grabcut (default; colours alone), boxcaseg or lpg (networks: need --weights), "
-        "salient-onnx, sam (need their packages and weights)",
+        "--method", metavar="NAME", help=f"one of those below (default: {_DEFAULT_METHOD}, or that of --config)"
     )
     method.add_argument("--weights", metavar="F", help="trained weights; default: model_final.pth beside --config")
     method.add_argument("--config", metavar="F", help="a config of a network, such as those that 'boxsup train' leaves")
@@ -67,6 +68,18 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--report", metavar="F", help="also write a page to look at the masks, as 'boxsup report' does"
     )
     return parser
+
+
+def _list_of_methods() -> str:
+    """A line on each method: what it does, and what it needs."""
+    infos = [method.info for method in methods().values()]
+    width = max(len(info.name) for info in infos)
+    lines = ["methods:"]
+    for info in infos:
+        needs = ["--weights"] if info.weights_key else []
+        needs += [f"the extra '{info.extra}'"] if info.extra else []
+        lines.append(f"  {info.name:{width}}  {info.summary}{'; needs ' if needs else ''}{' and '.join(needs)}")
+    return "\n".join(lines)
 
 
 _EXPORTS = {
@@ -146,7 +159,7 @@ def run(args: argparse.Namespace) -> None:
             launch(label, processes, args=(job,))
             summary = finish(job.result, out, source, request, exports, polygons=args.polygons)
             shutil.rmtree(work, ignore_errors=True)
-        show(_told(summary, short(out)))
+        show(_summary_line(summary, short(out)))
     if args.report:
         from boxsup_d2.cli.report import write
 
@@ -154,11 +167,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kind: Any) -> Any:
-    """What every process has to know."""
+    """The job, as every process needs it."""
     work = _work_folder(out)
     config, weights, method = args.config, args.weights, args.method
     if method is None and config is None:
-        method = "grabcut"
+        method = _DEFAULT_METHOD
     if config and not weights:
         beside = os.path.join(os.path.dirname(os.path.abspath(config)), "model_final.pth")
         weights = beside if os.path.isfile(beside) else None
@@ -167,7 +180,7 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
     return kind(
         json_file=source.json_file(work),
         image_root=source.image_root,
-        # Results for other images are never gone on from, though the engine knows images by their names alone.
+        # Work on other images is not resumed, though labelling knows images by their names alone.
         output_dir=os.path.join(work, source.sha256[:16], method or "network"),
         method=method,
         config=config,
@@ -181,11 +194,11 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
 
 
 def _work_folder(out: str) -> str:
-    """Where the work for an output lies until it is done."""
+    """Folder of unfinished work."""
     return f"{out}.work"
 
 
-def _told(summary: dict[str, Any], out: str) -> str:
+def _summary_line(summary: dict[str, Any], out: str) -> str:
     kept = f", {summary['kept']} masks kept" if summary.get("kept") else ""
     return (
         f"{summary['instances']} masks on {summary['images']} images{kept}; mean confidence "

@@ -7,9 +7,7 @@ from operator import itemgetter
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.utils import comm
 
-from boxsup_d2.cli.console import ProgressBar
 from boxsup_d2.config import use_available_device
 from boxsup_d2.data.datasets import register_listed
 from boxsup_d2.data.formats.coco import coco_header
@@ -129,4 +127,4 @@ def label(job: LabelJob) -> None:
     cfg = job_config(job)
     register_listed(cfg.DATASETS.REGISTER)
     model = load_model(cfg)
-    label_datasets(cfg, model, progress=ProgressBar if comm.is_main_process() else None)
+    label_datasets(cfg, model)

@@ -1,4 +1,4 @@
-"""From the engine's file to what the user asked for: his json with masks, and other formats."""
+"""From the file that labelling wrote to the output: the user's json with masks, and other formats."""
 
 import json
 import os
@@ -9,16 +9,16 @@ from boxsup_d2.cli.sources import Source
 from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY, read_provenance, read_pseudo_masks, write_pseudo_masks
 from boxsup_d2.utils.files import atomic_write
 
-# Keys of an annotation that labelling decides; ids are made where there is none, or one twice.
-_ANSWER = ("id", "segmentation", "area", "confidence", "confidence_exact")
+# Keys of an annotation that labelling sets; an id is made where there is none, or one twice.
+_LABELLED = ("id", "segmentation", "area", "confidence", "confidence_exact")
 # Keys of an image that are read from its file where the json has none.
 _FILLED = ("height", "width")
-# Keys of the provenance that this module adds: what was asked for, and the other formats that were written.
+# Keys that this module adds to the provenance: the request, and the other formats that were written.
 _REQUEST, _EXPORTS = "request", "exports"
 
 
 def is_done(out: str, request: dict[str, Any], *, force: bool) -> bool:
-    """Whether the output is there already, made of the same by the same.
+    """Whether the same request has written the output already.
 
     Raises:
         BadInput: another file is there, and not ``force``.
@@ -42,13 +42,13 @@ def is_done(out: str, request: dict[str, Any], *, force: bool) -> bool:
 def finish(
     result: str, out: str, source: Source, request: dict[str, Any], exports: dict[str, str], *, polygons: bool
 ) -> dict[str, Any]:
-    """Write everything that was asked for; the output json last, so that one that is there means that all is done.
+    """Write all outputs; the json last, so that it exists only when all is done.
 
     Args:
-        result: file that the engine wrote.
+        result: file that labelling wrote.
         out: json to write.
         source: the user's boxes.
-        request: what was asked for, see :func:`boxsup_d2.cli.label_job.request_of`.
+        request: see :func:`boxsup_d2.cli.label_job.request_of`.
         exports: other formats → folders.
         polygons: polygons instead of RLE.
 
@@ -59,7 +59,7 @@ def finish(
     provenance = labelled["info"][PROVENANCE_KEY]
     provenance = {**provenance, "source_json": os.path.basename(source.path), _REQUEST: request, _EXPORTS: exports}
     _export(labelled, exports)
-    if polygons:  # of what was usable alone: the rest may lack sizes or images, and goes through as it is
+    if polygons:  # the usable part only: other entries may lack sizes or images
         from boxsup_d2.data.formats.polygons import to_polygons
 
         labelled = to_polygons(labelled)
@@ -67,7 +67,7 @@ def finish(
         **source.data,
         "images": _merged(source.data["images"], source.usable["images"], labelled["images"], _FILLED),
         "annotations": _merged(
-            source.data["annotations"], source.usable["annotations"], labelled["annotations"], _ANSWER
+            source.data["annotations"], source.usable["annotations"], labelled["annotations"], _LABELLED
         ),
     }
     write_pseudo_masks(out, final, provenance)
@@ -99,7 +99,7 @@ def export(out: str, image_root: str, exports: dict[str, str]) -> None:
 
 
 def claim_folders(exports: dict[str, str], source: Source, work: str, *, force: bool) -> None:
-    """See to it that other formats replace nothing of the user's, and remember in ``work`` that their folders are ours.
+    """Check that other formats replace no file of the user, and note in ``work`` that their folders are ours.
 
     Args:
         exports: formats → folders that are about to be written.
@@ -152,13 +152,13 @@ def _export(data: dict[str, Any], exports: dict[str, str]) -> None:
 def _merged(
     entries: list[dict[str, Any]], usable: list[dict[str, Any]], results: list[dict[str, Any]], keys: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """The user's entries, with what was decided of those that were usable; the others are as they were.
+    """The user's entries; those that were usable with their results, the others unchanged.
 
     Args:
-        entries: images or annotations, in his order.
-        usable: some of them, in the same order, ``keys`` apart.
-        results: what became of each usable one.
-        keys: what is taken from the results.
+        entries: images or annotations, in the user's order.
+        usable: some of them, in the same order; ``keys`` may differ.
+        results: one for each usable entry.
+        keys: taken from the results.
     """
     merged, position = [], 0
     for entry in entries:
@@ -173,5 +173,5 @@ def _merged(
 
 
 def _same(entry: dict[str, Any], usable: dict[str, Any], keys: tuple[str, ...]) -> bool:
-    """Whether the inspection made the one of the other."""
+    """Whether ``usable`` is this entry after the inspection."""
     return entry is usable or all(entry.get(key) == value for key, value in usable.items() if key not in keys)

@@ -1,4 +1,4 @@
-"""The parser of ``boxsup`` and what becomes of errors."""
+"""The parser of ``boxsup``, and its exit codes."""
 
 import argparse
 import multiprocessing
@@ -16,7 +16,7 @@ from boxes to masks, and to a network of your own:
   $ boxsup train --json boxes.json --images photos --salient DUTS --out my  a network from your boxes
   $ boxsup eval masks.json truth.json                                       where you have true masks
 
-'boxsup COMMAND --help' explains a command and what its options cost. An interrupted command goes on when it is run
+'boxsup COMMAND --help' explains a command and what its options cost. An interrupted command resumes when it is run
 again. Exit codes: 0 done, 1 the work failed, 2 bad usage or bad input (nothing was done), 130 interrupted.
 """
 

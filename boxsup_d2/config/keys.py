@@ -119,11 +119,11 @@ def _add_shared_config(cfg: CN) -> None:
     # The stem's max-pool of build_resnet_deeplab_backbone: with it the output stride is the paper's 8; the code
     # published with LPG leaves it out (4), and its checkpoints need that.
     cfg.MODEL.RESNETS.STEM_MAX_POOL = True
-    # Scales beside 1 that DeepLabSegmentor runs an image at, joined by the maximum (DeepLabV2: 0.5, 0.75); empty: none.
+    # Scales beside 1 that DeepLabSegmenter runs an image at, joined by the maximum (DeepLabV2: 0.5, 0.75); empty: none.
     cfg.MODEL.SEM_SEG_HEAD.MSC_SCALES = ()
     # Learning rate of the last layer, the only one that starts from noise, as a multiple of SOLVER.BASE_LR (DeepLab).
     cfg.MODEL.SEM_SEG_HEAD.LR_FACTOR = 10.0
-    # DeepLabSegmentor pads images to this side in pixels at inference (published), so that all of VOC have one size; 0
+    # DeepLabSegmenter pads images to this side in pixels at inference (published), so that all of VOC have one size; 0
     # pads only as far as the backbone needs. Larger images are taken as they are.
     cfg.MODEL.SEM_SEG_HEAD.TEST_PAD = 513
     # Registered data set whose stuff_classes name the outputs: a generator that uses this network as its segmenter

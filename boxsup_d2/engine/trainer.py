@@ -23,7 +23,7 @@ from boxsup_d2.engine.hooks import PseudoMaskHook
 from boxsup_d2.engine.solver import build_lr_scheduler, build_optimizer, set_max_iter
 from boxsup_d2.evaluation import build_evaluator
 from boxsup_d2.labelling.driver import broadcast_buffers
-from boxsup_d2.modeling import MultiScaleSegmentor
+from boxsup_d2.modeling import SemanticSegmenterWithTTA
 
 logger = logging.getLogger(__name__)
 
@@ -164,5 +164,5 @@ def _tested_model(cfg: CfgNode, model: nn.Module, task: str) -> nn.Module:
         # Refined like the labels would be, so that the metric speaks of what gets written.
         return CRFRefinedModel(model, workers=cfg.PSEUDO_MASKS.CRF_WORKERS)
     if task == "sem_seg" and (tuple(cfg.TEST.SEM_SEG_SCALES) != (1.0,) or cfg.TEST.SEM_SEG_FLIP):
-        return MultiScaleSegmentor(model, cfg.TEST.SEM_SEG_SCALES, cfg.TEST.SEM_SEG_FLIP)
+        return SemanticSegmenterWithTTA(model, cfg.TEST.SEM_SEG_SCALES, cfg.TEST.SEM_SEG_FLIP)
     return model

@@ -4,11 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tqdm import tqdm
-
 from boxsup_d2.data.formats.pseudo_masks import labels_path, write_pseudo_masks
 from boxsup_d2.labelling.shards import MaskShardIndex, mask_record
-from boxsup_d2.labelling.writer import LabelWriter, ProgressBar, label_task, labelled_rows
+from boxsup_d2.labelling.writer import LabelWriter, label_task, labelled_rows
 from boxsup_d2.masks.merge import MergedInstance, merge_image
 from boxsup_d2.masks.rle import empty_rle
 
@@ -29,7 +27,7 @@ class PseudoMaskWriter(LabelWriter):
         load_source: Callable[[], dict[str, Any]],
         *,
         overwrite: bool = False,
-        progress: ProgressBar | None = tqdm,
+        progress: bool = True,
     ):
         """
         Args:
@@ -39,7 +37,7 @@ class PseudoMaskWriter(LabelWriter):
             provenance: see :mod:`boxsup_d2.data.formats.pseudo_masks`; equal on all ranks.
             load_source: returns the source as COCO json; called on rank 0 at the end.
             overwrite: also label annotations that have a mask.
-            progress: makes the progress bar of rank 0.
+            progress: show a progress bar, on rank 0.
         """
         self._load_source = load_source
         self._prompts: dict[Any, dict[Any, list[float]]] = {}

@@ -1,7 +1,7 @@
-"""Share the pixels of an image out among its instances (methods A4 of ``docs/boxcaseg.md``).
+"""Merge the masks of an image: every pixel belongs to one instance (published with BoxCaseg).
 
-Linear in the number of instances: one label map per image is painted in the order of the boxes' areas, each mask only
-inside its own tight box, and read back instance by instance inside the same boxes.
+Linear in the number of instances: the masks are painted into one label map in the order of their boxes' areas, and read
+back, both only inside their tight boxes.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,11 @@ _FREE, _KEPT = -1, -2
 class MergedInstance(NamedTuple):
     """An instance after the merge.
 
-    ``segmentation``: compressed RLE (str counts). ``area``: its pixels. ``confidence``: the published number, with its
-    +1 convention. ``confidence_exact``: the exact box IoU. Both in 0..1.
+    Attributes:
+        segmentation: compressed RLE (str counts).
+        area: in pixels.
+        confidence: in 0..1, see :func:`published_confidence`.
+        confidence_exact: in 0..1, see :func:`exact_confidence`.
     """
 
     segmentation: Rle
@@ -45,18 +48,18 @@ def merge_image(
     """Merge the predicted masks of one image and measure their confidence.
 
     Args:
-        predicted: N×H×W bool tensor, or N COCO segmentations (RLE or polygons), in the order of ``boxes``. Given as
-            RLE, no more than one full mask is held at a time.
+        predicted: N×H×W bool tensor, or N COCO segmentations (RLE or polygons), of which only one at a time is
+            decoded; in the order of ``boxes``.
         boxes: N annotated boxes x, y, w, h; their w·h orders the painting.
         height: H of the image; needed only where ``predicted`` is not a tensor.
         width: W of the image.
-        kept: COCO segmentations that are already there: predicted masks merge among themselves and yield to these.
+        kept: COCO segmentations that keep all their pixels; predicted masks get the rest.
 
     Returns:
         N merged instances in the order of ``boxes``, pairwise disjoint and disjoint from ``kept``.
 
     Raises:
-        ValueError: numbers or sizes do not fit each other.
+        ValueError: there are not as many masks as boxes, or a segmentation has another size than the image.
     """
     if isinstance(predicted, torch.Tensor):
         predicted = predicted.detach().cpu()
@@ -71,23 +74,6 @@ def merge_image(
     for segmentation in kept:
         labels[decode(segmentation, height, width)] = _KEPT
     return [_read_back(labels, index, windows[index], rows[index], height, width) for index in range(len(rows))]
-
-
-def merge_masks(masks: torch.Tensor, boxes: torch.Tensor | Sequence[Sequence[float]]) -> torch.Tensor:
-    """Merge masks of one image: N×H×W bool, annotated boxes x, y, w, h (N×4) → N×H×W bool, pairwise disjoint.
-
-    For callers that want tensors; :func:`merge_image` gives the encoded masks and needs far less memory.
-    """
-    rows = boxes.tolist() if isinstance(boxes, torch.Tensor) else boxes
-    if len(masks) != len(rows):
-        raise ValueError(f"{len(masks)} masks for {len(rows)} boxes: one mask per box is needed.")
-    labels, windows = _paint(masks.detach().cpu(), rows, int(masks.shape[1]), int(masks.shape[2]))
-    merged = torch.zeros(masks.shape, dtype=torch.bool)
-    for index, window in enumerate(windows):
-        if window is not None:
-            x0, y0, x1, y1 = window
-            merged[index, y0:y1, x0:x1] = torch.from_numpy(labels[x0:x1, y0:y1] == index).T
-    return merged.to(masks.device)
 
 
 def _paint(

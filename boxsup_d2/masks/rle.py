@@ -1,7 +1,5 @@
-"""Run-length encoding of small windows of a large image, without touching the rest of it.
+"""Run-length encoding of a window of an image. pycocotools would walk over every pixel of the image for each instance.
 
-pycocotools encodes a mask by walking over every pixel of the image. A label map that holds all instances of an image
-is encoded here per instance inside its box, so the cost follows the instances' size and not number × image size.
 Arrays here are transposed, W×H: COCO counts pixels down the columns.
 """
 

@@ -6,7 +6,7 @@ Importing this package registers all of them with Detectron2.
 from boxsup_d2.modeling import backbone, roi_heads, sem_seg_heads
 from boxsup_d2.modeling.baselines import BoxFill, GrabCut
 from boxsup_d2.modeling.boxcaseg import BoxCaseg
-from boxsup_d2.modeling.deeplab import DeepLabSegmentor, MultiScaleSegmentor
+from boxsup_d2.modeling.deeplab import DeepLabSegmenter, SemanticSegmenterWithTTA
 from boxsup_d2.modeling.lpg import LPG
 from boxsup_d2.modeling.rcnn import PromptableRCNN
 from boxsup_d2.modeling.salient_onnx import SalientONNX
@@ -17,11 +17,11 @@ __all__ = [
     "SAM",
     "BoxCaseg",
     "BoxFill",
-    "DeepLabSegmentor",
+    "DeepLabSegmenter",
     "GrabCut",
-    "MultiScaleSegmentor",
     "PromptableRCNN",
     "SalientONNX",
+    "SemanticSegmenterWithTTA",
     "backbone",
     "roi_heads",
     "sem_seg_heads",

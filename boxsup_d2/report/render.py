@@ -1,12 +1,11 @@
 """One image of a report: its pictures, and what is measured on its masks while they are decoded.
 
-Images go through :func:`render_scenes` one by one; of the masks, only those of the objects at work are in memory.
+Only the masks of the objects that are being drawn are in memory.
 """
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,15 +19,16 @@ from boxsup_d2.masks.label_map import IGNORE_LABEL
 from boxsup_d2.masks.rle import decode
 from boxsup_d2.report.drawing import COLORS, Canvas, blank_jpeg, crop_window
 from boxsup_d2.report.mask_sets import Scene, SceneObject, confidence_of
+from boxsup_d2.utils.ordered_pool import OrderedPool
 from boxsup_d2.utils.processes import usable_cores
 
-# A card of an object is narrower than a view of its image.
+# Side of an object's picture, as a share of that of its image.
 _CROP_SHARE = 0.75
 
 
 @dataclass(slots=True)
 class Measured:
-    """What is known of one mask; None where it does not apply.
+    """The measures of one mask; None where one does not apply.
 
     Attributes:
         area: pixels of the mask, or of a label map's classes.
@@ -52,11 +52,11 @@ class Rendered:
     """One image.
 
     Attributes:
-        views: JPEGs of the whole image: as it is, with each set's masks, with the truth where there is one.
+        views: JPEGs of the whole image: without masks, with each set's masks, with the truth where there is one.
         crops: of each object, a JPEG with the mask of each set and the true one.
-        measured: of each object (of label maps: of the image) what is known of each set's mask.
+        measured: of each object (of label maps: of the image) the measures of each set's mask.
         classes: of label maps, positions of the classes in the image.
-        problems: kind and example of what went wrong.
+        problems: kind and example.
     """
 
     views: list[bytes]
@@ -83,7 +83,7 @@ class Renderer:
     side: int
 
     def __call__(self, scene: Scene) -> Rendered:
-        """Draw a scene; what cannot be read is grey, and noted as a problem."""
+        """Draw a scene; an image that cannot be read is grey, and a problem."""
         path = os.path.join(self.image_root, scene.file_name)
         problem = None
         try:
@@ -116,7 +116,7 @@ class Renderer:
             color = COLORS[number % len(COLORS)]
             masks = [_decoded(a, height, width, scene, result.problems) for a in obj.annotations]
             if self.has_truth and not (obj.annotations[-1] or {}).get("segmentation"):
-                masks[-1] = None  # a box that nobody has drawn a mask for is no truth to be measured with
+                masks[-1] = None  # a true object without a mask cannot be compared with
             plain_crop = Canvas(image, crop_window(obj.box, height, width), int(self.side * _CROP_SHARE))
             crops = []
             for mask, view in zip(masks, views, strict=True):
@@ -197,7 +197,7 @@ def _label_map(path: str | None, size: tuple[int, int], problems: list[tuple[str
 
 
 def render_scenes(renderer: Renderer, scenes: Iterable[Scene], workers: int | None = None) -> Iterator[Rendered]:
-    """Draw scenes side by side, in order; only a few of them are under way or waiting at a time.
+    """Draw scenes in parallel; the results come in order, and only a few are in memory.
 
     Args:
         renderer: draws one.
@@ -205,14 +205,7 @@ def render_scenes(renderer: Renderer, scenes: Iterable[Scene], workers: int | No
         workers: threads; default: the number of cores, 8 at most. OpenCV works outside the interpreter's lock.
     """
     workers = workers or min(usable_cores(), 8)
-    waiting: deque[Future[Rendered]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for scene in scenes:
-                waiting.append(pool.submit(renderer, scene))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    with OrderedPool(ThreadPoolExecutor(workers), renderer, 2 * workers) as pool:
+        for scene in scenes:
+            yield from pool.submit(scene)
+        yield from pool.drain()

@@ -1,4 +1,4 @@
-"""Figures of a report: tables and histograms of what was measured on its masks. Numbers in, numbers out."""
+"""Tables and histograms of what was measured on the masks of a report. Numbers in, numbers out."""
 
 import itertools
 import math
@@ -18,13 +18,13 @@ _BINS = 20
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that objects (of label maps: images) have.
+    """A number of each object (of label maps: of each image).
 
     Attributes:
         key: attribute of :class:`Measured`, or "size".
-        label: what the page calls it.
-        meaning: one sentence on it.
-        per_set: each set has its own.
+        label: its name on the page.
+        meaning: one sentence about it.
+        per_set: each set has its own value.
     """
 
     key: str
@@ -38,7 +38,7 @@ class Histogram:
     """Counts of a measure.
 
     Attributes:
-        measure: which.
+        measure: what is counted.
         labels: of the bins.
         counts: of each set (one where the measure is not per set), per bin.
     """
@@ -75,7 +75,7 @@ def histogram(measure: Measure, series: Sequence[Iterable[float | None]]) -> His
     """Counts of a measure in 20 bins of 0..1, or in :data:`SIZE_EDGES`.
 
     Args:
-        measure: which.
+        measure: what is counted.
         series: values of each set; None is left out.
     """
     edges = SIZE_EDGES if measure.key == "size" else tuple(np.linspace(0, 1, _BINS + 1))
@@ -95,14 +95,15 @@ def summary_rows(rows: Sequence[Sequence[Measured]], classes: Sequence[int], num
     """The metrics of each set.
 
     Args:
-        rows: of each object what was measured on each set's mask.
+        rows: of each object the measures of each set's mask.
         classes: of each object, in 0..num_classes - 1.
         num_classes: of the first file.
 
     Returns:
-        Per set ``objects``, ``answered`` (masks that are there and can be read), ``empty`` of them, the means of
-        ``confidence``, ``box_iou`` and ``agreement``, ``compared`` with the truth, and of these ``miou`` (over the
-        classes present), ``mean_iou`` and ``at`` (IoU@k by k); fractions, NaN where nothing was measured.
+        Per set the numbers of ``objects``, of ``masks`` that can be read, of those that are ``empty``, and of those
+        ``compared`` with the truth; the means of ``confidence``, ``box_iou``, ``agreement`` and ``share``; and
+        ``miou`` (over the classes present), ``mean_iou`` and ``at`` (IoU@k by k). Fractions, NaN where nothing was
+        measured.
     """
     number_of_sets = len(rows[0]) if rows else 0
     return [_summary([row[number] for row in rows], classes, num_classes) for number in range(number_of_sets)]
@@ -130,7 +131,7 @@ def _summary(column: Sequence[Measured], classes: Sequence[int], num_classes: in
     scores = summarize_box_to_mask([iou for iou, _ in compared], [label for _, label in compared], max(num_classes, 1))
     return {
         "objects": len(column),
-        "answered": sum(one.area is not None for one in column),
+        "masks": sum(one.area is not None for one in column),
         "empty": sum(one.area == 0 for one in column),
         **{key: _mean(getattr(one, key) for one in column) for key in ("confidence", "box_iou", "agreement", "share")},
         "compared": len(compared),

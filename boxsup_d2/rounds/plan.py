@@ -322,7 +322,7 @@ def _find_builder(step: Step, name: str, task: str) -> None:
 
 def _refuse_other_keys(rounds_file: str) -> None:
     """Any other key of a rounds config would be read by nothing; say so rather than let it look effective."""
-    content = CfgNode.load_yaml_with_base(rounds_file, allow_unsafe=True)
+    content = CfgNode.load_yaml_with_base(rounds_file, allow_unsafe=False)
     other = set(content) - {"ROUNDS", "OUTPUT_DIR", "VERSION"}
     datasets = content.get("DATASETS")
     if isinstance(datasets, Mapping):

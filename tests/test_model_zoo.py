@@ -1,0 +1,40 @@
+"""Shipped configs by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from boxsup_d2.model_zoo import config_names, get_config, get_config_file
+
+
+def test_every_config_of_the_repository_has_a_name(project_root: Path) -> None:
+    folder = project_root / "configs"
+    assert list(config_names()) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
+    for name in config_names():
+        assert Path(get_config_file(name)).read_bytes() == (folder / name).read_bytes()
+
+
+def test_config_is_whole() -> None:
+    cfg = get_config("quick/voc-joint.yaml")
+    assert cfg.MODEL.META_ARCHITECTURE == "BoxCaseg", "of its _BASE_"
+    assert cfg.OUTPUT_DIR == "output/quick/voc-joint"
+    assert not cfg.is_frozen()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("quick/voc-joynt.yaml", r"'quick/voc-joynt.yaml'.*Did you mean .*quick/voc-joint.yaml"),
+        ("quick/coco-rounds.yaml", r"Did you mean BoxCaseg/coco-rounds.yaml\?"),
+        ("voc-label", r"Did you mean LPG/voc-label.yaml\?"),
+        ("../pyproject.toml", r"config_names"),
+        ("", r"config_names"),
+    ],
+)
+def test_unknown_name_lists_what_is_near(name: str, message: str) -> None:
+    with pytest.raises(FileNotFoundError, match=message):
+        get_config_file(name)
+    with pytest.raises(FileNotFoundError, match=message):
+        get_config(name)
