@@ -262,3 +262,8 @@ def add_boxsup_config(cfg: CN) -> None:
     # ---------------------------------------------------------------- rounds
     # Steps that one train_net.py run executes in order; see boxsup_d2/engine/rounds.py for the fields.
     cfg.ROUNDS = []
+
+    # ---------------------------------------------------------------- BoxMask
+    from boxsup_d2.modeling.boxmask.config import add_boxmask_config
+
+    add_boxmask_config(cfg)

@@ -87,6 +87,11 @@ class BoxSupCheckpointer(DetectionCheckpointer):
         return recognise(loaded)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        prefix = getattr(self.model, "pretrained_prefix", "")
+        if prefix and checkpoint.get("matching_heuristics", False):
+            # Names' ends say nothing where a model holds the same network twice.
+            checkpoint["model"] = {prefix + key: value for key, value in checkpoint["model"].items()}
+            checkpoint["matching_heuristics"] = False
         name = getattr(self.model, "input_convolution", "")
         if name:
             self._grow_input(checkpoint, name)

@@ -23,9 +23,11 @@ from detectron2.utils import comm
 from boxsup_d2.data.dataset_mappers import (
     BoxCropDatasetMapper,
     ClassMaskDatasetMapper,
+    MaskCropDatasetMapper,
     SemSegDatasetMapper,
     build_dataset_mapper,
 )
+from boxsup_d2.data.mask_crops import build_mask_crop_train_loader
 from boxsup_d2.data.samplers import ImageWindowSampler, mix_at_ratio, overlapping
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> Any:
     seed = comm.shared_random_seed() if cfg.SEED < 0 else cfg.SEED + start_iter
     if isinstance(mapper, BoxCropDatasetMapper):
         return build_joint_train_loader(cfg, mapper, seed)
+    if isinstance(mapper, MaskCropDatasetMapper):
+        return build_mask_crop_train_loader(cfg, mapper, seed)
     crops_are_square = True
     if isinstance(mapper, ClassMaskDatasetMapper):
         dataset = class_samples(get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False))

@@ -1,5 +1,6 @@
 """Meta-architectures; importing this package registers all of them with Detectron2."""
 
+from boxsup_d2.modeling.boxmask.meta_arch import BoxMask
 from boxsup_d2.modeling.meta_arch.baselines import BoxFill, GrabCut
 from boxsup_d2.modeling.meta_arch.boxcaseg import BoxCaseg
 from boxsup_d2.modeling.meta_arch.deeplab import DeepLabSegmentor, MultiScaleSegmentor
@@ -13,6 +14,7 @@ __all__ = [
     "SAM",
     "BoxCaseg",
     "BoxFill",
+    "BoxMask",
     "DeepLabSegmentor",
     "GrabCut",
     "MultiScaleSegmentor",
