@@ -78,7 +78,9 @@ def main() -> None:
         min_side = 0.0 if name.startswith("voc_") else args.min_side
         scores = evaluate(model, truths, cfg.INPUT.FORMAT, min_side=min_side, every=args.every)
         jittered = [
-            evaluate(model, truths, cfg.INPUT.FORMAT, min_side=min_side, every=args.every, jitter=args.jitter, seed=seed)
+            evaluate(
+                model, truths, cfg.INPUT.FORMAT, min_side=min_side, every=args.every, jitter=args.jitter, seed=seed
+            )
             for seed in range(args.jitter_seeds if args.jitter > 0 else 0)
         ]
         rows.append(summary(name, scores, jittered))
@@ -233,7 +235,19 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     return float((x * y).sum()) / scale if scale else 0.0
 
 
-_COLUMNS = ("mean IoU", "low", "high", "mIoU*", "IoU@50", "IoU@75", "filled", "jittered", "spearman", "sp. score", "ms/box")
+_COLUMNS = (
+    "mean IoU",
+    "low",
+    "high",
+    "mIoU*",
+    "IoU@50",
+    "IoU@75",
+    "filled",
+    "jittered",
+    "spearman",
+    "sp. score",
+    "ms/box",
+)
 
 
 def print_row(row: dict[str, Any], *, first: bool) -> None:

@@ -224,6 +224,14 @@ class BoxMask(nn.Module):
             self.average.eval()
         return self
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # Shipped and pretrained weights hold one network, which both start from.
+        average = prefix + "average."
+        if self.average is not None and not any(key.startswith(average) for key in state_dict):
+            net = prefix + "net."
+            state_dict.update({average + k[len(net) :]: v for k, v in list(state_dict.items()) if k.startswith(net)})
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def normalize(self, images: Tensor) -> Tensor:
         """N x 3 x S x S images in 0..255, on any device, as the network's input."""
         images = images.to(self.device, torch.float32, non_blocking=True, memory_format=torch.channels_last)
