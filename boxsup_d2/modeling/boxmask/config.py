@@ -67,5 +67,10 @@ def add_boxmask_config(cfg: CN) -> None:
     cfg.MODEL.BOXMASK.TEST_FLIP = False
     # A mask may leave its box by this share of the box's sides: users' boxes may be too tight.
     cfg.MODEL.BOXMASK.TEST_OVERRUN = 0.1
+    # Mean-field steps that snap masks to the image's edges (0: none); what like-coloured neighbours add to a pixel's
+    # logit at most, and the difference in grey values that is not like any more.
+    cfg.MODEL.BOXMASK.EDGE_STEPS = 0
+    cfg.MODEL.BOXMASK.EDGE_WEIGHT = 4.0
+    cfg.MODEL.BOXMASK.EDGE_COLOR = 12.0
     # Windows that go through the network at once; bounds the memory.
     cfg.MODEL.BOXMASK.TEST_WINDOWS_PER_FORWARD = 32

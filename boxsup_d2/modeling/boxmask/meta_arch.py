@@ -18,8 +18,9 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor, nn
 
 from boxsup_d2.modeling.boxmask import losses
+from boxsup_d2.modeling.boxmask.edges import snap_to_edges
 from boxsup_d2.modeling.boxmask.network import BoxMaskNetwork
-from boxsup_d2.modeling.boxmask.windows import Window, box_coverage, box_window, clip_box, cut_window
+from boxsup_d2.modeling.boxmask.windows import Box, Window, box_coverage, box_window, clip_box, cut_window
 from boxsup_d2.modeling.meta_arch.box_to_mask import box_to_mask_instances
 from boxsup_d2.pseudo_masks.paste import MaskPatch, cut_patches, paste_patches
 
@@ -58,6 +59,9 @@ class BoxMask(nn.Module):
         test_sizes: list[int] | None = None,
         test_flip: bool = False,
         test_overrun: float = 0.1,
+        edge_steps: int = 0,
+        edge_weight: float = 4.0,
+        edge_color: float = 12.0,
         test_windows_per_forward: int = 32,
     ) -> None:
         """
@@ -76,6 +80,7 @@ class BoxMask(nn.Module):
             test_sizes: sides of windows at inference, in pixels.
             test_flip: average with the mirrored window.
             test_overrun: share of a box's sides by which its mask may leave it.
+            edge_steps, edge_weight, edge_color: see :func:`boxsup_d2.modeling.boxmask.edges.snap_to_edges`.
             test_windows_per_forward: windows per forward pass at inference.
         """
         super().__init__()
@@ -97,6 +102,9 @@ class BoxMask(nn.Module):
         self.test_sizes = test_sizes or [160]
         self.test_flip = test_flip
         self.test_overrun = test_overrun
+        self.edge_steps = edge_steps
+        self.edge_weight = edge_weight
+        self.edge_color = edge_color
         self.test_windows_per_forward = test_windows_per_forward
 
     @classmethod
@@ -128,6 +136,9 @@ class BoxMask(nn.Module):
             "test_sizes": list(node.TEST_SIZES),
             "test_flip": node.TEST_FLIP,
             "test_overrun": node.TEST_OVERRUN,
+            "edge_steps": node.EDGE_STEPS,
+            "edge_weight": node.EDGE_WEIGHT,
+            "edge_color": node.EDGE_COLOR,
             "test_windows_per_forward": node.TEST_WINDOWS_PER_FORWARD,
         }
 
@@ -273,32 +284,49 @@ class BoxMask(nn.Module):
         scores = (prob * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
         return patches, scores, quality
 
-    def _window_answers(self, pixels: np.ndarray, boxes: list, windows: list[Window]) -> tuple[Tensor, Tensor]:
-        """B x h x h probabilities and B predicted IoUs, averaged over sizes and flips."""
-        network = self.net if self.average is None else self.average
+    def _window_answers(self, pixels: np.ndarray, boxes: list[Box], windows: list[Window]) -> tuple[Tensor, Tensor]:
+        """B x h x h probabilities and B predicted IoUs of boxes in their windows of an H x W x 3 image."""
         if not boxes:
             return self.pixel_mean.new_zeros((0, 1, 1)), self.pixel_mean.new_zeros(0)
-        probs, qualities = [], []
-        finest = max(self.test_sizes) // 2
         step = self.test_windows_per_forward
-        for start in range(0, len(boxes), step):
-            chunk = list(zip(boxes, windows, strict=True))[start : start + step]
-            total, judged, count = 0.0, 0.0, 0
-            for side in self.test_sizes:
-                crops = np.stack([cut_window(pixels, window, side) for _, window in chunk])
-                images = self.normalize(torch.from_numpy(crops).permute(0, 3, 1, 2))
-                cover = np.stack([box_coverage(box, window, side) for box, window in chunk])
-                cover = torch.from_numpy(cover)[:, None].to(self.device)
-                for flip in (False, True) if self.test_flip else (False,):
-                    logits, quality = network(images.flip(-1), cover.flip(-1)) if flip else network(images, cover)
-                    prob = logits.float().sigmoid()
-                    prob = prob.flip(-1) if flip else prob
-                    if prob.shape[-1] != finest:
-                        prob = F.interpolate(prob, (finest, finest), mode="bilinear", align_corners=False)
-                    total, judged, count = total + prob[:, 0], judged + quality.float().sigmoid(), count + 1
-            probs.append(total / count)
-            qualities.append(judged / count)
-        return torch.cat(probs), torch.cat(qualities)
+        starts = range(0, len(boxes), step)
+        answers = [self._answer(pixels, boxes[i : i + step], windows[i : i + step]) for i in starts]
+        return torch.cat([prob for prob, _ in answers]), torch.cat([quality for _, quality in answers])
+
+    def _answer(self, pixels: np.ndarray, boxes: list[Box], windows: list[Window]) -> tuple[Tensor, Tensor]:
+        """The same for as many as fit into the memory, averaged over sizes and flips."""
+        network = self.net if self.average is None else self.average
+        probs, qualities = [], []
+        finest = max(self.test_sizes)
+        for side in sorted(self.test_sizes):
+            crops = torch.from_numpy(np.stack([cut_window(pixels, window, side) for window in windows]))
+            images = crops.permute(0, 3, 1, 2)
+            covers = torch.from_numpy(np.stack([box_coverage(b, w, side) for b, w in zip(boxes, windows, strict=True)]))
+            normalized, covers = self.normalize(images), covers[:, None].to(self.device)
+            for flip in (False, True) if self.test_flip else (False,):
+                if flip:
+                    logits, quality = network(normalized.flip(-1), covers.flip(-1))
+                    logits = logits.flip(-1)
+                else:
+                    logits, quality = network(normalized, covers)
+                probs.append(_resize(logits.float().sigmoid(), finest // 2))
+                qualities.append(quality.float().sigmoid())
+        prob, quality = torch.stack(probs).mean(0), torch.stack(qualities).mean(0)
+        if self.edge_steps > 0:
+            logits = _resize(prob.clamp(1e-4, 1 - 1e-4).logit(), finest)
+            # The last size is the finest.
+            refined = snap_to_edges(
+                logits, images.to(self.device), steps=self.edge_steps, weight=self.edge_weight, color=self.edge_color
+            )
+            prob = refined.sigmoid()
+        return prob[:, 0], quality
+
+
+def _resize(maps: Tensor, side: int) -> Tensor:
+    """Bilinear resize of N x 1 x h x h maps."""
+    if maps.shape[-1] == side:
+        return maps
+    return F.interpolate(maps, (side, side), mode="bilinear", align_corners=False)
 
 
 def _cut_to_box(patch: MaskPatch, box: Any, overrun: float) -> MaskPatch:
