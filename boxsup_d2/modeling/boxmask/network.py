@@ -64,8 +64,11 @@ class QualityHead(nn.Module):
 
     def __init__(self, fine: int, context: int, hidden: int = 96) -> None:
         super().__init__()
+        inputs = 3 * fine + context + self.NUM_STATISTICS
+        # What it sees differs in scale by orders of magnitude.
+        self.scale = nn.BatchNorm1d(inputs, affine=False)
         self.layers = nn.Sequential(
-            nn.Linear(3 * fine + context + self.NUM_STATISTICS, hidden),
+            nn.Linear(inputs, hidden),
             nn.ReLU(),
             nn.Linear(hidden, hidden),
             nn.ReLU(),
@@ -87,7 +90,10 @@ class QualityHead(nn.Module):
         edge = 4 * prob * (1 - prob)
         pooled = [(features * w).sum((2, 3)) / (w.sum((2, 3)) + 1) for w in (prob, edge, boxes * (1 - prob))]
         statistics = mask_statistics(prob, boxes)
-        return self.layers(torch.cat([*pooled, context, statistics], dim=1))[:, 0]
+        seen = torch.cat([*pooled, context, statistics], dim=1)
+        if len(seen) > 1 or not self.training:
+            seen = self.scale(seen)  # which refuses to learn from a single sample
+        return self.layers(seen)[:, 0]
 
 
 def mask_statistics(prob: Tensor, boxes: Tensor) -> Tensor:
