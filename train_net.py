@@ -21,8 +21,8 @@ from typing import Any
 
 from boxsup_d2.engine.defaults import default_argument_parser, setup
 from boxsup_d2.engine.launch import launch
-from boxsup_d2.engine.rounds import run_rounds
 from boxsup_d2.engine.step import run_step
+from boxsup_d2.rounds.runner import run_rounds
 
 
 def main(args: argparse.Namespace) -> Any:
@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> Any:
     """
     cfg = setup(args)
     if cfg.ROUNDS:
-        return run_rounds(cfg, args, run_step)
+        return run_rounds(cfg, args)
     return run_step(cfg, resume=args.resume, eval_only=args.eval_only)
 
 

@@ -8,21 +8,20 @@ them that is used.
 """
 
 import warnings
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-try:
-    __version__ = version("boxsup_d2")
-except PackageNotFoundError:  # a checkout that is not installed
-    __version__ = "0+unknown"
+from boxsup_d2.version import __version__
 
-# Imported for what they register; the version stands above because some of them write it into files.
+# Imported for what they register.
 with warnings.catch_warnings():
     # Detectron2 and timm use it where they are imported, which nobody who runs a command can change.
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+    from boxsup_d2 import modeling
     from boxsup_d2.config import add_boxsup_config
     from boxsup_d2.data import dataset_mappers, datasets
-    from boxsup_d2.modeling import backbone, meta_arch, roi_heads, sem_seg_heads
+    from boxsup_d2.plugins import load_plugins
+
+load_plugins()
 
 if TYPE_CHECKING:
     from boxsup_d2.api import label, load, register
@@ -30,15 +29,12 @@ if TYPE_CHECKING:
 __all__ = [
     "__version__",
     "add_boxsup_config",
-    "backbone",
     "dataset_mappers",
     "datasets",
     "label",
     "load",
-    "meta_arch",
+    "modeling",
     "register",
-    "roi_heads",
-    "sem_seg_heads",
 ]
 
 

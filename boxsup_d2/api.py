@@ -19,10 +19,10 @@ from torch import nn
 
 from boxsup_d2.data.datasets import register_coco_masks
 from boxsup_d2.data.images import read_image
-from boxsup_d2.engine.labelling import label_datasets, pseudo_mask_path
-from boxsup_d2.methods import METHODS, file_config, load_model, method_config
-from boxsup_d2.pseudo_masks.confidence import box_iou_exact, mask_confidence
-from boxsup_d2.pseudo_masks.rle import encode_window
+from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
+from boxsup_d2.masks.confidence import box_iou_exact, mask_confidence
+from boxsup_d2.masks.rle import encode_window
+from boxsup_d2.methods import file_config, load_model, method_config, methods
 
 __all__ = ["BoxToMask", "Prediction", "label", "load", "register"]
 
@@ -152,11 +152,11 @@ class BoxToMask:
             **({"class_names": names, "num_classes": len(names)} if names else {}),
         }
         with torch.no_grad():
-            answer = self.model([item])[0]["instances"].to("cpu")
+            output = self.model([item])[0]["instances"].to("cpu")
         return Prediction(
-            masks=answer.pred_masks.numpy(),
-            scores=answer.scores.double().numpy(),
-            confidence=box_iou_exact(answer.pred_masks, _to_xywh(corners)).numpy(),
+            masks=output.pred_masks.numpy(),
+            scores=output.scores.double().numpy(),
+            confidence=box_iou_exact(output.pred_masks, _to_xywh(corners)).numpy(),
             boxes=corners,
         )
 
@@ -191,7 +191,7 @@ def load(
         return BoxToMask(method, load_model(method))
     name, weights, config_file = (None if path is None else os.fspath(path) for path in (method, weights, config_file))
     assert name is not None
-    if name not in METHODS and name.endswith((".yaml", ".yml")):
+    if name not in methods() and name.endswith((".yaml", ".yml")):
         if config_file is not None:
             raise ValueError(f"Two configs are given, '{name}' and '{config_file}': give one.")
         cfg = file_config(name, weights, opts, device)

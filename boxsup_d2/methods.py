@@ -1,16 +1,13 @@
-"""The box-to-mask methods by name: what each one needs, and a complete config to label boxes with it.
+"""The box-to-mask methods by name, and complete configs to label boxes with them.
 
-For whoever has boxes and no wish to write a config: the command line and :mod:`boxsup_d2.api` start here. Configs are
-built in Python, so that they are there wherever the package is installed; a network that was trained here brings its
-own, the ``config.yaml`` that training leaves beside its weights. Configs to train with are in the repository.
+For whoever has boxes and no wish to write a config: the command line and :mod:`boxsup_d2.api` start here. What a method
+needs it says itself (:class:`boxsup_d2.modeling.box_to_mask.MethodInfo`); a network that was trained here brings its
+own config, the ``config.yaml`` that training leaves beside its weights.
 """
 
 import difflib
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,98 +17,18 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from boxsup_d2.checkpoint import load_trained
-from boxsup_d2.checkpoint.convert import (
-    BOXCASEG,
-    BOXCASEG_MEAN,
-    BOXCASEG_STD,
-    HOURGLASS,
-    LPG_MEAN,
-    LPG_STD,
-    published_form,
-    read_checkpoint,
-)
-from boxsup_d2.engine.defaults import load_config, merge_overrides, use_available_device
+from boxsup_d2.checkpoint.convert import published_format, read_checkpoint
+from boxsup_d2.config import load_config, merge_overrides, use_available_device
+from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, box_to_mask_classes
+from boxsup_d2.same_work import value_of
+from boxsup_d2.utils.processes import usable_cores
 
-__all__ = ["METHODS", "Method", "file_config", "load_model", "method_config"]
-
-# ImageNet's, for images in 0..255 in the order R, G, B.
-_IMAGENET = {"MODEL.PIXEL_MEAN": [123.675, 116.280, 103.530], "MODEL.PIXEL_STD": [58.395, 57.120, 57.375]}
+__all__ = ["file_config", "load_model", "method_config", "methods"]
 
 
-@dataclass(frozen=True)
-class Method:
-    """A box-to-mask method.
-
-    Attributes:
-        name: it is called by.
-        summary: one line on what it does.
-        needs_weights: whether it must be given weights.
-        extra: of this package that installs what it needs ("onnx": ``pip install 'boxsup_d2[onnx]'``); "" for none.
-        config: config keys and their values, ``MODEL.META_ARCHITECTURE`` among them. Of a method that is trained these
-            are the published network's; for others' checkpoints the config that they were trained with counts.
-        weights_key: config key that names its weights; "" where it has none.
-        published: what :func:`boxsup_d2.checkpoint.convert.published_form` calls its published checkpoints, if any.
-    """
-
-    name: str
-    summary: str
-    needs_weights: bool
-    extra: str
-    config: Mapping[str, Any]
-    weights_key: str = ""
-    published: str = field(default="", repr=False)
-
-    @property
-    def meta_architecture(self) -> str:
-        """``MODEL.META_ARCHITECTURE``."""
-        return self.config["MODEL.META_ARCHITECTURE"]
-
-
-def _methods() -> dict[str, Method]:
-    rgb = {"INPUT.FORMAT": "RGB"}
-    boxcaseg = {
-        "MODEL.META_ARCHITECTURE": "BoxCaseg",
-        "MODEL.BACKBONE.NAME": "build_timm_backbone",
-        "MODEL.TIMM.NAME": "hrnet_w48",
-        "MODEL.PIXEL_MEAN": BOXCASEG_MEAN,
-        "MODEL.PIXEL_STD": BOXCASEG_STD,
-        **rgb,
-    }
-    lpg = {
-        "MODEL.META_ARCHITECTURE": "LPG",
-        "MODEL.BACKBONE.NAME": "build_hourglass_backbone",
-        "MODEL.PIXEL_MEAN": LPG_MEAN,
-        "MODEL.PIXEL_STD": LPG_STD,
-        "INPUT.FORMAT": "BGR",
-    }
-    onnx = {"MODEL.META_ARCHITECTURE": "SalientONNX", **_IMAGENET, **rgb}
-    methods = [
-        Method("box", "every box is its own mask", False, "", {"MODEL.META_ARCHITECTURE": "BoxFill", **rgb}),
-        Method("grabcut", "OpenCV's colour model", False, "", {"MODEL.META_ARCHITECTURE": "GrabCut", **rgb}),
-        Method("boxcaseg", "a network trained on boxes", True, "", boxcaseg, "MODEL.WEIGHTS", BOXCASEG),
-        Method("lpg", "a network that learned on other classes' masks", True, "", lpg, "MODEL.WEIGHTS", HOURGLASS),
-        Method(
-            "salient-onnx",
-            "the salient object of each box, by a network in ONNX's format",
-            True,
-            "onnx",
-            onnx,
-            "MODEL.SALIENT_ONNX.NETWORK",
-        ),
-        Method(
-            "sam",
-            "Segment Anything (SAM or SAM 2), prompted with each box",
-            True,
-            "sam",
-            {"MODEL.META_ARCHITECTURE": "SAM", **rgb},
-            "MODEL.SAM.NETWORK",
-        ),
-    ]
-    return {method.name: method for method in methods}
-
-
-METHODS: Mapping[str, Method] = MappingProxyType(_methods())
-"""All methods by name."""
+def methods() -> dict[str, type[BoxToMaskMethod]]:
+    """All methods that have a name, by it; those of other packages included."""
+    return {kind.info.name: kind for kind in box_to_mask_classes().values() if kind.info.name}
 
 
 def method_config(
@@ -124,7 +41,7 @@ def method_config(
     """A complete config to label boxes with a method; no data set is in it.
 
     Args:
-        name: of a method, see :data:`METHODS`.
+        name: of a method, see :func:`methods`.
         weights: a checkpoint (``boxcaseg``, ``lpg``), an ``.onnx`` file, or a folder or hub name (``sam``). A
             checkpoint that was trained here brings its config, ``config.yaml`` in its folder; a published one is
             recognised.
@@ -140,18 +57,20 @@ def method_config(
             device does not exist.
         FileNotFoundError: the weights or the config are missing.
     """
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
+    known = methods()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"There is no method '{name}'; there are {', '.join(METHODS)}.{hint}")
-    method = METHODS[name]
-    if weights and not method.weights_key:
+        raise ValueError(f"There is no method '{name}'; there are {', '.join(known)}.{hint}")
+    method = known[name]
+    weights_key = method.info.weights_key
+    if weights and not weights_key:
         raise ValueError(f"Method '{name}' has no weights, but '{weights}' is given: leave it out.")
-    if weights and method.weights_key == "MODEL.WEIGHTS":
+    if weights and weights_key == "MODEL.WEIGHTS":
         config_file = config_file or _config_of(method, weights)
     cfg = _read(method, config_file)
     if weights:
-        cfg.merge_from_list([method.weights_key, weights])
+        cfg.merge_from_list([weights_key, weights])
     _prepare(cfg, opts, device)
     _check_weights_given(cfg, method, weights)
     return cfg
@@ -171,9 +90,9 @@ def file_config(
         ValueError, FileNotFoundError: as :func:`method_config`.
     """
     cfg = load_config(config_file)
-    named = {method.meta_architecture: method.name for method in METHODS.values()}
-    if cfg.MODEL.META_ARCHITECTURE in named:
-        return method_config(named[cfg.MODEL.META_ARCHITECTURE], weights, config_file, opts, device)
+    kind = box_to_mask_classes().get(cfg.MODEL.META_ARCHITECTURE)
+    if kind is not None and kind.info.name:
+        return method_config(kind.info.name, weights, config_file, opts, device)
     if cfg.ROUNDS:
         raise ValueError(f"'{config_file}' is a rounds config: give the config of one of its steps.")
     if not weights:
@@ -200,7 +119,7 @@ def load_model(cfg: CfgNode) -> nn.Module:
     return model
 
 
-def _config_of(method: Method, weights: str) -> str | None:
+def _config_of(method: type[BoxToMaskMethod], weights: str) -> str | None:
     """Config file of a checkpoint; None for a published one, whose config is the method's own.
 
     Raises:
@@ -208,18 +127,19 @@ def _config_of(method: Method, weights: str) -> str | None:
         ValueError: it is no checkpoint, or one of another method's published networks.
     """
     if not PathManager.isfile(weights):
-        raise FileNotFoundError(f"Method '{method.name}': there is no checkpoint '{weights}'.")
+        raise FileNotFoundError(f"Method '{method.info.name}': there is no checkpoint '{weights}'.")
     local = Path(PathManager.get_local_path(weights))
     content = read_checkpoint(local, trust=False)
     try:
-        form = published_form(content)
+        found = published_format(content)
     except ValueError as error:
         raise ValueError(f"'{weights}' is no checkpoint: {error}.") from error
-    if form == method.published:
+    if found is not None and found is method.info.published:
         return None
-    if form:
-        other = next(other.name for other in METHODS.values() if other.published == form)
-        raise ValueError(f"'{weights}' is a {form} checkpoint: use it with the method '{other}', not '{method.name}'.")
+    if found is not None:
+        other = next((name for name, kind in methods().items() if kind.info.published is found), "")
+        fix = f"use it with the method '{other}', not '{method.info.name}'" if other else "no method takes it"
+        raise ValueError(f"'{weights}' is a {found.name} checkpoint: {fix}.")
     config = local.parent / "config.yaml"
     if not config.is_file():
         raise FileNotFoundError(
@@ -229,22 +149,19 @@ def _config_of(method: Method, weights: str) -> str | None:
     return str(config)
 
 
-def _read(method: Method, config_file: str | None) -> CfgNode:
+def _read(method: type[BoxToMaskMethod], config_file: str | None) -> CfgNode:
     """The method's own config, or that of a file, which must be of the method."""
+    cfg = load_config(config_file or "")
     if config_file is None:
-        cfg = load_config("")
-        cfg.MODEL.WEIGHTS = ""
-        cfg.merge_from_list([part for pair in method.config.items() for part in pair])
+        cfg.MODEL.WEIGHTS, cfg.MODEL.META_ARCHITECTURE = "", method.__name__
+        cfg.merge_from_list([part for pair in method.info.config.items() for part in pair])
         return cfg
-    cfg = load_config(config_file)
     found = cfg.MODEL.META_ARCHITECTURE
-    if cfg.ROUNDS or found != method.meta_architecture:
+    if cfg.ROUNDS or found != method.__name__:
         what = "a rounds config" if cfg.ROUNDS else f"the config of a {found}"
-        known = next((other.name for other in METHODS.values() if other.meta_architecture == found), None)
+        known = box_to_mask_classes().get(found, BoxToMaskMethod).info.name
         fix = f"use the method '{known}'" if known and not cfg.ROUNDS else "give the config of such a network"
-        raise ValueError(
-            f"'{config_file}' is {what}, but method '{method.name}' is a {method.meta_architecture}: {fix}."
-        )
+        raise ValueError(f"'{config_file}' is {what}, but method '{method.info.name}' is a {method.__name__}: {fix}.")
     return cfg
 
 
@@ -254,23 +171,17 @@ def _prepare(cfg: CfgNode, opts: Sequence[Any], device: str | None) -> None:
     cfg.PSEUDO_MASKS.DATASETS = ()
     cfg.PSEUDO_MASKS.FORMAT = "instances"
     # torch warns of more worker processes than there are cores.
-    cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
+    cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, usable_cores())
     cfg.MODEL.DEVICE = "cuda"
     merge_overrides(cfg, opts)
     _set_device(cfg, device)
 
 
-def _check_weights_given(cfg: CfgNode, method: Method, weights: str | None) -> None:
+def _check_weights_given(cfg: CfgNode, method: type[BoxToMaskMethod], weights: str | None) -> None:
     """Refuse a method without its weights; those that a training started from do not count."""
-    if not method.needs_weights or weights:
-        return
-    value: Any = cfg
-    for part in method.weights_key.split("."):
-        value = value[part]
-    if method.weights_key == "MODEL.WEIGHTS" or not value:
-        kind = {"salient-onnx": "the .onnx file of a salient-object network", "sam": "a folder or hub name of a SAM"}
-        trained = "a trained checkpoint (.pth), such as 'boxsup train' or train_net.py leaves"
-        raise ValueError(f"Method '{method.name}' needs weights (--weights): {kind.get(method.name, trained)}.")
+    key = method.info.weights_key
+    if key and not weights and (key == "MODEL.WEIGHTS" or not value_of(cfg, key)):
+        raise ValueError(f"Method '{method.info.name}' needs weights (--weights): {method.info.weights_help}.")
 
 
 def _set_device(cfg: CfgNode, device: str | None) -> None:

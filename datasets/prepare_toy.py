@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from boxsup_d2.data.toy_scenes import write_toy_datasets
+from boxsup_d2.toy.scenes import write_toy_datasets
 
 
 def main() -> int:

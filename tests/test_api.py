@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 
 import boxsup_d2
 from boxsup_d2.api import BoxToMask, Prediction, label, load, register
+from boxsup_d2.masks.confidence import exact_confidence, published_confidence, tight_boxes
 from boxsup_d2.methods import load_model, method_config
-from boxsup_d2.pseudo_masks.confidence import exact_confidence, published_confidence, tight_boxes
 
 ROOT = Path(__file__).resolve().parents[1]
 # No worker processes: nothing here is about them, and each takes seconds to start.

@@ -10,8 +10,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.modeling.meta_arch.baselines import BoxFill, GrabCut, grabcut
-from boxsup_d2.modeling.meta_arch.box_to_mask import box_to_mask_instances, fill_boxes, truncate_boxes
+from boxsup_d2.modeling.baselines.meta_arch import BoxFill, GrabCut, grabcut
+from boxsup_d2.modeling.box_to_mask import box_to_mask_instances, fill_boxes, truncate_boxes
 
 SIZE = (30, 40)
 

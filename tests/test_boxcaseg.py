@@ -12,11 +12,12 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 import boxsup_d2.modeling.backbone
-import boxsup_d2.modeling.meta_arch.boxcaseg  # noqa: F401
-from boxsup_d2.checkpoint import BoxSupCheckpointer, convert_published_boxcaseg
+import boxsup_d2.modeling.boxcaseg.meta_arch  # noqa: F401
+from boxsup_d2.checkpoint import BoxSupCheckpointer
 from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.modeling.meta_arch.box_to_mask import truncate_boxes
-from boxsup_d2.pseudo_masks.paste import min_max_normalize, paste_masks
+from boxsup_d2.masks.paste import min_max_normalize, paste_masks
+from boxsup_d2.modeling.box_to_mask import truncate_boxes
+from boxsup_d2.modeling.boxcaseg.checkpoint import convert_published_boxcaseg
 
 
 def _relative_error(ours, reference):

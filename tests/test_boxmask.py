@@ -12,15 +12,15 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools import mask as mask_util
 
-import boxsup_d2.modeling.meta_arch  # noqa: F401
+import boxsup_d2  # noqa: F401
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data.dataset_mappers.mask_crop import MaskCropDatasetMapper, tight_box
 from boxsup_d2.data.mask_crops import MaskCropDataset, mask_samples
+from boxsup_d2.masks.windows import box_coverage, box_window, clip_box, cut_window
 from boxsup_d2.modeling.boxmask import losses
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
 from boxsup_d2.modeling.boxmask.export import export_weights, read_weights
 from boxsup_d2.modeling.boxmask.network import QualityHead
-from boxsup_d2.modeling.boxmask.windows import box_coverage, box_window, clip_box, cut_window
 
 
 def small_cfg(**keys):

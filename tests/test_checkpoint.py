@@ -10,8 +10,9 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from boxsup_d2.checkpoint import BoxSupCheckpointer, convert_efficientnet_lite
+from boxsup_d2.checkpoint import BoxSupCheckpointer
 from boxsup_d2.modeling.backbone import TimmBackbone
+from boxsup_d2.modeling.backbone.efficientnet_lite import convert_efficientnet_lite
 
 
 class Model(nn.Module):
@@ -126,7 +127,7 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     for name in ("model_2", "model_1"):
-        with pytest.raises(RuntimeError, match=f"{name}.pth.*No space left.*--resume"):
+        with pytest.raises(RuntimeError, match=f"{name}.pth.*disk is full.*--resume"):
             checkpointer.save(name)
     monkeypatch.undo()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_1.pth"]

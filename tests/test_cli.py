@@ -20,7 +20,7 @@ from boxsup_d2.cli import main
 from boxsup_d2.cli.errors import message_of
 from boxsup_d2.cli.label_job import LabelJob, check_classes, job_config, request_of
 from boxsup_d2.cli.main import build_parser
-from boxsup_d2.modeling.meta_arch.baselines import BoxFill
+from boxsup_d2.modeling.baselines.meta_arch import BoxFill
 
 COMMANDS = ("label", "train", "eval", "report", "convert")
 

@@ -21,8 +21,8 @@ from boxsup_d2.cli.main import build_parser
 from boxsup_d2.cli.sources import Source
 from boxsup_d2.cli.train_config import plan_training, write_configs
 from boxsup_d2.cli.train_job import check_init
-from boxsup_d2.engine.defaults import load_config
-from boxsup_d2.methods import METHODS
+from boxsup_d2.config import load_config
+from boxsup_d2.modeling.boxcaseg.checkpoint import PIXEL_MEAN, PIXEL_STD
 
 # Nothing of a network's size, and no weights to be found anywhere.
 TINY = ["MODEL.WEIGHTS", "", "DATALOADER.NUM_WORKERS", "0", "INPUT.BOX_CROP.TRAIN_SIZE", "32", "SOLVER.IMS_PER_BATCH"]
@@ -109,8 +109,8 @@ def test_published_weights_are_shown_images_in_their_own_way(tmp_path: Path) -> 
     weights = tmp_path / "published.pth"
     torch.save({"model.last_layer.weight": torch.zeros(1), "model.transfer_bn.weight": torch.zeros(1)}, weights)
     cfg = planned(tmp_path / "c", source_of(0), "--size", "full", "--init", str(weights))["boxcaseg"]
-    assert METHODS["boxcaseg"].config["MODEL.PIXEL_MEAN"] == cfg.MODEL.PIXEL_MEAN
-    assert METHODS["boxcaseg"].config["MODEL.PIXEL_STD"] == cfg.MODEL.PIXEL_STD
+    assert PIXEL_MEAN == cfg.MODEL.PIXEL_MEAN
+    assert PIXEL_STD == cfg.MODEL.PIXEL_STD
 
 
 def test_weights_to_start_from_hold_the_whole_network(tmp_path: Path, scene: Path) -> None:

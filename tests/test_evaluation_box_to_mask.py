@@ -21,7 +21,7 @@ from boxsup_d2.evaluation import (
     mask_iou,
     summarize_box_to_mask,
 )
-from boxsup_d2.pseudo_masks.rle import decode
+from boxsup_d2.masks.rle import decode
 
 CLASSES = ["cat", "dog", "cow", "bus"]
 H, W = 24, 30

@@ -15,23 +15,16 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
-from boxsup_d2.data.datasets.catalog import Problems
-from boxsup_d2.data.datasets.coco_checks import rle_runs, segmentation_fault
-from boxsup_d2.data.datasets.coco_format import load_coco_boxes, read_coco_json
 from boxsup_d2.data.datasets.pascal_voc import encode_masks
-from boxsup_d2.data.exchange import (
-    Inspection,
-    inspect_coco,
-    mask_to_polygons,
-    read_voc_xml,
-    read_yolo,
-    to_polygons,
-    write_mask_pngs,
-    write_voc_png,
-    write_yolo_seg,
-)
-from boxsup_d2.data.exchange.folders import list_files
-from boxsup_d2.data.exchange.polygons import mask_to_polygon
+from boxsup_d2.data.formats.coco import load_coco_boxes, read_coco_json
+from boxsup_d2.data.formats.coco_checks import rle_runs, segmentation_fault
+from boxsup_d2.data.formats.export import write_mask_pngs, write_voc_png, write_yolo_seg
+from boxsup_d2.data.formats.folders import list_files
+from boxsup_d2.data.formats.inspection import Inspection, inspect_coco
+from boxsup_d2.data.formats.polygons import mask_to_polygon, mask_to_polygons, to_polygons
+from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.data.formats.voc import read_voc_xml
+from boxsup_d2.data.formats.yolo import read_yolo
 from boxsup_d2.data.images import image_size, read_image
 
 H, W = 20, 30

@@ -23,11 +23,13 @@ from pycocotools import mask as mask_util
 
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data.datasets import register_coco_boxes
-from boxsup_d2.data.datasets.coco_format import read_coco_json
-from boxsup_d2.data.exchange import inspect_coco, to_polygons, write_voc_png, write_yolo_seg
+from boxsup_d2.data.formats.coco import read_coco_json
+from boxsup_d2.data.formats.export import write_voc_png, write_yolo_seg
+from boxsup_d2.data.formats.inspection import inspect_coco
+from boxsup_d2.data.formats.polygons import to_polygons
 from boxsup_d2.data.images import read_image
-from boxsup_d2.engine.labelling import label_datasets, pseudo_mask_path
 from boxsup_d2.evaluation import compare_mask_files
+from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
 
 H, W = 24, 32
 NAME = "hostile_boxes"

@@ -23,12 +23,12 @@ from torch import nn
 
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data.datasets import register_coco_boxes, register_dataset, register_pseudo_masks
+from boxsup_d2.data.formats.pseudo_masks import read_pseudo_masks
 from boxsup_d2.engine.hooks import PseudoMaskHook
-from boxsup_d2.engine.labelling import label_datasets, pseudo_mask_path
-from boxsup_d2.pseudo_masks import merge_image
-from boxsup_d2.pseudo_masks import writer as writer_module
-from boxsup_d2.pseudo_masks.format import read_pseudo_masks
-from boxsup_d2.pseudo_masks.rle import empty_rle
+from boxsup_d2.labelling import instance_writer as writer_module
+from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
+from boxsup_d2.masks.merge import merge_image
+from boxsup_d2.masks.rle import empty_rle
 
 NAME = "labelling_test_box"
 
@@ -335,7 +335,7 @@ def test_full_disk_at_the_end_keeps_the_results(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("boxsup_d2.pseudo_masks.format._write_list", full)
+        patch.setattr("boxsup_d2.data.formats.pseudo_masks._write_list", full)
         with pytest.raises(OSError, match=r"_pseudo\.json.*disk is full.*6 labelled images are kept"):
             labelled(cfg, log=log)
     folder = Path(pseudo_mask_path(cfg.OUTPUT_DIR, NAME)).parent

@@ -21,9 +21,9 @@ from detectron2.utils import comm
 
 import boxsup_d2
 from boxsup_d2.compat import create_local_process_group, destroy_process_groups
-from boxsup_d2.config import add_boxsup_config
+from boxsup_d2.config import add_boxsup_config, load_config, use_available_device
 from boxsup_d2.engine import defaults
-from boxsup_d2.engine.defaults import default_argument_parser, load_config, setup, use_available_device
+from boxsup_d2.engine.defaults import default_argument_parser, setup
 from boxsup_d2.engine.launch import launch
 
 # The package exports the function under the module's name.
@@ -159,7 +159,7 @@ def test_defaults_are_detectron2s_and_ours():
         ({"SLOVER": {"BASE_LR": 0.1}}, "SLOVER.BASE_LR. Did you mean SOLVER.BASE_LR"),
         ({"MODEL": {"BOXCASEG": {"ALFA": 0.1}}}, "MODEL.BOXCASEG.ALFA. Did you mean MODEL.BOXCASEG.ALPHA"),
         ({"CHECKPOINT_PERIOD": 5}, "CHECKPOINT_PERIOD. Did you mean SOLVER.CHECKPOINT_PERIOD"),
-        ({"XYZZY": {"Q": 1}}, "no config key XYZZY.Q. See boxsup_d2/config.py"),
+        ({"XYZZY": {"Q": 1}}, "no config key XYZZY.Q. See boxsup_d2/config/keys.py"),
         ({"SOLVER": {"MAX_ITER": "many"}}, r"c\.yaml: Type mismatch.*SOLVER.MAX_ITER"),
         ({"SOLVER": 3}, r"c\.yaml: SOLVER is a section; give values to its keys, for example SOLVER\.[A-Z_]+\.$"),
         ({"SOLVER": {"MAX_ITER": {"A": 1}}}, r"c\.yaml: there is no config key SOLVER.MAX_ITER.A"),

@@ -16,16 +16,18 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.nn import functional as F
 
-from boxsup_d2.checkpoint import BoxSupCheckpointer, convert_published_hourglass, grow_input_channels
+from boxsup_d2.checkpoint import BoxSupCheckpointer, grow_input_channels
 from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.modeling.backbone import HourglassBackbone, TimmBackbone
-from boxsup_d2.modeling.frozen_segmenter import FrozenSegmenter
+from boxsup_d2.masks.label_map import covering_boxes, rasterize_boxes
+from boxsup_d2.modeling import LPG
+from boxsup_d2.modeling.backbone import TimmBackbone
+from boxsup_d2.modeling.box_to_mask import fill_boxes
 from boxsup_d2.modeling.losses import pixel_cross_entropy
-from boxsup_d2.modeling.meta_arch import LPG
-from boxsup_d2.modeling.meta_arch.box_to_mask import fill_boxes
-from boxsup_d2.modeling.meta_arch.class_prompts import ClassPrompts, first_claim_labels
-from boxsup_d2.modeling.windows import Window
-from boxsup_d2.pseudo_masks.label_map import covering_boxes, rasterize_boxes
+from boxsup_d2.modeling.lpg import HourglassBackbone
+from boxsup_d2.modeling.lpg.checkpoint import convert_published_hourglass
+from boxsup_d2.modeling.lpg.class_prompts import ClassPrompts, first_claim_labels
+from boxsup_d2.modeling.lpg.frozen_segmenter import FrozenSegmenter
+from boxsup_d2.modeling.lpg.windows import Window
 
 MEAN = [104.008, 116.669, 122.675]
 NAMES = ["background", "cat", "dog", "cow"]
@@ -545,9 +547,9 @@ def test_files_that_are_no_trained_segmenter_are_named(segmenter_files, tmp_path
     with pytest.raises(ValueError, match=r"SEGMENTER_WEIGHTS is set without MODEL.LPG.SEGMENTER_CONFIG"):
         build_model(cfg)
     for content, error, message in [
-        (f"SOLVR: {{}}\n{text}", ValueError, r"segmenter.yaml' is no config.*SOLVR"),
-        ("[not, yaml", ValueError, r"segmenter.yaml' is no config"),
-        (f"_BASE_: gone.yaml\n{text}", FileNotFoundError, r"segmenter.yaml' has a _BASE_.*gone.yaml"),
+        (f"SOLVR: {{}}\n{text}", ValueError, r"segmenter.yaml: there is no config key SOLVR"),
+        ("[not, yaml", ValueError, r"segmenter.yaml is not valid yaml"),
+        (f"_BASE_: gone.yaml\n{text}", FileNotFoundError, r"segmenter.yaml has a _BASE_.*gone.yaml"),
     ]:
         config.write_text(content)
         with pytest.raises(error, match=message):

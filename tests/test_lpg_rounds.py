@@ -16,16 +16,16 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from boxsup_d2.config import load_config
 from boxsup_d2.data.images import read_label_map
-from boxsup_d2.data.toy_layouts import write_image_sets, write_voc_image
-from boxsup_d2.data.toy_scenes import ToyScene, generate_scenes
-from boxsup_d2.engine.defaults import default_argument_parser, load_config
-from boxsup_d2.engine.round_plan import PlannedStep, plan_rounds
-from boxsup_d2.engine.rounds import run_rounds
-from boxsup_d2.engine.step import run_step
+from boxsup_d2.engine.defaults import default_argument_parser
 from boxsup_d2.evaluation.semantic_metrics import confusion_matrix, summarize_semantic
-from boxsup_d2.pseudo_masks.label_map import rasterize_boxes
-from boxsup_d2.pseudo_masks.sem_seg_writer import SemSegLabelWriter
+from boxsup_d2.labelling.sem_seg_writer import SemSegLabelWriter
+from boxsup_d2.masks.label_map import rasterize_boxes
+from boxsup_d2.rounds.plan import PlannedStep, plan_rounds
+from boxsup_d2.rounds.runner import run_rounds
+from boxsup_d2.toy.layouts import write_image_sets, write_voc_image
+from boxsup_d2.toy.scenes import ToyScene, generate_scenes
 
 # Narrow networks and small crops; but ImageNet's weights, without which so few iterations would learn nothing.
 SMALL = [
@@ -106,7 +106,7 @@ def run(project_root: Path, tmp_path: Path) -> Iterator[Any]:
     def rounds(*words: str) -> dict[str, Any]:
         command = ["--config-file", str(config), *words, "OUTPUT_DIR", str(out), *map(str, SMALL)]
         args = default_argument_parser().parse_args(command)
-        run_rounds(load_config(args.config_file, args.opts), args, run_step)
+        run_rounds(load_config(args.config_file, args.opts), args)
         return json.loads((out / "rounds.json").read_text())["steps"]
 
     yield rounds

@@ -283,7 +283,7 @@ def test_ap_and_its_ranking(compare: Callable[..., MaskFileScores]) -> None:
 
 
 def test_polygons_count_as_their_pixels(compare: Callable[..., MaskFileScores]) -> None:
-    from boxsup_d2.data.exchange import to_polygons
+    from boxsup_d2.data.formats.polygons import to_polygons
 
     predicted, true = make_files()
     expected = compare(predicted, true)

@@ -13,11 +13,14 @@ from torch.nn import functional as F
 
 from boxsup_d2.checkpoint import convert
 from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.engine.labelling import build_provenance
-from boxsup_d2.engine.round_inputs import input_files, split_settings
-from boxsup_d2.methods import METHODS, file_config, load_model, method_config
-from boxsup_d2.modeling.meta_arch.box_to_mask import fill_boxes
-from boxsup_d2.modeling.meta_arch.sam import load_network
+from boxsup_d2.labelling.driver import build_provenance
+from boxsup_d2.methods import file_config, load_model, method_config, methods
+from boxsup_d2.modeling.box_to_mask import fill_boxes
+from boxsup_d2.modeling.boxcaseg import checkpoint as boxcaseg_checkpoint
+from boxsup_d2.modeling.lpg import checkpoint as lpg_checkpoint
+from boxsup_d2.modeling.sam.meta_arch import load_network
+from boxsup_d2.rounds.inputs import input_files
+from boxsup_d2.same_work import split_settings, weights_path, weights_sha256
 
 # Narrow networks of the two methods that are trained.
 TINY_BOXCASEG = ["MODEL.TIMM.NAME", "hrnet_w18_small", "MODEL.BOXCASEG.HEAD_CHANNELS", 8]
@@ -33,7 +36,7 @@ def prompt(image, boxes):
     return {"image": image, "height": size[0], "width": size[1], "instances": instances}
 
 
-def answer(model, image, boxes):
+def predict(model, image, boxes):
     return model([prompt(image, boxes)])[0]["instances"]
 
 
@@ -42,7 +45,8 @@ def tiny_cfg(name):
     add_boxsup_config(cfg)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
-    own = [part for pair in METHODS[name].config.items() for part in pair]
+    own = ["MODEL.META_ARCHITECTURE", methods()[name].__name__]
+    own += [part for pair in methods()[name].info.config.items() for part in pair]
     cfg.merge_from_list([*own, *(TINY_BOXCASEG if name == "boxcaseg" else TINY_LPG)])
     return cfg
 
@@ -68,12 +72,11 @@ def trained(tmp_path_factory):
 
 # ------------------------------------------------------------------------------------------------ the registry
 def test_registry_is_complete():
-    assert list(METHODS) == ["box", "grabcut", "boxcaseg", "lpg", "salient-onnx", "sam"]
-    for name, method in METHODS.items():
-        assert method.name == name
-        assert method.summary
-        assert method.needs_weights == bool(method.weights_key)
-    assert {name for name, method in METHODS.items() if method.extra} == {"salient-onnx", "sam"}
+    assert list(methods()) == ["box", "grabcut", "boxcaseg", "lpg", "salient-onnx", "sam"]
+    for name, method in methods().items():
+        assert method.info.name == name
+        assert method.info.summary
+    assert {name for name, method in methods().items() if method.info.extra} == {"salient-onnx", "sam"}
 
 
 def test_methods_without_weights_are_complete_configs():
@@ -85,7 +88,7 @@ def test_methods_without_weights_are_complete_configs():
         assert cfg.MODEL.GRABCUT.ITERATIONS == 2
         model = load_model(cfg)
         assert not model.training
-        assert len(answer(model, torch.zeros(3, 9, 9, dtype=torch.uint8), [[1, 1, 5, 5]])) == 1
+        assert len(predict(model, torch.zeros(3, 9, 9, dtype=torch.uint8), [[1, 1, 5, 5]])) == 1
 
 
 @pytest.mark.parametrize(
@@ -126,7 +129,7 @@ def test_weights_alone_are_enough_where_training_left_them(trained, name):
     expected = torch.load(weights, weights_only=True)["model"]
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
     image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
-    assert answer(model, image, [[5, 5, 30, 30], [0, 0, 50, 40]]).pred_masks.shape == (2, 40, 50)
+    assert predict(model, image, [[5, 5, 30, 30], [0, 0, 50, 40]]).pred_masks.shape == (2, 40, 50)
 
 
 def test_config_file_stands_in_for_one_beside_the_weights(trained, tmp_path):
@@ -221,8 +224,9 @@ def test_published_weights_select_the_published_config(tmp_path, name):
     tiny = TINY_BOXCASEG if name == "boxcaseg" else TINY_LPG
     for path in (weights, converted):
         cfg = method_config(name, str(path), opts=tiny, device="cpu")
-        assert (convert.BOXCASEG_MEAN if name == "boxcaseg" else convert.LPG_MEAN) == cfg.MODEL.PIXEL_MEAN
-        assert (convert.BOXCASEG_STD if name == "boxcaseg" else convert.LPG_STD) == cfg.MODEL.PIXEL_STD
+        published = boxcaseg_checkpoint if name == "boxcaseg" else lpg_checkpoint
+        assert published.PIXEL_MEAN == cfg.MODEL.PIXEL_MEAN
+        assert published.PIXEL_STD == cfg.MODEL.PIXEL_STD
         assert ("RGB" if name == "boxcaseg" else "BGR") == cfg.INPUT.FORMAT
         loaded = load_model(cfg)
         assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
@@ -292,17 +296,17 @@ def test_salient_object_of_each_box(tmp_path, shape):
     side = (64, 64) if isinstance(shape[2], str) else shape[2:]
     assert model.network.size == side
     image, disc = bright_disc()
-    result = answer(model, image, DISC_BOXES)
+    result = predict(model, image, DISC_BOXES)
     for mask, box in zip(result.pred_masks, torch.tensor(DISC_BOXES), strict=True):
         inside = fill_boxes(box[None], tuple(disc.shape))[0]
         assert not (mask & ~inside).any(), "masks are cut to their boxes"
         assert iou(mask, disc & inside) > 0.85
     assert ((result.scores > 0.5) & (result.scores <= 1)).all()
     # Boxes share forward passes, and nothing else.
-    alone = [answer(model, image, [box]) for box in DISC_BOXES]
+    alone = [predict(model, image, [box]) for box in DISC_BOXES]
     assert torch.equal(result.pred_masks, torch.cat([one.pred_masks for one in alone]))
     assert torch.allclose(result.scores, torch.cat([one.scores for one in alone]))
-    assert len(answer(model, image, [])) == 0
+    assert len(predict(model, image, [])) == 0
     with pytest.raises(RuntimeError, match="--eval-only"):
         model.train()([prompt(image, DISC_BOXES)])
 
@@ -321,7 +325,7 @@ def test_salient_crop_and_score_by_a_slow_reference(tmp_path):
     assert torch.allclose(model.crops(image, windows[:1])[0], crop, atol=1e-5)
     probs = crop.mean(dim=0).sigmoid()
     inside = (probs - probs.min()) / (probs.max() - probs.min()) > 0.5
-    result = answer(model, image, [[40, 20, 80, 60]])
+    result = predict(model, image, [[40, 20, 80, 60]])
     assert result.scores[0].item() == pytest.approx(probs[inside].mean().item(), rel=1e-4)
 
 
@@ -329,7 +333,7 @@ def test_one_colour_is_the_filled_box(tmp_path):
     pytest.importorskip("onnxruntime")
     model = load_model(method_config("salient-onnx", make_onnx(tmp_path / "net.onnx"), device="cpu"))
     for size, box in [((20, 30), [3, 4, 20, 15]), ((1, 1), [0, 0, 1, 1]), ((2, 9), [0, 0, 9, 2])]:
-        masks = answer(model, torch.full((3, *size), 90, dtype=torch.uint8), [box]).pred_masks
+        masks = predict(model, torch.full((3, *size), 90, dtype=torch.uint8), [box]).pred_masks
         assert torch.equal(masks, fill_boxes(torch.tensor([box]), size))
 
 
@@ -350,8 +354,8 @@ def test_salient_files_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"double\.onnx' takes tensor\(double\)"):
         load(make_onnx(tmp_path / "double.onnx", double=True))
     two = load(make_onnx(tmp_path / "two.onnx", outputs=2))
-    with pytest.raises(ValueError, match=r"two\.onnx' answers \[1, 2, 32, 32\]"):
-        answer(two, bright_disc()[0], DISC_BOXES)
+    with pytest.raises(ValueError, match=r"two\.onnx' gives \[1, 2, 32, 32\]"):
+        predict(two, bright_disc()[0], DISC_BOXES)
     good = make_onnx(tmp_path / "good.onnx")
     with pytest.raises(ValueError, match=r"SALIENT_ONNX\.CONTEXT"):
         load(good, "MODEL.SALIENT_ONNX.CONTEXT", -0.1)
@@ -365,7 +369,7 @@ def test_onnx_file_is_part_of_a_labellings_identity(tmp_path, monkeypatch):
 
     def provenance(path):
         cfg = method_config("salient-onnx", path, device="cpu")
-        return build_provenance(cfg, load_model(cfg), "methods_test_no_set", [], "")
+        return build_provenance(cfg, load_model(cfg), "methods_test_no_set", [], weights_path(cfg))
 
     first, second = make_onnx(tmp_path / "a.onnx"), make_onnx(tmp_path / "b.onnx")
     other = make_onnx(tmp_path / "c.onnx", (1, 3, 64, 64))
@@ -375,7 +379,7 @@ def test_onnx_file_is_part_of_a_labellings_identity(tmp_path, monkeypatch):
     assert len(configs) == 1, "where the file lies does not count"
     assert provenance(first)["checkpoint"] == first
     cfg = method_config("salient-onnx", first, device="cpu")
-    files = input_files(cfg, trains=False, given_weights=False, given_segmenter=False, made=())
+    files = input_files(cfg, trains=False, from_steps=(), made=())
     assert [file.path for file in files.values()] == [first]
 
 
@@ -485,32 +489,34 @@ def test_best_proposal_of_each_box(tmp_path, save_network):
     image = noise()
     masks, qualities = proposals(whole.network, whole.processor, image, SAM_BOXES)
     best = qualities.argmax(dim=1)
-    result = answer(whole, image, SAM_BOXES)
+    result = predict(whole, image, SAM_BOXES)
     assert torch.equal(result.pred_masks, torch.stack([mask[index] for mask, index in zip(masks, best, strict=True)]))
     assert torch.allclose(result.scores, qualities.max(dim=1).values.clamp(0, 1), atol=1e-5)
     assert len(set(best.tolist())) > 1
     assert ((result.pred_masks.float().mean(dim=(1, 2)) - 0.5).abs() < 0.5).all(), "no mask is empty or full"
-    inside = answer(cut, image, SAM_BOXES)
+    inside = predict(cut, image, SAM_BOXES)
     assert torch.equal(inside.pred_masks, result.pred_masks & fill_boxes(torch.tensor(SAM_BOXES), (40, 100)))
     assert not torch.equal(inside.pred_masks, result.pred_masks)
     assert torch.equal(inside.scores, result.scores)
     whole.boxes_per_forward = 2
-    assert torch.equal(answer(whole, image, SAM_BOXES).pred_masks, result.pred_masks)
+    assert torch.equal(predict(whole, image, SAM_BOXES).pred_masks, result.pred_masks)
     whole.image_format = "BGR"
-    assert torch.equal(answer(whole, image.flip(0), SAM_BOXES).pred_masks, result.pred_masks)
-    assert len(answer(cut, image, [])) == 0
+    assert torch.equal(predict(whole, image.flip(0), SAM_BOXES).pred_masks, result.pred_masks)
+    assert len(predict(cut, image, [])) == 0
 
 
 def test_sam_is_not_trained_and_hashed_with_its_weights(sam_folder):
     cfg = method_config("sam", sam_folder, device="cpu")
     model = load_model(cfg)
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    first = build_provenance(cfg, model, "methods_test_no_set", [], "")
+    found = build_provenance(cfg, model, "methods_test_no_set", [], weights_path(cfg))
+    assert found["checkpoint"] == sam_folder
+    assert found["checkpoint_sha256"] == weights_sha256(sam_folder), "by its files, which need not be loaded"
+    hub = [weights_sha256("some/name", model)]
     with torch.no_grad():
         next(model.parameters()).add_(1)
-    second = build_provenance(cfg, model, "methods_test_no_set", [], "")
-    assert first["checkpoint"] == sam_folder
-    assert first["checkpoint_sha256"] != second["checkpoint_sha256"]
+    hub.append(weights_sha256("some/name", model))
+    assert hub[0] != hub[1], "of a name on a hub, by what was loaded"
     with pytest.raises(RuntimeError, match="--eval-only"):
         model.train()([prompt(torch.zeros(3, 9, 9, dtype=torch.uint8), [[0, 0, 5, 5]])])
 
@@ -549,6 +555,6 @@ def test_sam_folders_that_do_not_fit_are_named(sam_folder, tmp_path):
 @pytest.mark.parametrize(("package", "extra"), [("onnxruntime", "onnx"), ("transformers", "sam")])
 def test_missing_package_names_the_extra(monkeypatch, package, extra):
     monkeypatch.setitem(sys.modules, package, None)
-    name = next(name for name, method in METHODS.items() if method.extra == extra)
+    name = next(name for name, method in methods().items() if method.info.extra == extra)
     with pytest.raises(ImportError, match=rf"pip install 'boxsup_d2\[{extra}\]'"):
         load_model(method_config(name, "some/weights", device="cpu"))

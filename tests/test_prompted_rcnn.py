@@ -9,8 +9,8 @@ from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from boxsup_d2 import modeling  # noqa: F401  (registers)
 from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.modeling import meta_arch, roi_heads  # noqa: F401  (registers)
 
 SIZES = [(48, 64), (50, 36)]
 

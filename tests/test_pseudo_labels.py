@@ -18,22 +18,22 @@ from pycocotools import mask as mask_util
 from test_labelling import NAME, FakeBoxToMask, make_cfg, make_source, with_some_masks
 from torch import nn
 
+from boxsup_d2.crf.refine import CRFRefinedModel
 from boxsup_d2.data.datasets import register_dataset, register_pseudo_masks
+from boxsup_d2.data.formats.pseudo_masks import read_provenance
 from boxsup_d2.data.images import read_label_map
-from boxsup_d2.engine.labelling import build_provenance, label_datasets, pseudo_mask_path
-from boxsup_d2.engine.round_plan import pseudo_mask_files
-from boxsup_d2.engine.round_state import _drop_equal_labels, _keep_labels
-from boxsup_d2.modeling.meta_arch.box_to_mask import fill_boxes
-from boxsup_d2.pseudo_masks.format import read_provenance
-from boxsup_d2.pseudo_masks.label_map import (
+from boxsup_d2.labelling.driver import build_provenance, label_datasets, pseudo_mask_path
+from boxsup_d2.labelling.sem_seg_writer import SemSegLabelWriter, png_names
+from boxsup_d2.masks.label_map import (
     covering_boxes,
     label_map,
     paint_known,
     prompted_label_map,
     rasterize_boxes,
 )
-from boxsup_d2.pseudo_masks.refine import CRFRefinedModel
-from boxsup_d2.pseudo_masks.sem_seg_writer import SemSegLabelWriter, png_names
+from boxsup_d2.modeling.box_to_mask import fill_boxes
+from boxsup_d2.rounds.plan import pseudo_mask_files
+from boxsup_d2.rounds.state import _drop_equal_labels, _keep_labels
 
 PROMPTED = {99, 98, 97, 95, 94, 93}  # images of make_source() with a box
 ALL = {100, 96, *PROMPTED}
@@ -293,7 +293,7 @@ def test_interrupted_labelling_goes_on(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("boxsup_d2.pseudo_masks.format._write_list", full)
+        patch.setattr("boxsup_d2.data.formats.pseudo_masks._write_list", full)
         with pytest.raises(OSError, match=r"sem_seg\.json.*disk is full.*6 labelled images are kept"):
             label(cfg, log=str(log))
     asked = [int(line) for line in log.read_text().split()]

@@ -15,28 +15,21 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as mask_util
 from torch.nn import functional as F
 
-from boxsup_d2.pseudo_masks import (
-    box_iou_exact,
-    mask_confidence,
-    merge_image,
-    merge_masks,
-    min_max_normalize,
-    paste_masks,
-    published_confidence,
-    refine,
-)
-from boxsup_d2.pseudo_masks import format as file_format
-from boxsup_d2.pseudo_masks.label_map import rasterize_boxes
-from boxsup_d2.pseudo_masks.paste import paste_patches
-from boxsup_d2.pseudo_masks.refine import (
+from boxsup_d2.crf import refine
+from boxsup_d2.crf.refine import (
     CRF_RESNET101,
     CRF_VGG16,
     CRFRefinedModel,
     dense_crf,
     refine_instance_masks,
 )
-from boxsup_d2.pseudo_masks.rle import decode, empty_rle, encode_window, has_mask
-from boxsup_d2.pseudo_masks.shards import MaskShardIndex, ShardWriter, mask_record
+from boxsup_d2.data.formats import pseudo_masks as file_format
+from boxsup_d2.labelling.shards import MaskShardIndex, ShardWriter, mask_record
+from boxsup_d2.masks.confidence import box_iou_exact, mask_confidence, published_confidence
+from boxsup_d2.masks.label_map import rasterize_boxes
+from boxsup_d2.masks.merge import merge_image, merge_masks
+from boxsup_d2.masks.paste import min_max_normalize, paste_masks, paste_patches
+from boxsup_d2.masks.rle import decode, empty_rle, encode_window, has_mask
 
 
 def iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,8 @@ from detectron2.utils import comm
 from test_labelling import NAME, labelled, make_cfg, make_source
 
 from boxsup_d2.data.datasets import register_coco_boxes
-from boxsup_d2.engine.labelling import label_datasets, pseudo_mask_path
-from boxsup_d2.pseudo_masks.format import read_pseudo_masks
+from boxsup_d2.data.formats.pseudo_masks import read_pseudo_masks
+from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
 
 
 def worker(jobs: list[tuple[str, str, float]]) -> None:

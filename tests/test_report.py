@@ -17,17 +17,17 @@ import pytest
 from report_files import CLASSES, decoded, make_files, rle
 from test_labelling import NAME, make_cfg, make_source
 
+from boxsup_d2.data.formats.pseudo_masks import provenance_digest, read_provenance
 from boxsup_d2.data.images import encode_label_map
-from boxsup_d2.engine import label_report
-from boxsup_d2.engine.labelling import label_datasets, pseudo_mask_path
-from boxsup_d2.engine.round_inputs import Settings, split_settings
 from boxsup_d2.evaluation import mask_iou, summarize_box_to_mask
-from boxsup_d2.pseudo_masks.format import provenance_digest, read_provenance
+from boxsup_d2.labelling import report as label_report
+from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
 from boxsup_d2.report import MaskSet, write_report
 from boxsup_d2.report.drawing import Canvas, crop_window
 from boxsup_d2.report.mask_sets import load_collection, spread
 from boxsup_d2.report.render import Measured, Renderer, render_scenes
 from boxsup_d2.report.statistics import MEASURES, class_rows, histogram, summary_rows
+from boxsup_d2.same_work import Settings, split_settings
 
 
 class Page(html.parser.HTMLParser):
@@ -496,7 +496,7 @@ def test_page_that_fails_is_a_warning(tmp_path, monkeypatch, caplog):
     results = label_datasets(cfg, build_model(cfg))
     assert results[NAME]["pseudo_masks"]["instances"] > 0
     assert os.path.exists(pseudo_mask_path(cfg.OUTPUT_DIR, NAME))
-    warnings = [r.getMessage() for r in caplog.records if r.name == "boxsup_d2.engine.label_report"]
+    warnings = [r.getMessage() for r in caplog.records if r.name == "boxsup_d2.labelling.report"]
     assert len(warnings) == 1
     assert "OSError: the disk is full" in warnings[0]
 

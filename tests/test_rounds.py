@@ -14,12 +14,15 @@ import pytest
 import yaml
 from detectron2.data import DatasetCatalog
 
+from boxsup_d2.config import load_config
 from boxsup_d2.data.datasets import register_pseudo_masks_from_cfg
-from boxsup_d2.engine import rounds as rounds_module
-from boxsup_d2.engine.defaults import default_argument_parser, load_config
-from boxsup_d2.engine.round_inputs import check_inputs, input_files, split_settings
-from boxsup_d2.engine.round_state import RoundsState
-from boxsup_d2.engine.rounds import run_rounds
+from boxsup_d2.engine.defaults import default_argument_parser
+from boxsup_d2.rounds import runner as rounds_module
+from boxsup_d2.rounds.inputs import check_inputs, input_files
+from boxsup_d2.rounds.runner import run_rounds
+from boxsup_d2.rounds.state import RoundsState
+from boxsup_d2.same_work import split_settings
+from boxsup_d2.utils import processes
 
 LABELLED = "voc_2012_train_box"  # registered on import, its files are never opened here
 
@@ -106,7 +109,7 @@ class Project:
 
     def run(self, *words: str):
         args = default_argument_parser().parse_args(["--config-file", str(self.rounds_file()), *words])
-        return run_rounds(load_config(args.config_file, args.opts), args, self.run_step)
+        return run_rounds(load_config(args.config_file, args.opts), args)
 
     def state(self):
         return json.loads((self.out / "rounds.json").read_text())["steps"]
@@ -116,7 +119,11 @@ class Project:
 def project(tmp_path, monkeypatch):
     # After every step the runner looks for garbage, which takes 0.1 s in a process with all of torch in it.
     monkeypatch.setattr(rounds_module.gc, "collect", lambda: 0)
-    yield Project(tmp_path)
+    made = Project(tmp_path)
+    monkeypatch.setattr(
+        rounds_module, "run_step", lambda cfg, *, trainer_class, **options: made.run_step(cfg, **options)
+    )
+    yield made
     name = f"{LABELLED}_pseudo"
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
@@ -436,26 +443,18 @@ def test_absent_data_is_not_missed_but_told(project, files, caplog):
     project.run()
     assert project.run_step.names() == []
     assert project.state() == before
-    warned = [record.getMessage() for record in caplog.records if record.name == "boxsup_d2.engine.round_state"]
+    warned = [record.getMessage() for record in caplog.records if record.name == "boxsup_d2.rounds.state"]
     assert [str(files["list"]) in text for text in warned] == [True, False]  # once, though two steps know it
     assert str(files["weights"]) in warned[1]
 
 
-@pytest.mark.parametrize("labelling_changes", [False, True])
-def test_state_of_a_former_version(project, files, labelling_changes):
-    """It knew nothing of files, and labelling settings were among those of training."""
-    state = project.state()
-    older = json.loads(json.dumps(state))
-    for entry in older.values():
-        del entry["inputs"]
-        entry.update(hash="0" * 64, settings={**entry["settings"], **entry.pop("labelling")})
-    (project.out / "rounds.json").write_text(json.dumps({"version": 1, "steps": older}))
-    if labelling_changes:
-        project.steps[1]["OPTS"] = ["PSEUDO_MASKS.CRF", True]
+def test_state_that_lacks_something_is_refused(project):
     project.run()
-    assert project.run_step.names() == (["fill", "tune"] if labelling_changes else [])
-    if not labelling_changes:
-        assert project.state() == state
+    steps = project.state()
+    del steps["joint"]["hash"]
+    (project.out / "rounds.json").write_text(json.dumps({"version": 1, "steps": steps}))
+    with pytest.raises(ValueError, match=r"rounds\.json is damaged.*joint lacks hash.*good copy"):
+        project.run()
 
 
 def test_files_of_every_kind_of_data_set(tmp_path, monkeypatch):
@@ -465,7 +464,7 @@ def test_files_of_every_kind_of_data_set(tmp_path, monkeypatch):
     words += ["DATASETS.PSEUDO_MASKS", (str(external), "joint/made_pseudo.json"), "MODEL.WEIGHTS", "detectron2://x.pkl"]
     words += ["PSEUDO_MASKS.DATASETS", ("voc_2007_train",)]
     cfg = load_config("", words)
-    files = input_files(cfg, trains=True, given_weights=True, given_segmenter=True, made={"made_pseudo"})
+    files = input_files(cfg, trains=True, from_steps=(), made={"made_pseudo"})
     assert {key: file.anew for key, file in files.items()} == {
         "coco_2017_train_box/instances_train2017.json": True,
         "dut_tr_single/DUTS-TR-Mask-single": True,
@@ -485,13 +484,14 @@ def test_files_of_every_kind_of_data_set(tmp_path, monkeypatch):
     (images / "b.jpg").touch()
     assert [file.path for file in check_inputs(files, known).changed] == [str(images)]
     with_segmenter = cfg.clone()
+    with_segmenter.MODEL.META_ARCHITECTURE = "LPG"
     with_segmenter.MODEL.LPG.SEGMENTER_CONFIG, with_segmenter.MODEL.LPG.SEGMENTER_WEIGHTS = "s.yaml", "s.pth"
     found = [
-        set(input_files(with_segmenter, trains=True, given_weights=True, given_segmenter=given, made={"made_pseudo"}))
-        for given in (True, False)
+        set(input_files(with_segmenter, trains=True, from_steps=from_steps, made={"made_pseudo"}))
+        for from_steps in ((), ("MODEL.LPG.SEGMENTER_CONFIG", "MODEL.LPG.SEGMENTER_WEIGHTS"))
     ]
     assert found[0] - found[1] == {"MODEL.LPG.SEGMENTER_CONFIG/s.yaml", "MODEL.LPG.SEGMENTER_WEIGHTS/s.pth"}
-    only_labels = input_files(cfg, trains=False, given_weights=False, given_segmenter=False, made=())
+    only_labels = input_files(cfg, trains=False, from_steps=("MODEL.WEIGHTS",), made=())
     assert {key: file.anew for key, file in only_labels.items()} == {"voc_2007_train/train.txt": False}
 
 
@@ -622,7 +622,7 @@ def test_state_is_whole_when_writing_it_fails(project, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(RuntimeError, match=r"cannot be written.*No space left.*OUTPUT_DIR <folder>"):
+    with pytest.raises(RuntimeError, match=r"cannot be written.*disk is full.*OUTPUT_DIR <folder>"):
         project.run()
     assert project.state() == before
 
@@ -752,7 +752,7 @@ from boxsup_d2.engine.defaults import default_argument_parser
 from boxsup_d2.engine.launch import launch
 from detectron2.utils import comm
 
-def slow_step(cfg, *, resume, eval_only):
+def slow_step(cfg, *, resume, eval_only, trainer_class):
     '''Appends MAX_ITER lines to a file, slowly; resumes by going on behind the last one.'''
     rank, folder = comm.get_rank(), cfg.OUTPUT_DIR
     path = os.path.join(folder, f"lines.{rank}")
@@ -771,7 +771,8 @@ def slow_step(cfg, *, resume, eval_only):
         open(os.path.join(folder, "model_final.pth"), "w").close()
     return {"box_to_mask": {"mIoU*": 0.5}} if rank == 0 else {}
 
-train_net.run_step = slow_step
+import boxsup_d2.rounds.runner
+boxsup_d2.rounds.runner.run_step = slow_step
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
     launch(train_net.main, args.num_gpus, dist_url="auto", args=(args,))
@@ -851,12 +852,12 @@ def test_killed_run_goes_on(tmp_path, project_root, processes):
 
 def test_ranks_follow_rank_0(monkeypatch):
     """What rank 0 raises is raised everywhere; what it finds is found everywhere (here: by a rank that is not 0)."""
-    monkeypatch.setattr(rounds_module.comm, "is_main_process", lambda: False)
-    monkeypatch.setattr(rounds_module.comm, "all_gather", lambda mine: [("found", None), mine])
-    assert rounds_module._on_main(lambda: pytest.fail("ran on rank 1")) == "found"
-    monkeypatch.setattr(rounds_module.comm, "all_gather", lambda mine: [(None, RuntimeError("disk full")), mine])
+    monkeypatch.setattr(processes.comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(processes.comm, "all_gather", lambda mine: [("found", None), mine])
+    assert processes.run_on_main(lambda: pytest.fail("ran on rank 1")) == "found"
+    monkeypatch.setattr(processes.comm, "all_gather", lambda mine: [(None, RuntimeError("disk full")), mine])
     with pytest.raises(RuntimeError, match="disk full"):
-        rounds_module._on_main(lambda: None)
+        processes.run_on_main(lambda: None)
 
 
 def test_state_without_a_file(tmp_path):

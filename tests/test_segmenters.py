@@ -16,11 +16,11 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from boxsup_d2.checkpoint import BoxSupCheckpointer
 from boxsup_d2.checkpoint.checkpointer import recognise
-from boxsup_d2.checkpoint.segmenter_formats import convert_torchvision_vgg16, is_torchvision_vgg16
 from boxsup_d2.config import add_boxsup_config
+from boxsup_d2.modeling import DeepLabSegmentor, MultiScaleSegmentor
 from boxsup_d2.modeling.backbone import DilatedResNet, VGG16LargeFOV
-from boxsup_d2.modeling.meta_arch import DeepLabSegmentor, MultiScaleSegmentor
-from boxsup_d2.modeling.meta_arch.deeplab import reduce_labels
+from boxsup_d2.modeling.deeplab.checkpoints import convert_torchvision_vgg16, is_torchvision_vgg16
+from boxsup_d2.modeling.deeplab.meta_arch import reduce_labels
 from boxsup_d2.modeling.sem_seg_heads import ASPPSumHead, LargeFOVHead
 
 BGR_MEAN = [104.008, 116.669, 122.675]

@@ -19,6 +19,9 @@ from PIL import Image
 from torch import nn
 
 from boxsup_d2.config import add_boxsup_config
+from boxsup_d2.crf.pool import CRFPool, refine_label_map
+from boxsup_d2.crf.refine import CRF_RESNET101, CRFRefinedModel
+from boxsup_d2.crf.workers import default_workers
 from boxsup_d2.engine.trainer import _tested_model
 from boxsup_d2.evaluation import (
     BoxToMaskEvaluator,
@@ -28,10 +31,7 @@ from boxsup_d2.evaluation import (
     confusion_matrix,
     summarize_semantic,
 )
-from boxsup_d2.evaluation.crf_pool import CRFPool, refine_label_map
-from boxsup_d2.modeling.meta_arch import MultiScaleSegmentor
-from boxsup_d2.pseudo_masks.crf_workers import default_workers
-from boxsup_d2.pseudo_masks.refine import CRF_RESNET101, CRFRefinedModel
+from boxsup_d2.modeling import MultiScaleSegmentor
 
 CLASSES = ["background", "cat", "dog", "cow"]
 H, W = 12, 16
@@ -376,7 +376,7 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang():
 
 _KILLED = """
 import os, signal
-from boxsup_d2.pseudo_masks.crf_workers import start_workers
+from boxsup_d2.crf.workers import start_workers
 
 pool = start_workers(2)
 list(pool.map(abs, range(8)))

@@ -7,19 +7,18 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import AMPTrainer, SimpleTrainer
-from detectron2.solver import build_optimizer
+from detectron2.solver import build_optimizer as build_detectron2_optimizer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.data.toy_scenes import write_toy_datasets
+from boxsup_d2.config import add_boxsup_config, load_config
 from boxsup_d2.engine.accumulation import build_inner_trainer
-from boxsup_d2.engine.defaults import load_config
-from boxsup_d2.engine.solver import SteppedPolynomial, lr_factors, make_lr_scheduler, make_optimizer
+from boxsup_d2.engine.solver import SteppedPolynomial, build_lr_scheduler, build_optimizer, lr_factors
 from boxsup_d2.engine.trainer import Trainer
 from boxsup_d2.modeling.sem_seg_heads import ASPPSumHead, LargeFOVHead
+from boxsup_d2.toy.scenes import write_toy_datasets
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,7 +48,7 @@ def settings(optimizer, model):
 def test_published_deeplab_recipe_of_learning_rates_and_weight_decays(cfg):
     cfg.SOLVER.BIAS_LR_FACTOR, cfg.SOLVER.WEIGHT_DECAY_BIAS = 2.0, 0.0
     model = Segmentor(LargeFOVHead(in_feature="x", in_channels=4, num_classes=2, hidden_channels=8))
-    found = settings(make_optimizer(cfg, model), model)
+    found = settings(build_optimizer(cfg, model), model)
     assert found["backbone.0.weight"] == pytest.approx((0.001, 0.0005))
     assert found["backbone.0.bias"] == pytest.approx((0.002, 0))
     assert found["sem_seg_head.fc7.weight"] == pytest.approx((0.001, 0.0005))
@@ -57,7 +56,7 @@ def test_published_deeplab_recipe_of_learning_rates_and_weight_decays(cfg):
     assert found["sem_seg_head.fc8.weight"] == pytest.approx((0.01, 0.0005))
     assert found["sem_seg_head.fc8.bias"] == pytest.approx((0.02, 0))
     model = Segmentor(ASPPSumHead(in_feature="x", in_channels=4, num_classes=2))
-    found = settings(make_optimizer(cfg, model), model)
+    found = settings(build_optimizer(cfg, model), model)
     for i in range(4):
         assert found[f"sem_seg_head.convs.{i}.weight"] == pytest.approx((0.01, 0.0005))
         assert found[f"sem_seg_head.convs.{i}.bias"] == pytest.approx((0.02, 0))
@@ -66,8 +65,8 @@ def test_published_deeplab_recipe_of_learning_rates_and_weight_decays(cfg):
 def test_schedule_keeps_the_ratios(cfg):
     cfg.SOLVER.LR_SCHEDULER_NAME, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER = "WarmupPolyLR", 0, 10
     model = Segmentor(ASPPSumHead(in_feature="x", in_channels=4, num_classes=2))
-    optimizer = make_optimizer(cfg, model)
-    scheduler = make_lr_scheduler(cfg, optimizer)
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
     for _ in range(4):
         optimizer.step()
         scheduler.step()
@@ -79,7 +78,7 @@ def test_schedule_keeps_the_ratios(cfg):
 def test_models_without_factors_have_detectron2s_groups(cfg):
     cfg.SOLVER.WEIGHT_DECAY_NORM, cfg.SOLVER.MOMENTUM, cfg.SOLVER.NESTEROV = 0.0, 0.8, True
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    ours, theirs = make_optimizer(cfg, model), build_optimizer(cfg, model)
+    ours, theirs = build_optimizer(cfg, model), build_detectron2_optimizer(cfg, model)
     assert type(ours) is type(theirs)
     assert ours.state_dict() == theirs.state_dict()
 
@@ -107,14 +106,14 @@ def test_adam_takes_weight_decay_for_an_l2_penalty(cfg):
     cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR = "ADAM", 0.1
     model = nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(3.0)
-    optimizer = make_optimizer(cfg, model)
+    optimizer = build_optimizer(cfg, model)
     model.weight.grad = torch.zeros_like(model.weight)
     optimizer.step()
     # Adam divides the penalty's gradient by its own size: one whole step of the learning rate.
     assert model.weight.item() == pytest.approx(2.9, abs=1e-4)
     cfg.SOLVER.OPTIMIZER = "LION"
     with pytest.raises(ValueError, match="LION"):
-        make_optimizer(cfg, model)
+        build_optimizer(cfg, model)
 
 
 def test_gradient_clipping_reaches_every_optimizer(cfg):
@@ -123,7 +122,7 @@ def test_gradient_clipping_reaches_every_optimizer(cfg):
     for name in ("SGD", "ADAM", "ADAMW"):
         cfg.SOLVER.OPTIMIZER = name
         model = nn.Linear(1, 1, bias=False)
-        optimizer = make_optimizer(cfg, model)
+        optimizer = build_optimizer(cfg, model)
         model.weight.grad = torch.full_like(model.weight, 4.0)
         optimizer.step()
         assert model.weight.grad.item() == 0.25

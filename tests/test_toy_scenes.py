@@ -15,17 +15,17 @@ pytest.importorskip("skimage", reason="the toy scenes are cut from photographs i
 
 from pycocotools import mask as mask_util
 
-from boxsup_d2.data import toy_scenes
 from boxsup_d2.data.images import voc_palette
-from boxsup_d2.data.toy_composer import Composer
-from boxsup_d2.data.toy_scenes import (
+from boxsup_d2.toy import scenes as toy_scenes
+from boxsup_d2.toy.composer import Composer
+from boxsup_d2.toy.scenes import (
     FAMILIES,
     TRAIN_PHOTOS,
     VAL_PHOTOS,
     generate_scenes,
     write_toy_datasets,
 )
-from boxsup_d2.data.toy_shapes import draw_shape, load_photos, random_texture, render_texture
+from boxsup_d2.toy.shapes import draw_shape, load_photos, random_texture, render_texture
 
 COUNTS = {"num_train": 8, "num_salient": 4, "num_val": 4, "size": 128}
 

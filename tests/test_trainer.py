@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from boxsup_d2.checkpoint import BoxSupCheckpointer
-from boxsup_d2.data.toy_scenes import write_toy_datasets
-from boxsup_d2.engine.defaults import load_config
+from boxsup_d2.config import load_config
 from boxsup_d2.engine.step import _joined, run_step
 from boxsup_d2.engine.trainer import Trainer
+from boxsup_d2.toy.scenes import write_toy_datasets
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [

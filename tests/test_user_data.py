@@ -18,7 +18,7 @@ from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data.build import JointDataset, box_samples, build_train_loader
 from boxsup_d2.data.dataset_mappers.box_crop import BoxCropDatasetMapper
 from boxsup_d2.data.datasets import load_coco_boxes, load_coco_masks, register_listed
-from boxsup_d2.engine.round_inputs import split_settings
+from boxsup_d2.same_work import split_settings
 
 MASK = np.zeros((40, 60), np.uint8)
 MASK[10:30, 20:30] = 1  # the left half of the box 20, 10, 20, 20

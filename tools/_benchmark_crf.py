@@ -11,9 +11,9 @@ import numpy as np
 from _benchmark_loader import HEIGHT, WIDTH
 from _benchmark_timing import Result, interleaved
 
-from boxsup_d2.evaluation.crf_pool import CRFPool, refine_label_map
-from boxsup_d2.pseudo_masks.crf_workers import default_workers
-from boxsup_d2.pseudo_masks.refine import CRF_VGG16
+from boxsup_d2.crf.pool import CRFPool, refine_label_map
+from boxsup_d2.crf.refine import CRF_VGG16
+from boxsup_d2.crf.workers import default_workers
 
 
 def crf_inputs(count: int, classes: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:

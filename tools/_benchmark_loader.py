@@ -22,10 +22,10 @@ from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data.build import JointDataset, box_samples
 from boxsup_d2.data.dataset_mappers import BoxCropDatasetMapper, BoxPromptDatasetMapper
 from boxsup_d2.data.dataset_mappers.box_crop import clip_box
-from boxsup_d2.data.toy_scenes import TRAIN_PHOTOS, VAL_PHOTOS
-from boxsup_d2.data.toy_shapes import load_photos
-from boxsup_d2.modeling.meta_arch.box_to_mask import truncate_boxes
-from boxsup_d2.modeling.meta_arch.boxcaseg import BoxCaseg
+from boxsup_d2.modeling.box_to_mask import truncate_boxes
+from boxsup_d2.modeling.boxcaseg.meta_arch import BoxCaseg
+from boxsup_d2.toy.scenes import TRAIN_PHOTOS, VAL_PHOTOS
+from boxsup_d2.toy.shapes import load_photos
 
 WIDTH, HEIGHT = 500, 375  # of VOC's images
 TRAIN_SIZE, TEST_SIZE = 288, 320  # sides of BoxCaseg's crops

@@ -15,10 +15,10 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 import boxsup_d2
-from boxsup_d2.modeling.backbone import build_hourglass_backbone
-from boxsup_d2.modeling.frozen_segmenter import FrozenSegmenter
-from boxsup_d2.modeling.meta_arch import LPG
-from boxsup_d2.pseudo_masks.label_map import rasterize_boxes
+from boxsup_d2.masks.label_map import rasterize_boxes
+from boxsup_d2.modeling import LPG
+from boxsup_d2.modeling.lpg import HourglassBackbone, build_hourglass_backbone
+from boxsup_d2.modeling.lpg.frozen_segmenter import FrozenSegmenter
 
 CLASSES = 60  # of COCO without VOC's
 TARGET = 1.5
@@ -52,7 +52,7 @@ def generator(with_segmenter: bool, device: str) -> LPG:
     if with_segmenter:
         names = ["background", *(f"class {label}" for label in range(CLASSES))]
         arguments["segmenter"] = FrozenSegmenter(ThinSegmenter(), names, "BGR")
-        arguments["backbone"] = boxsup_d2.backbone.HourglassBackbone(in_channels=5)
+        arguments["backbone"] = HourglassBackbone(in_channels=5)
     model = LPG(**arguments).to(device).eval()
     with torch.no_grad():
         noise = torch.randn(1, model.in_channels, 256, 256, device=device)

@@ -17,7 +17,7 @@ from _benchmark_loader import HEIGHT, WIDTH, random_boxes
 from _benchmark_timing import Result, interleaved
 from pycocotools import mask as mask_util
 
-from boxsup_d2.pseudo_masks import merge_image
+from boxsup_d2.masks.merge import merge_image
 
 INSTANCES_PER_IMAGE = 2.5  # of VOC, about
 

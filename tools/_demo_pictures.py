@@ -15,10 +15,10 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
 from boxsup_d2.checkpoint import BoxSupCheckpointer
+from boxsup_d2.config import load_config
 from boxsup_d2.data import build_test_loader
 from boxsup_d2.data.datasets import register_pseudo_masks
 from boxsup_d2.data.images import read_image
-from boxsup_d2.engine.defaults import load_config
 from boxsup_d2.engine.trainer import Trainer
 
 # Well apart on a screen and for most colour-blind eyes (Okabe and Ito), B, G, R.

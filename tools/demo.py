@@ -77,7 +77,7 @@ def shown(path: Path) -> str:
 
 def write_scenes(root: Path) -> None:
     """Write the toy data sets, unless they are there."""
-    from boxsup_d2.data.toy_scenes import write_toy_datasets
+    from boxsup_d2.toy.scenes import write_toy_datasets
 
     write_toy_datasets(root)
 

@@ -29,13 +29,13 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from torch import nn
 
 import boxsup_d2  # noqa: F401 - registers data sets and networks
-from boxsup_d2.checkpoint import BoxSupCheckpointer
+from boxsup_d2.checkpoint import load_trained
+from boxsup_d2.config import load_config
+from boxsup_d2.crf.refine import CRFRefinedModel
 from boxsup_d2.data.datasets import register_coco_masks, register_listed
 from boxsup_d2.data.images import read_image
-from boxsup_d2.engine.defaults import load_config
 from boxsup_d2.evaluation.ground_truth import ImageTruth, load_ground_truth
 from boxsup_d2.evaluation.metrics import bootstrap_interval, mask_iou, summarize_box_to_mask
-from boxsup_d2.pseudo_masks.refine import CRFRefinedModel
 
 
 @dataclass
@@ -67,8 +67,7 @@ def main() -> None:
     cfg = load_config(args.config_file, ["MODEL.DEVICE", args.device, *args.opts])
     register_listed(cfg.DATASETS.REGISTER)
     model = build_model(cfg).eval()
-    if args.weights:
-        BoxSupCheckpointer(model).load(args.weights)
+    load_trained(model, args.weights)
     if args.crf:
         model = CRFRefinedModel(model, workers=1)
     rows, objects = [], {}

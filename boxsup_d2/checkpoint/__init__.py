@@ -1,20 +1,14 @@
 """Checkpoints: Detectron2's format, the published systems', and weights that come inside Python packages."""
 
 from boxsup_d2.checkpoint.checkpointer import BoxSupCheckpointer, PackagePathHandler, WholeCheckpointer, load_trained
-from boxsup_d2.checkpoint.formats import (
-    convert_efficientnet_lite,
-    convert_published_boxcaseg,
-    convert_published_hourglass,
-    grow_input_channels,
-)
+from boxsup_d2.checkpoint.formats import CheckpointFormat, grow_input_channels, register_checkpoint_format
 
 __all__ = [
     "BoxSupCheckpointer",
+    "CheckpointFormat",
     "PackagePathHandler",
     "WholeCheckpointer",
-    "convert_efficientnet_lite",
-    "convert_published_boxcaseg",
-    "convert_published_hourglass",
     "grow_input_channels",
     "load_trained",
+    "register_checkpoint_format",
 ]

@@ -2,36 +2,43 @@
 
 import importlib.util
 import logging
-import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+import safetensors.torch
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
+from safetensors import SafetensorError
 from torch import nn
 
-from boxsup_d2.checkpoint.formats import (
-    convert_efficientnet_lite,
-    convert_published_boxcaseg,
-    convert_published_hourglass,
-    grow_input_channels,
-    is_efficientnet_lite,
-    is_published_boxcaseg,
-    is_published_hourglass,
-)
-from boxsup_d2.checkpoint.segmenter_formats import SEGMENTER_FORMATS
+from boxsup_d2.checkpoint.formats import find_format, grow_input_channels
+from boxsup_d2.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class PromptedNetwork(Protocol):
+    """A network whose input has more channels than an image.
+
+    Attributes:
+        input_convolution: name of its first convolution's weight, which grows where a checkpoint's takes fewer
+            channels; "": it has none.
+        input_help: what an error says of a checkpoint with other channels.
+    """
+
+    input_convolution: str
+    input_help: str
 
 
 class BoxSupCheckpointer(DetectionCheckpointer):
     """Loads, beside Detectron2's formats, published checkpoints and ImageNet weights of other projects.
 
-    A model that takes more than an image names its first convolution's weight in an attribute ``input_convolution``:
-    weights for fewer input channels, an ImageNet network's for instance, are then grown to fit.
+    Of a :class:`PromptedNetwork`, weights for fewer input channels, an ImageNet network's for instance, are grown to
+    fit.
 
     ``.pth`` files are read with torch's safe loader, which runs no code. Checkpoints are written under a temporary
     name and moved into place, so that a kill or a full disk never leaves half a checkpoint as the last one.
@@ -61,10 +68,8 @@ class BoxSupCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file that ``--resume`` loads, in one atomic step."""
-        marker = Path(self.save_dir) / "last_checkpoint"
-        partial = marker.with_suffix(".partial")
-        partial.write_text(last_filename_basename)
-        os.replace(partial, marker)
+        with atomic_write(Path(self.save_dir) / "last_checkpoint") as file:
+            file.write(last_filename_basename)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
@@ -72,6 +77,8 @@ class BoxSupCheckpointer(DetectionCheckpointer):
                 # Said in full, since torch's own default was the unsafe one before 2.6.
                 loaded = torch.load(filename, map_location="cpu", weights_only=True)
                 loaded = loaded if "model" in loaded else {"model": loaded}
+            elif filename.endswith(".safetensors"):
+                loaded = {"model": safetensors.torch.load_file(filename)}
             else:
                 loaded = super()._load_file(filename)
         except pickle.UnpicklingError as error:
@@ -80,9 +87,9 @@ class BoxSupCheckpointer(DetectionCheckpointer):
                 "because it could run code. If you trust its source, convert it once with tools/convert_checkpoint.py "
                 "--trust."
             ) from error
-        except (RuntimeError, EOFError, OSError) as error:
+        except (RuntimeError, EOFError, OSError, SafetensorError) as error:
             raise RuntimeError(
-                f"cannot read checkpoint '{filename}': {error}. Is it complete, and a .pth file?"
+                f"cannot read checkpoint '{filename}': {error}. Is it complete, and a .pth or .safetensors file?"
             ) from error
         return recognise(loaded)
 
@@ -92,9 +99,8 @@ class BoxSupCheckpointer(DetectionCheckpointer):
             # Names' ends say nothing where a model holds the same network twice.
             checkpoint["model"] = {prefix + key: value for key, value in checkpoint["model"].items()}
             checkpoint["matching_heuristics"] = False
-        name = getattr(self.model, "input_convolution", "")
-        if name:
-            self._grow_input(checkpoint, name)
+        if isinstance(self.model, PromptedNetwork) and self.model.input_convolution:
+            self._grow_input(checkpoint, self.model.input_convolution)
         return super()._load_model(checkpoint)
 
     def _grow_input(self, checkpoint: dict[str, Any], name: str) -> None:
@@ -114,7 +120,7 @@ class BoxSupCheckpointer(DetectionCheckpointer):
         except ValueError as error:
             raise RuntimeError(
                 f"checkpoint parameter '{key}': {error}. MODEL.WEIGHTS is of a network that sees more than this "
-                "config's: an LPG generator that was trained with a segmenter needs MODEL.LPG.SEGMENTER_CONFIG."
+                f"config's. {self.model.input_help}"
             ) from error
         logger.info(
             "Checkpoint parameter '%s' grown from %d to %d input channels, the new ones zero and in front",
@@ -145,15 +151,8 @@ def save_atomically(content: dict[str, Any], path: Path) -> None:
     Raises:
         OSError, RuntimeError: the file cannot be written; an older one is untouched.
     """
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path, binary=True) as file:
+        torch.save(content, file)
 
 
 class WholeCheckpointer(BoxSupCheckpointer):
@@ -223,11 +222,8 @@ def load_trained(model: nn.Module, weights: str) -> None:
             f"MODEL.WEIGHTS is empty, but nothing trains this {type(model).__name__}: name its trained weights."
         )
     fix = "Give the config that the checkpoint was trained with, or a checkpoint of this one."
-    if getattr(model, "input_convolution", ""):
-        fix += (
-            " An LPG generator that was trained with a segmenter (5 input channels) needs "
-            "MODEL.LPG.SEGMENTER_CONFIG and MODEL.LPG.SEGMENTER_WEIGHTS; one without (4) must not have them."
-        )
+    if isinstance(model, PromptedNetwork) and model.input_convolution:
+        fix += f" {model.input_help}"
     WholeCheckpointer(model, what="MODEL.WEIGHTS", fix=fix).load_whole(weights)
 
 
@@ -244,20 +240,12 @@ def recognise(loaded: dict[str, Any]) -> dict[str, Any]:
     state = loaded["model"]
     if isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if is_published_boxcaseg(state):
-        logger.info("Published BoxCaseg checkpoint: parameters renamed")
-        return {"model": convert_published_boxcaseg(state)}
-    if is_published_hourglass(state):
-        logger.info("Published LPG generator: parameters renamed")
-        return {"model": convert_published_hourglass(state)}
-    if is_efficientnet_lite(state):
-        logger.info("EfficientNet-lite0 (ImageNet) weights: parameters renamed")
-        return {"model": convert_efficientnet_lite(state), "matching_heuristics": True}
-    for known in SEGMENTER_FORMATS:
-        if known.recognises(state):
-            logger.info("%s: parameters renamed", known.description)
-            return {"model": known.convert(state)}
-    return loaded
+    known = find_format(state)
+    if known is None:
+        return loaded
+    logger.info("Checkpoint of %s: parameters renamed", known.name)
+    converted: dict[str, Any] = {"model": known.convert(state)}
+    return {**converted, "matching_heuristics": True} if known.backbone else converted
 
 
 class PackagePathHandler(PathHandler):

@@ -15,25 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from boxsup_d2 import __version__
 from boxsup_d2.checkpoint.checkpointer import recognise, save_atomically
-from boxsup_d2.checkpoint.formats import is_efficientnet_lite, is_published_boxcaseg, is_published_hourglass
+from boxsup_d2.checkpoint.formats import CheckpointFormat, find_format, known_formats
+from boxsup_d2.version import __version__
 
-BOXCASEG = "published BoxCaseg"
-HOURGLASS = "published LPG generator"
-# The published networks took RGB in 0..1 minus these / 255; in 0..255, as Detectron2 has it, that is a std of 255.
-BOXCASEG_MEAN = [102.9801, 115.9465, 122.7717]
-BOXCASEG_STD = [255.0, 255.0, 255.0]
-BOXCASEG_HELP = f"""\
-Its inputs were normalised in its own way. Use it with
-  MODEL.PIXEL_MEAN "{BOXCASEG_MEAN}" MODEL.PIXEL_STD "{BOXCASEG_STD}" INPUT.FORMAT RGB"""
-# The published LPG networks took B, G, R in 0..255 minus these, undivided.
-LPG_MEAN = [104.008, 116.669, 122.675]
-LPG_STD = [1.0, 1.0, 1.0]
-HOURGLASS_HELP = f"""\
-It is a MODEL.META_ARCHITECTURE LPG on MODEL.BACKBONE.NAME build_hourglass_backbone. Its inputs were normalised thus:
-  MODEL.PIXEL_MEAN "{LPG_MEAN}" MODEL.PIXEL_STD "{LPG_STD}" INPUT.FORMAT BGR"""
-HELP = {BOXCASEG: BOXCASEG_HELP, HOURGLASS: HOURGLASS_HELP}
 # Follows the form in the "__author__" of what is written, by which a converted file can be told from one of ours.
 _CONVERTED_BY = ", converted by boxsup_d2"
 
@@ -122,20 +107,21 @@ def convert(content: Any) -> tuple[str, dict[str, Any]]:
     """
     native, state = _parameters(content)
     model = _tensors(state, extras_allowed=native)
-    form = _known_form(model)
-    if not form and not (native and model):
-        raise ValueError(f"unknown form, not BoxCaseg's, LPG's or Detectron2's; it holds {_first_names(state)}")
-    form = form or "Detectron2's form"
+    known = find_format(model)
+    if known is None and not (native and model):
+        kinds = ", ".join(each.name for each in known_formats())
+        raise ValueError(f"unknown form, neither Detectron2's nor one of {kinds}; it holds {_first_names(state)}")
+    form = known.name if known is not None else "Detectron2's form"
     converted = recognise({"model": model})
     if native and content.get("matching_heuristics"):
         converted["matching_heuristics"] = True  # the parameters are a backbone's without its prefix
     return form, {**converted, "__author__": f"{form}{_CONVERTED_BY} {__version__}"}
 
 
-def published_form(content: Any) -> str:
-    """Which published network a checkpoint's content is of: :data:`BOXCASEG`, :data:`HOURGLASS`, or "" for none.
+def published_format(content: Any) -> CheckpointFormat | None:
+    """The published network that a checkpoint's content is of, whose inputs are normalised in a way of its own.
 
-    Files that :func:`convert` made of a published one count as that, since their inputs are normalised in its way.
+    Files that :func:`convert` made of a published one count as that; None for any other.
 
     Args:
         content: of :func:`read_checkpoint`.
@@ -144,11 +130,11 @@ def published_form(content: Any) -> str:
         ValueError: there are no parameters in it.
     """
     author = content.get("__author__") if isinstance(content, Mapping) else None
-    for form in (BOXCASEG, HOURGLASS):
-        if isinstance(author, str) and author.startswith(form + _CONVERTED_BY):
-            return form
-    form = _known_form({str(name): value for name, value in _parameters(content)[1].items()})
-    return form if form in HELP else ""
+    for known in known_formats():
+        if isinstance(author, str) and author.startswith(known.name + _CONVERTED_BY):
+            return known if known.help else None
+    found = find_format({str(name): value for name, value in _parameters(content)[1].items()})
+    return found if found is not None and found.help else None
 
 
 def _parameters(content: Any) -> tuple[bool, Mapping[Any, Any]]:
@@ -162,15 +148,6 @@ def _parameters(content: Any) -> tuple[bool, Mapping[Any, Any]]:
     if not isinstance(state, Mapping) or not state:
         raise ValueError(f"no parameters by name in it, but {'nothing' if not state else f'a {type(state).__name__}'}")
     return native, state
-
-
-def _known_form(model: dict[str, Any]) -> str:
-    """Whose parameters these are, of those projects whose names are known; "" for any other."""
-    if is_published_boxcaseg(model):
-        return BOXCASEG
-    if is_published_hourglass(model):
-        return HOURGLASS
-    return "EfficientNet-lite0 (ImageNet)" if is_efficientnet_lite(model) else ""
 
 
 def _tensors(state: Mapping[Any, Any], extras_allowed: bool) -> dict[str, torch.Tensor]:
@@ -258,7 +235,9 @@ def convert_checkpoint(source: Path, target: Path, *, trust: bool = False, force
     write_checkpoint(converted, target)
     model = converted["model"]
     numbers = sum(value.numel() for name, value in model.items() if not _is_statistic(name))
-    return Conversion(form, target, len(model), numbers, HELP.get(form, ""))
+    return Conversion(
+        form, target, len(model), numbers, next((known.help for known in known_formats() if known.name == form), "")
+    )
 
 
 def _is_statistic(name: str) -> bool:

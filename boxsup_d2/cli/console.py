@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from boxsup_d2.data.datasets.catalog import Problems
+from boxsup_d2.data.formats.problems import Problems
 
 # Results go to the first, so that they can be piped; what is said beside them to the second.
 output = Console()
@@ -28,7 +28,7 @@ errors = Console(stderr=True)
 
 # Loggers whose information is for people: what the steps are doing, and losses with the time left. All of it is in the
 # log file.
-_TOLD = ("boxsup_d2.engine.rounds", "detectron2.utils.events", "d2.utils.events")
+_TOLD = ("boxsup_d2.rounds.runner", "detectron2.utils.events", "d2.utils.events")
 
 
 def show(text: str, style: str = "") -> None:
@@ -69,7 +69,7 @@ class _Rate(ProgressColumn):
 
 
 class ProgressBar:
-    """A progress bar with tqdm's interface (:data:`boxsup_d2.pseudo_masks.label_writer.ProgressBar`), drawn by rich."""
+    """A progress bar with tqdm's interface (:data:`boxsup_d2.labelling.writer.ProgressBar`), drawn by rich."""
 
     def __init__(self, *, desc: str, total: int, initial: int = 0, unit: str = "image", mininterval: float = 0.5):
         """

@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
     from boxsup_d2.cli.label_job import LabelJob, check_classes, job_config, label, request_of
     from boxsup_d2.cli.label_output import claim_folders, export, finish, is_done, missing_exports
     from boxsup_d2.engine.launch import launch
-    from boxsup_d2.engine.lock import acquire_lock
+    from boxsup_d2.utils.lock import acquire_lock
 
     exports = {option: getattr(args, option.replace("-", "_")) for option in _EXPORTS}
     exports = {option: os.path.abspath(folder) for option, folder in exports.items() if folder}

@@ -1,6 +1,5 @@
 """What each process of ``boxsup label`` does, and what tells one labelling from another."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +8,16 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 
-import boxsup_d2
 from boxsup_d2.cli.console import ProgressBar
+from boxsup_d2.config import use_available_device
 from boxsup_d2.data.datasets import register_listed
-from boxsup_d2.data.datasets.catalog import brief
-from boxsup_d2.data.datasets.coco_format import coco_header
-from boxsup_d2.engine.defaults import use_available_device
-from boxsup_d2.engine.labelling import config_sha256, label_datasets, pseudo_mask_path
+from boxsup_d2.data.formats.coco import coco_header
+from boxsup_d2.data.formats.problems import brief
+from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
 from boxsup_d2.methods import file_config, load_model, method_config
-from boxsup_d2.pseudo_masks.format import file_sha256
+from boxsup_d2.modeling.box_to_mask import box_to_mask_classes
+from boxsup_d2.same_work import labelling_identity, weights_path, weights_sha256
 
 # Name of the data set while it is labelled.
 _NAME = "boxes"
@@ -99,10 +97,11 @@ def check_classes(job: LabelJob, categories: Sequence[dict[str, Any]]) -> None:
     if job.method:
         return
     cfg = file_config(job.config or "", job.weights, job.opts, job.device)
-    if cfg.MODEL.META_ARCHITECTURE != "PromptableRCNN" or cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
+    kind = box_to_mask_classes().get(cfg.MODEL.META_ARCHITECTURE)
+    number = kind.num_known_classes(cfg) if kind is not None else None
+    if number is None:
         return
     names = [category["name"] for category in sorted(categories, key=itemgetter("id"))]
-    number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     jsons = [entry["JSON"] for entry in cfg.DATASETS.REGISTER if os.path.isfile(entry.get("JSON", ""))]
     trained = coco_header(jsons[0], "training")["thing_classes"] if jsons else names
     if len(names) != number or names != trained:
@@ -119,34 +118,10 @@ def request_of(job: LabelJob, cfg: CfgNode, source_sha256: str, *, polygons: boo
     Raises:
         FileNotFoundError: the weights are missing.
     """
-    model = cfg.MODEL
-    checkpoints = filter(None, (model.WEIGHTS, model.LPG.SEGMENTER_WEIGHTS, model.SALIENT_ONNX.NETWORK))
-    networks = [*map(_file_sha256, checkpoints), *map(_folder_sha256, filter(None, [model.SAM.NETWORK]))]
-    return {
-        "source_sha256": source_sha256,
-        "method": job.method or cfg.MODEL.META_ARCHITECTURE,
-        "config_sha256": config_sha256(cfg),
-        "weights_sha256": networks,
-        "overwrite": job.overwrite,
-        "polygons": polygons,
-        "code_version": boxsup_d2.__version__,
-    }
-
-
-def _file_sha256(weights: str) -> str:
-    try:
-        return file_sha256(PathManager.get_local_path(os.path.expanduser(weights)))
-    except OSError as error:
-        raise FileNotFoundError(f"Weights '{weights}' cannot be read ({error}). Correct --weights.") from error
-
-
-def _folder_sha256(network: str) -> str:
-    """Of the files of a folder; of the name where it is one on a hub of networks."""
-    path = os.path.expanduser(network)
-    if not os.path.isdir(path):
-        return hashlib.sha256(network.encode()).hexdigest()
-    files = sorted(entry.path for entry in os.scandir(path) if entry.is_file())
-    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
+    identity = labelling_identity(cfg, source_sha256)
+    if job.method:
+        identity["method"] = job.method
+    return {**identity, "weights_sha256": weights_sha256(weights_path(cfg)), "polygons": polygons}
 
 
 def label(job: LabelJob) -> None:
@@ -154,4 +129,4 @@ def label(job: LabelJob) -> None:
     cfg = job_config(job)
     register_listed(cfg.DATASETS.REGISTER)
     model = load_model(cfg)
-    label_datasets(cfg, model, cfg.MODEL.WEIGHTS, progress=ProgressBar if comm.is_main_process() else None)
+    label_datasets(cfg, model, progress=ProgressBar if comm.is_main_process() else None)

@@ -6,13 +6,8 @@ from typing import Any
 
 from boxsup_d2.cli.errors import BadInput
 from boxsup_d2.cli.sources import Source
-from boxsup_d2.pseudo_masks.format import (
-    PROVENANCE_KEY,
-    atomic_write,
-    read_provenance,
-    read_pseudo_masks,
-    write_pseudo_masks,
-)
+from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY, read_provenance, read_pseudo_masks, write_pseudo_masks
+from boxsup_d2.utils.files import atomic_write
 
 # Keys of an annotation that labelling decides; ids are made where there is none, or one twice.
 _ANSWER = ("id", "segmentation", "area", "confidence", "confidence_exact")
@@ -65,7 +60,7 @@ def finish(
     provenance = {**provenance, "source_json": os.path.basename(source.path), _REQUEST: request, _EXPORTS: exports}
     _export(labelled, exports)
     if polygons:  # of what was usable alone: the rest may lack sizes or images, and goes through as it is
-        from boxsup_d2.data.exchange import to_polygons
+        from boxsup_d2.data.formats.polygons import to_polygons
 
         labelled = to_polygons(labelled)
     final = {
@@ -93,7 +88,7 @@ def export(out: str, image_root: str, exports: dict[str, str]) -> None:
         image_root: folder of its images.
         exports: formats → folders.
     """
-    from boxsup_d2.data.exchange import inspect_coco
+    from boxsup_d2.data.formats.inspection import inspect_coco
 
     with open(out, encoding="utf-8") as file:
         data = json.load(file)
@@ -146,7 +141,7 @@ def _export(data: dict[str, Any], exports: dict[str, str]) -> None:
     if not exports:
         return
     from boxsup_d2.cli.console import tell
-    from boxsup_d2.data.exchange import write_mask_pngs, write_voc_png, write_yolo_seg
+    from boxsup_d2.data.formats.export import write_mask_pngs, write_voc_png, write_yolo_seg
 
     writers = {"png": write_mask_pngs, "voc-png": write_voc_png, "yolo-seg": write_yolo_seg}
     for name, folder in exports.items():

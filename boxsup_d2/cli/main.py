@@ -5,9 +5,9 @@ import multiprocessing
 import sys
 from collections.abc import Sequence
 
-from boxsup_d2 import __version__
 from boxsup_d2.cli import convert, evaluate, label, report, train
 from boxsup_d2.cli.errors import BAD_INPUT, EXPECTED, FAILED, INTERRUPTED, BadInput, message_of
+from boxsup_d2.version import __version__
 
 _EPILOG = """
 from boxes to masks, and to a network of your own:

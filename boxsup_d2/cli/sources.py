@@ -1,6 +1,6 @@
 """Boxes in, whatever they are written in: reading, and the inspection that comes before any work.
 
-The formats are :mod:`boxsup_d2.data.exchange`'s. A source is inspected as a whole; with ``--keep-going`` its good part
+The formats are :mod:`boxsup_d2.data.formats`'s. A source is inspected as a whole; with ``--keep-going`` its good part
 is worked on, and the rest of the file goes through untouched.
 """
 
@@ -41,7 +41,7 @@ class Source:
 
     def write(self, folder: str) -> None:
         """Write :meth:`json_file`, unless it is the user's own."""
-        from boxsup_d2.pseudo_masks.format import atomic_write
+        from boxsup_d2.utils.files import atomic_write
 
         if not self.as_it_is:
             with atomic_write(self.json_file(folder)) as file:
@@ -79,7 +79,7 @@ def read_source(args: argparse.Namespace) -> Source:
         BadInput: files are missing or damaged, there are no boxes, or there are mistakes and no ``--keep-going``.
     """
     from boxsup_d2.cli.console import errors, problems_table, tell
-    from boxsup_d2.data.exchange import inspect_coco
+    from boxsup_d2.data.formats.inspection import inspect_coco
 
     with bad_input():
         path, image_root, data, digest, unreadable = _read(args)
@@ -109,7 +109,7 @@ def read_source(args: argparse.Namespace) -> Source:
 
 def _refuse_wrong_folder(path: str, image_root: str, images: list[Any]) -> None:
     """Not one image: that is the folder's name, rather than as many mistakes in the json."""
-    from boxsup_d2.data.datasets.catalog import missing_files
+    from boxsup_d2.data.paths import missing_files
 
     names = [image["file_name"] for image in images if isinstance(image, dict) and image.get("file_name")]
     if names and len(missing_files(os.path.join(image_root, str(name)) for name in names)) == len(names):
@@ -121,9 +121,9 @@ def _refuse_wrong_folder(path: str, image_root: str, images: list[Any]) -> None:
 
 def _read(args: argparse.Namespace) -> tuple[str, str, dict[str, Any], str, Any]:
     """Path, image folder, COCO dict, its sha256, and what of other formats could not be read."""
-    from boxsup_d2.data.datasets.catalog import Problems
-    from boxsup_d2.data.datasets.coco_format import read_coco_json
-    from boxsup_d2.pseudo_masks.format import file_sha256
+    from boxsup_d2.data.formats.coco import read_coco_json
+    from boxsup_d2.data.formats.problems import Problems
+    from boxsup_d2.utils.files import file_sha256
 
     given = args.json or args.voc_xml or args.yolo
     path, image_root = (os.path.abspath(os.path.expanduser(value)) for value in (given, args.images))
@@ -132,7 +132,8 @@ def _read(args: argparse.Namespace) -> tuple[str, str, dict[str, Any], str, Any]
             raise FileNotFoundError(f"{name}: there is no '{where}'.")
     if args.json:
         return path, image_root, read_coco_json(path, "boxes"), file_sha256(path), Problems()
-    from boxsup_d2.data.exchange import read_voc_xml, read_yolo
+    from boxsup_d2.data.formats.voc import read_voc_xml
+    from boxsup_d2.data.formats.yolo import read_yolo
 
     unreadable = Problems()
     if args.voc_xml:

@@ -14,9 +14,10 @@ from importlib.resources import files
 from boxsup_d2.cli.errors import BadInput
 from boxsup_d2.cli.sources import Source
 from boxsup_d2.data.datasets.salient import load_salient
+from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY
+from boxsup_d2.masks.rle import has_mask
 from boxsup_d2.methods import method_config
-from boxsup_d2.pseudo_masks.format import PROVENANCE_KEY, atomic_write
-from boxsup_d2.pseudo_masks.rle import has_mask
+from boxsup_d2.utils.files import atomic_write
 
 BOXES, SALIENT = "my_boxes", "my_salient"  # names of the data sets
 

@@ -11,9 +11,10 @@ from detectron2.modeling import build_model
 from boxsup_d2.checkpoint import WholeCheckpointer
 from boxsup_d2.cli.console import quiet_setup
 from boxsup_d2.cli.train_config import BOXES
-from boxsup_d2.engine.defaults import load_config, merge_overrides, setup
-from boxsup_d2.engine.labelling import pseudo_mask_path
-from boxsup_d2.engine.rounds import run_rounds
+from boxsup_d2.config import load_config, merge_overrides
+from boxsup_d2.engine.defaults import setup
+from boxsup_d2.labelling.driver import pseudo_mask_path
+from boxsup_d2.rounds.runner import run_rounds
 
 
 def run_rounds_config(path: str, opts: Sequence[str], processes: int, verbose: bool, new_networks: bool) -> None:

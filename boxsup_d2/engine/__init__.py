@@ -1,11 +1,11 @@
-"""Running things: configs to processes, trainer, hooks, labelling, and the round runner."""
+"""Running things: configs to processes, trainer, hooks, and one step."""
 
-from boxsup_d2.engine.defaults import default_argument_parser, load_config, setup
-from boxsup_d2.engine.labelling import label_datasets
+from boxsup_d2.config import load_config
+from boxsup_d2.engine.defaults import default_argument_parser, setup
 from boxsup_d2.engine.launch import launch
-from boxsup_d2.engine.rounds import run_rounds
 from boxsup_d2.engine.step import run_step
 from boxsup_d2.engine.trainer import Trainer
+from boxsup_d2.labelling.driver import label_datasets
 
 __all__ = [
     "Trainer",
@@ -13,7 +13,6 @@ __all__ = [
     "label_datasets",
     "launch",
     "load_config",
-    "run_rounds",
     "run_step",
     "setup",
 ]

@@ -1,33 +1,25 @@
-"""From command line to config: the argument parser, reading configs with helpful errors, and the setup of a process.
+"""From command line to config: the argument parser of ``train_net.py``, and the setup of a process.
 
-What happens after that is one step (:mod:`boxsup_d2.engine.step`) or several (:mod:`boxsup_d2.engine.rounds`).
+What happens after that is one step (:mod:`boxsup_d2.engine.step`) or several (:mod:`boxsup_d2.rounds.runner`).
 """
 
 import argparse
-import difflib
 import logging
-import os
-from collections.abc import Iterator, Sequence
-from typing import Any
 
-import torch
 import torch.distributed as dist
-import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser as detectron2_argument_parser
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from boxsup_d2.config import add_boxsup_config
+from boxsup_d2.config import load_config, use_available_device
 from boxsup_d2.data.datasets import apply_dataset_switches, register_listed, register_pseudo_masks_from_cfg
 
-__all__ = ["default_argument_parser", "load_config", "merge_overrides", "setup", "use_available_device"]
+__all__ = ["default_argument_parser", "setup"]
 
 logger = logging.getLogger(__name__)
-
-_ABSENT = object()
 
 _EPILOG = """
 examples:
@@ -51,49 +43,6 @@ def default_argument_parser() -> argparse.ArgumentParser:
     parser = detectron2_argument_parser(epilog=_EPILOG)
     parser.add_argument("--round", default="", metavar="NAME", help="run only this round of a rounds config")
     return parser
-
-
-def load_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
-    """Read a config: Detectron2's defaults, ours, the file (with its ``_BASE_``), then overrides.
-
-    Args:
-        config_file: a yaml file; "" reads none.
-        opts: overrides, ``[KEY, VALUE, KEY, VALUE, ...]``; values may be strings, as on a command line.
-
-    Returns:
-        the config, not frozen.
-
-    Raises:
-        FileNotFoundError: if the file is absent.
-        ValueError: if a key does not exist (the nearest one that does is named), or a value has the wrong type.
-    """
-    cfg = get_cfg()
-    add_boxsup_config(cfg)
-    if config_file:
-        _merge_file(cfg, config_file)
-    merge_overrides(cfg, opts)
-    return cfg
-
-
-def use_available_device(cfg: CfgNode, num_gpus: int | None = None) -> bool:
-    """Put the config on the CPU where it cannot have the GPU that it asks for.
-
-    Args:
-        cfg: changed in place.
-        num_gpus: ``--num-gpus``; 0 asks for the CPU, also where there is a GPU.
-
-    Returns:
-        whether a GPU was asked for and is missing, i.e. whether the user should be told.
-    """
-    if not cfg.MODEL.DEVICE.startswith("cuda"):
-        return False
-    if num_gpus == 0:
-        cfg.MODEL.DEVICE = "cpu"
-        return False
-    if torch.cuda.is_available():
-        return False
-    cfg.MODEL.DEVICE = "cpu"
-    return True
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -140,73 +89,3 @@ def setup(args: argparse.Namespace) -> CfgNode:
     register_listed(cfg.DATASETS.REGISTER)
     register_pseudo_masks_from_cfg(cfg)
     return cfg
-
-
-def _merge_file(cfg: CfgNode, config_file: str) -> None:
-    if not PathManager.isfile(config_file):
-        raise FileNotFoundError(f"There is no config file {config_file} (working folder: {os.getcwd()}).")
-    try:
-        content = cfg.load_yaml_with_base(config_file, allow_unsafe=True)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{config_file} is not valid yaml: {error}") from error
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{config_file} has a _BASE_ that does not exist: {error.filename}") from error
-    except TypeError:  # an empty file
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"{config_file}, or a _BASE_ of it, holds no KEY: VALUE pairs.")
-    try:
-        cfg.merge_from_file(config_file)
-    except (KeyError, ValueError, AssertionError, AttributeError) as error:
-        problem = next(filter(None, (_key_problem(cfg, key) for key in _flat_keys(content))), error)
-        raise ValueError(f"{config_file}: {problem}") from error
-
-
-def merge_overrides(cfg: CfgNode, opts: Sequence[Any]) -> None:
-    """Change a config by overrides, ``[KEY, VALUE, ...]``; values may be strings, as on a command line.
-
-    Raises:
-        ValueError: as :func:`load_config`.
-    """
-    opts = list(opts)
-    for word in opts:
-        if isinstance(word, str) and word.startswith("--"):
-            raise ValueError(f"{word} comes after the overrides {opts}: options go before the first KEY VALUE pair.")
-    if len(opts) % 2:
-        raise ValueError(f"Overrides come in pairs KEY VALUE; these are {len(opts)} words: {opts}")
-    for key, value in zip(opts[0::2], opts[1::2], strict=True):
-        problem = _key_problem(cfg, str(key))
-        if problem:
-            raise ValueError(f"Overrides: {problem}")
-        try:
-            cfg.merge_from_list([key, value])
-        except (ValueError, AssertionError) as error:
-            raise ValueError(f"Override {key} {value}: {error}") from error
-
-
-def _flat_keys(node: dict, prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _flat_keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-def _key_problem(cfg: CfgNode, key: str) -> str:
-    """Why no value can be given to this key, with the key that was probably meant; "" if one can."""
-    node: Any = cfg
-    for part in key.split("."):
-        node = node.get(part, _ABSENT) if isinstance(node, CfgNode) else _ABSENT
-    if isinstance(node, CfgNode):
-        return f"{key} is a section; give values to its keys, for example {key}.{next(iter(node), '...')}."
-    if node is not _ABSENT:
-        return ""
-    valid = list(_flat_keys(cfg))
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
-    if not near:  # the right name in the wrong section, or in lower case
-        by_upper = {name.upper(): name for name in valid}
-        last = key.upper().rsplit(".", 1)[-1]
-        near = [by_upper[key.upper()]] if key.upper() in by_upper else []
-        near = near or [name for name in valid if name.rsplit(".", 1)[-1] == last][:1]
-    hint = f" Did you mean {near[0]}?" if near else " See boxsup_d2/config.py and detectron2/config/defaults.py."
-    return f"there is no config key {key}.{hint}"

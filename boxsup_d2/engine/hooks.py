@@ -6,7 +6,7 @@ import os
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
-from boxsup_d2.engine.labelling import label_datasets
+from boxsup_d2.labelling.driver import label_datasets
 
 logger = logging.getLogger(__name__)
 

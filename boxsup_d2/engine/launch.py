@@ -18,6 +18,7 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 from boxsup_d2.compat import create_local_process_group, destroy_process_groups
+from boxsup_d2.utils.processes import usable_cores
 
 __all__ = ["launch"]
 
@@ -90,7 +91,7 @@ def _cpu_worker(
 ) -> None:
     """One CPU process: joins the gloo group, takes its share of the cores, runs ``main_func``."""
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, _usable_cores() // per_machine))
+        torch.set_num_threads(max(1, usable_cores() // per_machine))
     try:
         dist.init_process_group(
             backend="gloo",
@@ -118,13 +119,6 @@ def _run_and_leave(main_func: Callable[..., Any], args: tuple) -> None:
     """
     main_func(*args)
     destroy_process_groups()
-
-
-def _usable_cores() -> int:
-    """Cores this process may run on, which is fewer than the machine has under taskset or a container's cpuset."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _free_port() -> int:

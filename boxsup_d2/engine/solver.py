@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.solver import LRMultiplier, build_lr_scheduler, get_default_optimizer_params
+from detectron2.solver import LRMultiplier, get_default_optimizer_params
+from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
 from detectron2.solver.build import maybe_add_gradient_clipping, reduce_param_groups
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from fvcore.common.param_scheduler import ParamScheduler
@@ -15,7 +16,7 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 
-def make_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """``SOLVER.OPTIMIZER`` with Detectron2's gradient clipping, and the groups of :func:`parameter_groups`.
 
     Raises:
@@ -95,11 +96,11 @@ class SteppedPolynomial(ParamScheduler):
         return (1 - (iteration - iteration % self._interval) / self._max_iter) ** self._power
 
 
-def make_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
     """Detectron2's schedules, and ``WarmupPolyLR``: base * (1 - t / T) ** SOLVER.POLY_LR_POWER."""
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
-        return build_lr_scheduler(cfg, optimizer)
+        return build_detectron2_lr_scheduler(cfg, optimizer)
     schedule = WarmupParamScheduler(
         SteppedPolynomial(solver.POLY_LR_POWER, solver.MAX_ITER, solver.POLY_LR_INTERVAL),
         solver.WARMUP_FACTOR,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, DefaultTrainer, TrainerBase, create_ddp_model, hooks
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from timm.layers import convert_sync_batchnorm
@@ -16,14 +16,14 @@ from torch import nn
 
 from boxsup_d2.checkpoint import BoxSupCheckpointer
 from boxsup_d2.compat import reset_data_loader
+from boxsup_d2.crf.refine import CRFRefinedModel
 from boxsup_d2.data import build_test_loader, build_train_loader
 from boxsup_d2.engine.accumulation import build_inner_trainer
 from boxsup_d2.engine.hooks import PseudoMaskHook
-from boxsup_d2.engine.labelling import broadcast_buffers
-from boxsup_d2.engine.solver import make_lr_scheduler, make_optimizer, set_max_iter
+from boxsup_d2.engine.solver import build_lr_scheduler, build_optimizer, set_max_iter
 from boxsup_d2.evaluation import build_evaluator
-from boxsup_d2.modeling.meta_arch import MultiScaleSegmentor
-from boxsup_d2.pseudo_masks.refine import CRFRefinedModel
+from boxsup_d2.labelling.driver import broadcast_buffers
+from boxsup_d2.modeling import MultiScaleSegmentor
 
 logger = logging.getLogger(__name__)
 
@@ -116,11 +116,24 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        return make_optimizer(cfg, model)
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
-        return make_lr_scheduler(cfg, optimizer)
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str, task: str | None = None) -> Any:
+        """Loader of a data set for a task; default: the first of ``TEST.TASKS``."""
+        # All but detectors see images in their original frame, with box prompts.
+        return build_test_loader(cfg, dataset_name, box_prompts=(task or cfg.TEST.TASKS[0]) != "instances")
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None, task: str | None = None
+    ) -> DatasetEvaluator:
+        """Evaluator of a data set for a task; default: the first of ``TEST.TASKS``."""
+        return build_evaluator(cfg, dataset_name, task or cfg.TEST.TASKS[0], output_folder)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict:
@@ -135,10 +148,8 @@ class Trainer(DefaultTrainer):
         for name in cfg.DATASETS.TEST:
             results = by_dataset.setdefault(name, OrderedDict())
             for task in cfg.TEST.TASKS:
-                # All but detectors see images in their original frame.
-                loader = build_test_loader(cfg, name, box_prompts=task != "instances")
-                folder = f"{cfg.OUTPUT_DIR}/inference/{name}"
-                evaluator = build_evaluator(cfg, name, task, folder)
+                loader = cls.build_test_loader(cfg, name, task)
+                evaluator = cls.build_evaluator(cfg, name, task=task)
                 found = inference_on_dataset(_tested_model(cfg, model, task), loader, evaluator)
                 if comm.is_main_process():
                     logger.info("%s on %s:", task, name)

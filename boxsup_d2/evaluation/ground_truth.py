@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog
 
-from boxsup_d2.pseudo_masks.rle import decode
+from boxsup_d2.masks.rle import decode
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from boxsup_d2.evaluation.mask_matching import (
 )
 from boxsup_d2.evaluation.metrics import BoxToMaskSummary, summarize_box_to_mask
 from boxsup_d2.evaluation.tables import format_table
-from boxsup_d2.pseudo_masks.rle import empty_rle
+from boxsup_d2.masks.rle import empty_rle
 
 #: Fields that rank masks for AP, the preferred one first.
 RANKINGS = ("score", "confidence")

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as mask_util
 
-from boxsup_d2.data.datasets.catalog import Problems
-from boxsup_d2.data.datasets.coco_checks import is_finite, unused_ids
-from boxsup_d2.data.datasets.coco_format import build_dicts, category_tables, coco_segmentation, read_coco_json
+from boxsup_d2.data.formats.coco import build_dicts, category_tables, coco_segmentation, read_coco_json
+from boxsup_d2.data.formats.coco_checks import is_finite, unused_ids
+from boxsup_d2.data.formats.problems import Problems
 
 # Box IoU from which on two objects of an image and class are taken for the same, where no id says so.
 _SAME_BOX = 0.5
@@ -38,7 +38,7 @@ class MaskFile:
     Attributes:
         path: Of the file.
         class_names: By contiguous class index.
-        records: Dataset dicts, as :func:`boxsup_d2.data.datasets.coco_format.build_dicts` makes them, with crowd
+        records: Dataset dicts, as :func:`boxsup_d2.data.formats.coco.build_dicts` makes them, with crowd
             regions. Their annotations have ``segmentation`` (None without a mask) and ``fields``: what the json's have
             that is a number.
     """

@@ -14,12 +14,12 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from boxsup_d2.crf.pool import CRFPool
+from boxsup_d2.crf.refine import CRF_RESNET101, CRF_VGG16, CRFParams, check_densecrf
 from boxsup_d2.data.images import read_label_map
-from boxsup_d2.evaluation.crf_pool import CRFPool
 from boxsup_d2.evaluation.semantic_metrics import SemanticSummary, confusion_matrix, summarize_semantic
 from boxsup_d2.evaluation.tables import format_table
-from boxsup_d2.pseudo_masks.label_map import prompted_label_map
-from boxsup_d2.pseudo_masks.refine import CRF_RESNET101, CRF_VGG16, CRFParams, check_densecrf
+from boxsup_d2.masks.label_map import prompted_label_map
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class BoxToSemSegEvaluator(SemanticEvaluator):
         super().__init__(dataset_name, output_folder, task="box_to_sem_seg", distributed=distributed)
 
     def label_map(self, sample: Mapping[str, Any], output: Mapping[str, Any]) -> np.ndarray:
-        """The label map that :class:`boxsup_d2.pseudo_masks.sem_seg_writer.SemSegLabelWriter` would write."""
+        """The label map that :class:`boxsup_d2.labelling.sem_seg_writer.SemSegLabelWriter` would write."""
         return prompted_label_map(sample, output)
 
 

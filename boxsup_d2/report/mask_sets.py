@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from boxsup_d2.data.datasets.catalog import Problems
-from boxsup_d2.data.datasets.coco_format import read_coco_json
 from boxsup_d2.data.datasets.pseudo_sem_seg import SEM_SEG_SUFFIX, read_manifest
+from boxsup_d2.data.formats.coco import read_coco_json
+from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY
 from boxsup_d2.evaluation.mask_matching import match_images, match_objects
-from boxsup_d2.pseudo_masks.format import PROVENANCE_KEY
 
 _FIX = "Check the path of the mask file."
 

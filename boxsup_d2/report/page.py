@@ -11,8 +11,7 @@ from typing import Any
 
 import jinja2
 
-import boxsup_d2
-from boxsup_d2.data.datasets.catalog import Problems
+from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.evaluation.metrics import IOU_THRESHOLDS
 from boxsup_d2.report.drawing import label_colors
 from boxsup_d2.report.mask_sets import Collection
@@ -25,6 +24,7 @@ from boxsup_d2.report.statistics import (
     present_measures,
     summary_rows,
 )
+from boxsup_d2.version import __version__
 
 # In the order of the table; the rest, and what other versions write, follows.
 _PROVENANCE_KEYS = (
@@ -52,7 +52,7 @@ def page_content(collection: Collection, scenes: Sequence[Rendered], title: str,
     summary = summary_rows(rows, labels or [0] * len(rows), len(collection.classes))
     return {
         "title": title,
-        "version": boxsup_d2.__version__,
+        "version": __version__,
         "sets": [each.name for each in collection.sets],
         "semantic": collection.semantic,
         "has_truth": collection.has_truth,

@@ -15,11 +15,12 @@ import torch
 
 from boxsup_d2.data.images import read_image, read_label_map
 from boxsup_d2.evaluation.metrics import mask_iou
-from boxsup_d2.pseudo_masks.confidence import box_iou_exact
-from boxsup_d2.pseudo_masks.label_map import IGNORE_LABEL
-from boxsup_d2.pseudo_masks.rle import decode
+from boxsup_d2.masks.confidence import box_iou_exact
+from boxsup_d2.masks.label_map import IGNORE_LABEL
+from boxsup_d2.masks.rle import decode
 from boxsup_d2.report.drawing import COLORS, Canvas, blank_jpeg, crop_window
 from boxsup_d2.report.mask_sets import Scene, SceneObject, confidence_of
+from boxsup_d2.utils.processes import usable_cores
 
 # A card of an object is narrower than a view of its image.
 _CROP_SHARE = 0.75
@@ -203,7 +204,7 @@ def render_scenes(renderer: Renderer, scenes: Iterable[Scene], workers: int | No
         scenes: to be drawn.
         workers: threads; default: the number of cores, 8 at most. OpenCV works outside the interpreter's lock.
     """
-    workers = workers or min(os.cpu_count() or 1, 8)
+    workers = workers or min(usable_cores(), 8)
     waiting: deque[Future[Rendered]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:

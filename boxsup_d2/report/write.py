@@ -14,11 +14,11 @@ from dataclasses import replace
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from boxsup_d2.data.datasets.catalog import require_images
-from boxsup_d2.pseudo_masks.format import atomic_write, disk_full_message
+from boxsup_d2.data.paths import require_images
 from boxsup_d2.report.mask_sets import MaskSet, load_collection
 from boxsup_d2.report.page import page_content, render_page
 from boxsup_d2.report.render import Rendered, Renderer, render_scenes
+from boxsup_d2.utils.files import atomic_write, disk_full_message
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, configurable
 
 from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY
 from boxsup_d2.data.images import ImageCache, read_image
-from boxsup_d2.pseudo_masks.rle import decode
+from boxsup_d2.masks.rle import decode
 
 _FLIP_CODES = {"none": None, "horizontal": 1, "vertical": 0}
 

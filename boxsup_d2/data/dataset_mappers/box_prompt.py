@@ -16,7 +16,7 @@ from boxsup_d2.data.images import read_image
 
 @DATASET_MAPPER_REGISTRY.register()
 class BoxPromptDatasetMapper:
-    """Dataset dict → input of a box-to-mask meta-architecture, see :mod:`boxsup_d2.modeling.meta_arch.box_to_mask`.
+    """Dataset dict → input of a box-to-mask meta-architecture, see :mod:`boxsup_d2.modeling.box_to_mask`.
 
     The result holds every key of the dataset dict but ``annotations``, and
 

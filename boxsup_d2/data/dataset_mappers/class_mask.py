@@ -13,7 +13,7 @@ from pycocotools import mask as mask_util
 from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY
 from boxsup_d2.data.dataset_mappers.scaled_crop import check_crop, crop_image, crop_labels, random_window
 from boxsup_d2.data.images import read_image
-from boxsup_d2.pseudo_masks.label_map import IGNORE_LABEL, rasterize_boxes
+from boxsup_d2.masks.label_map import IGNORE_LABEL, rasterize_boxes
 
 #: Stride of the target: that of the generator's output.
 TARGET_STRIDE = 4

@@ -16,8 +16,8 @@ from detectron2.config import CfgNode, configurable
 
 from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY
 from boxsup_d2.data.images import ImageCache, read_image
-from boxsup_d2.modeling.boxmask.windows import Box, box_coverage, box_window, clip_box, cut_window
-from boxsup_d2.pseudo_masks.rle import decode
+from boxsup_d2.masks.rle import decode
+from boxsup_d2.masks.windows import Box, box_coverage, box_window, clip_box, cut_window
 
 # An object of which less than this is left by what was pasted over it is no longer that object.
 _MIN_VISIBLE = 0.5
@@ -46,7 +46,7 @@ class MaskCropDatasetMapper:
         Args:
             image_format: channel order, "RGB" or "BGR".
             size: side of the samples, pixels.
-            margin, max_aspect: see :func:`boxsup_d2.modeling.boxmask.windows.box_window`.
+            margin, max_aspect: see :func:`boxsup_d2.masks.windows.box_window`.
             box_jitter: largest move of an edge of the box, as a share of its side.
             jitter_prob: how often the box is jittered at all.
             paste_prob: how often another sample's object is pasted in.

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, configurable
 from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY
 from boxsup_d2.data.dataset_mappers.scaled_crop import check_crop, crop_image, crop_labels, random_window
 from boxsup_d2.data.images import read_image, read_label_map
-from boxsup_d2.pseudo_masks.label_map import IGNORE_LABEL
+from boxsup_d2.masks.label_map import IGNORE_LABEL
 
 
 @DATASET_MAPPER_REGISTRY.register()

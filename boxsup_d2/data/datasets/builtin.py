@@ -8,11 +8,10 @@ from functools import partial
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from boxsup_d2.data.datasets.catalog import under_root
-from boxsup_d2.data.datasets.coco_format import register_coco_boxes_lazily
-from boxsup_d2.data.datasets.coco_subset import VOC_CLASSES_IN_COCO, register_coco_subset
+from boxsup_d2.data.datasets.coco import VOC_CLASSES_IN_COCO, register_coco_boxes_lazily, register_coco_subset
 from boxsup_d2.data.datasets.pascal_voc import register_voc_boxes, register_voc_sem_seg
 from boxsup_d2.data.datasets.salient import register_salient
+from boxsup_d2.data.paths import under_root
 
 _COCO_NAMES = {category["id"]: category["name"] for category in COCO_CATEGORIES if category["isthing"]}
 _COCO60_NAMES: Mapping[int, str] = {key: name for key, name in _COCO_NAMES.items() if name not in VOC_CLASSES_IN_COCO}

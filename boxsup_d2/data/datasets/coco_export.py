@@ -7,8 +7,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
-from boxsup_d2.data.datasets.coco_format import read_coco_json
-from boxsup_d2.data.datasets.coco_subset import coco_subset
+from boxsup_d2.data.datasets.coco import coco_subset
+from boxsup_d2.data.formats.coco import read_coco_json
 
 # Keys that are COCO's own or are converted; every other one that json can hold is passed on.
 _CONVERTED = ("id", "bbox", "bbox_mode", "category_id", "iscrowd", "segmentation", "area")

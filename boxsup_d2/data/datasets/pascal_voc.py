@@ -17,9 +17,10 @@ from detectron2.config import CfgNode
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
-from boxsup_d2.data.datasets.catalog import register_dataset, require_images, require_path, under_root
-from boxsup_d2.data.datasets.voc_xml import ids_of_names, parse_voc_xml, voc_image_size, voc_object
+from boxsup_d2.data.datasets.catalog import register_dataset
+from boxsup_d2.data.formats.voc import ids_of_names, parse_voc_xml, voc_image_size, voc_object
 from boxsup_d2.data.images import read_label_map
+from boxsup_d2.data.paths import require_images, require_path, under_root
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as mask_util
 
 from boxsup_d2.data.datasets.catalog import register_dataset
-from boxsup_d2.data.datasets.coco_format import build_dicts, coco_header, coco_segmentation, read_coco_json
 from boxsup_d2.data.datasets.provenance import find_image_root
 from boxsup_d2.data.datasets.pseudo_sem_seg import SEM_SEG_SUFFIX, register_pseudo_sem_seg
+from boxsup_d2.data.formats.coco import build_dicts, coco_header, coco_segmentation, read_coco_json
 
 logger = logging.getLogger(__name__)
 

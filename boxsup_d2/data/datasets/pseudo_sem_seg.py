@@ -1,6 +1,6 @@
 """Data sets of semantic pseudo labels: a manifest that says where they come from, and a palette PNG per image.
 
-``boxsup_d2/pseudo_masks/sem_seg_writer.py`` writes both; ``docs/architecture.md`` shows the manifest.
+``boxsup_d2/labelling/sem_seg_writer.py`` writes both; ``docs/architecture.md`` shows the manifest.
 """
 
 import json
@@ -8,8 +8,10 @@ import os
 from functools import lru_cache
 from typing import Any
 
-from boxsup_d2.data.datasets.catalog import Problems, register_dataset, require_images, require_path
+from boxsup_d2.data.datasets.catalog import register_dataset
 from boxsup_d2.data.datasets.provenance import find_image_root
+from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.data.paths import require_images, require_path
 
 # How the stem of every manifest ends: by its name it is told from a json of instance masks, which need not exist yet.
 SEM_SEG_SUFFIX = "_pseudo_sem_seg"

@@ -4,8 +4,10 @@ import os
 from functools import partial
 from typing import Any
 
-from boxsup_d2.data.datasets.catalog import Problems, register_dataset, require_path, under_root
+from boxsup_d2.data.datasets.catalog import register_dataset
+from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.images import is_image_name
+from boxsup_d2.data.paths import require_path, under_root
 
 
 def load_salient(image_root: str, mask_root: str, name: str) -> list[dict[str, Any]]:

@@ -10,8 +10,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from boxsup_d2.data.datasets.coco_format import register_coco_boxes
-from boxsup_d2.data.datasets.coco_masks import register_coco_masks
+from boxsup_d2.data.datasets.coco import register_coco_boxes, register_coco_masks
 from boxsup_d2.data.datasets.salient import register_salient
 
 # Fields of an entry of DATASETS.REGISTER that hold paths: where data lie does not decide what comes out of them.

@@ -2,7 +2,10 @@
 
 from detectron2.config import CfgNode as CN
 
+from boxsup_d2.config import register_config
 
+
+@register_config
 def add_boxmask_config(cfg: CN) -> None:
     """Add ``MODEL.BOXMASK``, ``INPUT.MASK_CROP`` and the keys of its loader."""
     cfg.INPUT.MASK_CROP = CN()

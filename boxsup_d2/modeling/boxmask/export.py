@@ -24,7 +24,7 @@ def export_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) ->
         The file's sha256, in hexadecimal.
     """
     network = model.net if model.average is None else model.average
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {"updates": model.updates}
     for name, value in network.state_dict().items():
         if name.endswith("num_batches_tracked"):
             continue

@@ -15,22 +15,39 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
-from torch import Tensor, nn
+from torch import Tensor
 
+from boxsup_d2.masks.paste import MaskPatch, cut_patches, paste_patches
+from boxsup_d2.masks.windows import Box, Window, box_coverage, box_window, clip_box, cut_window
+from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, MethodInfo, box_to_mask_instances, mean_foreground
 from boxsup_d2.modeling.boxmask import losses
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
 from boxsup_d2.modeling.boxmask.network import BoxMaskNetwork
-from boxsup_d2.modeling.boxmask.windows import Box, Window, box_coverage, box_window, clip_box, cut_window
-from boxsup_d2.modeling.meta_arch.box_to_mask import box_to_mask_instances
-from boxsup_d2.pseudo_masks.paste import MaskPatch, cut_patches, paste_patches
 
 
 @META_ARCH_REGISTRY.register()
-class BoxMask(nn.Module):
+class BoxMask(BoxToMaskMethod):
     """The network, its exponential average, the losses, and inference from boxes to masks.
 
     The average is part of the model, so that checkpoints, resuming and several processes need nothing special.
     """
+
+    info = MethodInfo(
+        name="boxmask",
+        summary="a network trained on masks of many kinds, which also says how good its masks are",
+        config={
+            "MODEL.BACKBONE.NAME": "build_timm_backbone",
+            "MODEL.TIMM.NAME": "tf_efficientnet_lite2",
+            "MODEL.TIMM.OUT_FEATURES": ["res1", "res2", "res3", "res4", "res5"],
+            "MODEL.PIXEL_MEAN": [127.5, 127.5, 127.5],
+            "MODEL.PIXEL_STD": [127.5, 127.5, 127.5],
+            "INPUT.FORMAT": "RGB",
+        },
+        weights_key="MODEL.WEIGHTS",
+        neutral_keys=("MODEL.BOXMASK.TEST_WINDOWS_PER_FORWARD", "INPUT.MASK_CROP.CACHE_MB"),
+        inference_keys=("MODEL.BOXMASK.EDGE_",),
+    )
+    input_help = "MODEL.BOXMASK.BOX_CHANNEL says whether it sees the box."
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -76,7 +93,7 @@ class BoxMask(nn.Module):
             ema_decay: of the averaged network, per update; 0: there is none.
             backbone_lr_factor: see :meth:`lr_factors`.
             train_sizes, train_size_steps: sides that samples are shrunk to, and the updates from which they count.
-            margin, max_aspect: see :func:`boxsup_d2.modeling.boxmask.windows.box_window`.
+            margin, max_aspect: see :func:`boxsup_d2.masks.windows.box_window`.
             test_sizes: sides of windows at inference, in pixels.
             test_flip: average with the mirrored window.
             test_overrun: share of a box's sides by which its mask may leave it.
@@ -251,7 +268,7 @@ class BoxMask(nn.Module):
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """Masks of all boxes of a batch of images; see :meth:`forward`."""
-        answers = []
+        predictions = []
         for x in batched_inputs:
             boxes = x["instances"].gt_boxes.tensor
             patches, scores, quality = self.predict(x["image"], boxes, (x["height"], x["width"]))
@@ -260,8 +277,8 @@ class BoxMask(nn.Module):
             prompt = x["instances"]
             instances = box_to_mask_instances(masks, prompt.gt_boxes.tensor, prompt.gt_classes, scores, size)
             instances.quality = quality
-            answers.append({"instances": instances, "patches": patches})
-        return answers
+            predictions.append({"instances": instances, "patches": patches})
+        return predictions
 
     def predict(self, image: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[list[MaskPatch], Tensor, Tensor]:
         """Masks of the boxes of one image.
@@ -280,9 +297,7 @@ class BoxMask(nn.Module):
         prob, quality = self._window_answers(pixels, corners, windows)
         patches = paste_patches(prob, torch.tensor(windows, dtype=torch.int64).reshape(-1, 4), *size)
         patches = [_cut_to_box(p, box, self.test_overrun) for p, box in zip(patches, corners, strict=True)]
-        inside = (prob > 0.5).float()
-        scores = (prob * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
-        return patches, scores, quality
+        return patches, mean_foreground(prob, prob > 0.5), quality
 
     def _window_answers(self, pixels: np.ndarray, boxes: list[Box], windows: list[Window]) -> tuple[Tensor, Tensor]:
         """B x h x h probabilities and B predicted IoUs of boxes in their windows of an H x W x 3 image."""

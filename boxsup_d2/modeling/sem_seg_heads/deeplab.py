@@ -1,6 +1,6 @@
 """Heads of the DeepLab family: one feature map to class logits at its size.
 
-:class:`~boxsup_d2.modeling.meta_arch.DeepLabSegmentor` uses of a head only ``layers(features)``, as Detectron2's
+:class:`~boxsup_d2.modeling.DeepLabSegmentor` uses of a head only ``layers(features)``, as Detectron2's
 ``SemSegFPNHead`` has it too; the loss is the meta-architecture's.
 """
 

@@ -1,0 +1,25 @@
+"""Where a config runs: on the GPU that it asks for, or on the CPU where there is none."""
+
+import torch
+from detectron2.config import CfgNode
+
+
+def use_available_device(cfg: CfgNode, num_gpus: int | None = None) -> bool:
+    """Put the config on the CPU where it cannot have the GPU that it asks for.
+
+    Args:
+        cfg: changed in place.
+        num_gpus: ``--num-gpus``; 0 asks for the CPU, also where there is a GPU.
+
+    Returns:
+        whether a GPU was asked for and is missing, i.e. whether the user should be told.
+    """
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        return False
+    if num_gpus == 0:
+        cfg.MODEL.DEVICE = "cpu"
+        return False
+    if torch.cuda.is_available():
+        return False
+    cfg.MODEL.DEVICE = "cpu"
+    return True

@@ -1,0 +1,106 @@
+"""Configs out of files and overrides, with errors that name the file, the key and the one that was probably meant."""
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
+
+from boxsup_d2.config.keys import add_boxsup_config
+
+_ABSENT = object()
+
+
+def load_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
+    """Read a config: Detectron2's defaults, ours, the file (with its ``_BASE_``), then overrides.
+
+    Args:
+        config_file: a yaml file; "" reads none.
+        opts: overrides, ``[KEY, VALUE, KEY, VALUE, ...]``; values may be strings, as on a command line.
+
+    Returns:
+        the config, not frozen.
+
+    Raises:
+        FileNotFoundError: if the file is absent.
+        ValueError: if a key does not exist (the nearest one that does is named), or a value has the wrong type.
+    """
+    cfg = get_cfg()
+    add_boxsup_config(cfg)
+    if config_file:
+        _merge_file(cfg, config_file)
+    merge_overrides(cfg, opts)
+    return cfg
+
+
+def _merge_file(cfg: CfgNode, config_file: str) -> None:
+    if not PathManager.isfile(config_file):
+        raise FileNotFoundError(f"There is no config file {config_file} (working folder: {os.getcwd()}).")
+    try:
+        content = cfg.load_yaml_with_base(config_file, allow_unsafe=True)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{config_file} is not valid yaml: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{config_file} has a _BASE_ that does not exist: {error.filename}") from error
+    except TypeError:  # an empty file
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{config_file}, or a _BASE_ of it, holds no KEY: VALUE pairs.")
+    try:
+        cfg.merge_from_file(config_file)
+    except (KeyError, ValueError, AssertionError, AttributeError) as error:
+        problem = next(filter(None, (_key_problem(cfg, key) for key in _flat_keys(content))), error)
+        raise ValueError(f"{config_file}: {problem}") from error
+
+
+def merge_overrides(cfg: CfgNode, opts: Sequence[Any]) -> None:
+    """Change a config by overrides, ``[KEY, VALUE, ...]``; values may be strings, as on a command line.
+
+    Raises:
+        ValueError: as :func:`load_config`.
+    """
+    opts = list(opts)
+    for word in opts:
+        if isinstance(word, str) and word.startswith("--"):
+            raise ValueError(f"{word} comes after the overrides {opts}: options go before the first KEY VALUE pair.")
+    if len(opts) % 2:
+        raise ValueError(f"Overrides come in pairs KEY VALUE; these are {len(opts)} words: {opts}")
+    for key, value in zip(opts[0::2], opts[1::2], strict=True):
+        problem = _key_problem(cfg, str(key))
+        if problem:
+            raise ValueError(f"Overrides: {problem}")
+        try:
+            cfg.merge_from_list([key, value])
+        except (ValueError, AssertionError) as error:
+            raise ValueError(f"Override {key} {value}: {error}") from error
+
+
+def _flat_keys(node: dict, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _flat_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _key_problem(cfg: CfgNode, key: str) -> str:
+    """Why no value can be given to this key, with the key that was probably meant; "" if one can."""
+    node: Any = cfg
+    for part in key.split("."):
+        node = node.get(part, _ABSENT) if isinstance(node, CfgNode) else _ABSENT
+    if isinstance(node, CfgNode):
+        return f"{key} is a section; give values to its keys, for example {key}.{next(iter(node), '...')}."
+    if node is not _ABSENT:
+        return ""
+    valid = list(_flat_keys(cfg))
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
+    if not near:  # the right name in the wrong section, or in lower case
+        by_upper = {name.upper(): name for name in valid}
+        last = key.upper().rsplit(".", 1)[-1]
+        near = [by_upper[key.upper()]] if key.upper() in by_upper else []
+        near = near or [name for name in valid if name.rsplit(".", 1)[-1] == last][:1]
+    hint = f" Did you mean {near[0]}?" if near else " See boxsup_d2/config/keys.py and detectron2/config/defaults.py."
+    return f"there is no config key {key}.{hint}"

@@ -1,0 +1,270 @@
+"""DenseCRF (Krähenbühl & Koltun, NIPS 2011) on class probabilities or instance masks; needs ``pydensecrf``.
+
+Functions on tensors, and a wrapper that puts them behind any box-to-mask method.
+"""
+
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice, repeat
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+from torch import nn
+
+from boxsup_d2.crf.workers import default_workers, start_workers, worker_died
+from boxsup_d2.masks.paste import MaskPatch
+
+
+class CRFParams(NamedTuple):
+    """Potts weights and kernel widths: ``*_xy`` in pixels, ``bilateral_rgb`` in grey values of 0..255."""
+
+    gaussian_weight: float
+    gaussian_xy: float
+    bilateral_weight: float
+    bilateral_xy: float
+    bilateral_rgb: float
+    iterations: int = 10
+
+
+# The published settings (methods B6), by the segmentation network that they were made for.
+CRF_VGG16 = CRFParams(3, 3, 5, 140, 5)
+CRF_RESNET101 = CRFParams(3, 1, 4, 67, 3)
+
+# Probabilities below this count as this: its logarithm stays finite.
+_MIN_PROB = 1e-5
+# Of instance masks: see refine_instance_masks.
+_CERTAINTY = 0.9
+_MARGIN = 0.25
+# Masks that a refined model does alone.
+_BEFORE_WORKERS = 32
+
+
+def dense_crf(
+    image: torch.Tensor | np.ndarray, prob: torch.Tensor | np.ndarray, params: CRFParams = CRF_VGG16
+) -> torch.Tensor:
+    """Mean-field inference in a fully connected CRF over one image.
+
+    Args:
+        image: H×W×3 uint8; the order of its channels does not matter.
+        prob: C×H×W, sums to 1 over the classes.
+        params: kernels.
+
+    Returns:
+        C×H×W float32 probabilities, on the CPU.
+
+    Raises:
+        ImportError: ``pydensecrf`` is not installed.
+        ValueError: image and probabilities differ in size.
+    """
+    densecrf = _import_densecrf()
+    pixels = np.ascontiguousarray(_to_numpy(image), dtype=np.uint8)
+    probs = np.ascontiguousarray(_to_numpy(prob), dtype=np.float32)
+    classes, height, width = probs.shape
+    if pixels.shape != (height, width, 3):
+        raise ValueError(f"DenseCRF: image {pixels.shape} for probabilities {probs.shape}; expected H×W×3 and C×H×W.")
+    if probs.size == 0:
+        return torch.from_numpy(probs)
+    crf = densecrf.DenseCRF2D(width, height, classes)
+    crf.setUnaryEnergy(-np.log(np.maximum(probs, _MIN_PROB)).reshape(classes, -1))
+    crf.addPairwiseGaussian(sxy=params.gaussian_xy, compat=params.gaussian_weight)
+    crf.addPairwiseBilateral(
+        sxy=params.bilateral_xy, srgb=params.bilateral_rgb, rgbim=pixels, compat=params.bilateral_weight
+    )
+    result = np.array(crf.inference(params.iterations), dtype=np.float32)
+    return torch.from_numpy(result.reshape(classes, height, width))
+
+
+def refine_instance_masks(
+    image: torch.Tensor | np.ndarray,
+    masks: torch.Tensor,
+    boxes: torch.Tensor,
+    params: CRFParams = CRF_RESNET101,
+    *,
+    certainty: float = _CERTAINTY,
+    margin: float = _MARGIN,
+) -> torch.Tensor:
+    """Snap instance masks to the image's edges, each in a window around its box.
+
+    What lies outside the box is certain background and stays so; the band of it in the window tells the CRF its
+    colours. A mask that the CRF would erase is left as it is.
+
+    Args:
+        image: H×W×3 uint8.
+        masks: N×H×W; bool, or float foreground probabilities in 0..1.
+        boxes: N×4, x0, y0, x1, y1 in pixels, exclusive ends; corners are truncated.
+        params: kernels.
+        certainty: probability that a bool mask is right at a pixel, 0.5..1. On GrabCut masks of VOC both the wide
+            kernels of :data:`CRF_VGG16` and values below 0.8 cost IoU.
+        margin: width of the band, as a share of the box's sides.
+
+    Returns:
+        N×H×W bool on the device of ``masks``.
+
+    Raises:
+        ImportError: ``pydensecrf`` is not installed.
+        ValueError: there are not as many masks as boxes.
+    """
+    pixels = _to_numpy(image)
+    windows = _mask_windows(pixels, _mask_patches(masks, boxes, certainty), margin)
+    return _put_answers(masks, windows, [_foreground(w.pixels, w.prob, params) for w in windows])
+
+
+class _MaskWindow(NamedTuple):
+    """What the CRF sees of one mask.
+
+    Attributes:
+        row: of the mask.
+        box: rows and columns of the image that the answer may cover.
+        inside: the same in the window.
+        pixels: h×w×3 uint8.
+        prob: h×w float32 of the foreground.
+    """
+
+    row: int
+    box: tuple[slice, slice]
+    inside: tuple[slice, slice]
+    pixels: np.ndarray
+    prob: np.ndarray
+
+
+def _mask_patches(masks: torch.Tensor, boxes: torch.Tensor, certainty: float) -> list[MaskPatch]:
+    """Masks N×H×W (bool or probabilities) in their boxes N×4; see :func:`refine_instance_masks`."""
+    height, width = masks.shape[-2:]
+    patches = []
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.to("cpu", torch.int64).tolist(), strict=True):
+        x0, y0 = max(x0, 0), max(y0, 0)
+        own = mask[y0 : max(min(y1, height), y0), x0 : max(min(x1, width), x0)]
+        if masks.dtype == torch.bool:
+            own = own.float() * (2 * certainty - 1) + (1 - certainty)
+        patches.append(MaskPatch(x0, y0, own))
+    return patches
+
+
+def _mask_windows(pixels: np.ndarray, patches: Iterable[MaskPatch], margin: float) -> list[_MaskWindow]:
+    """Windows of all patches (of an image H×W×3) that hold something to refine."""
+    height, width = pixels.shape[:2]
+    windows = []
+    for row, patch in enumerate(patches):
+        # No number is background, as it is where masks are decided.
+        own = np.nan_to_num(patch.prob.float().cpu().numpy(), nan=0.0).clip(0, 1)
+        if not (own > 0.5).any():
+            continue
+        rows, columns = patch.window
+        band_y, band_x = (int(margin * side) + 1 for side in own.shape)
+        top, bottom = max(rows.start - band_y, 0), min(rows.stop + band_y, height)
+        left, right = max(columns.start - band_x, 0), min(columns.stop + band_x, width)
+        inside = np.s_[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        prob = np.zeros((bottom - top, right - left), np.float32)
+        prob[inside] = own
+        windows.append(_MaskWindow(row, patch.window, inside, pixels[top:bottom, left:right], prob))
+    return windows
+
+
+def _foreground(pixels: np.ndarray, prob: np.ndarray, params: CRFParams) -> np.ndarray:
+    """h×w bool of h×w×3 uint8 and h×w float32; runs in workers, too."""
+    return dense_crf(pixels, np.stack([1 - prob, prob]), params).argmax(dim=0).bool().numpy()
+
+
+def _put_answers(masks: torch.Tensor, windows: list[_MaskWindow], answers: Iterable[np.ndarray]) -> torch.Tensor:
+    """N×H×W bool: the masks, replaced where the CRF left something of them."""
+    refined = masks.clone() if masks.dtype == torch.bool else masks > 0.5
+    for window, answer in zip(windows, answers, strict=True):
+        inside = torch.from_numpy(answer[window.inside])
+        if inside.any():
+            mask = refined[window.row].zero_()
+            mask[window.box] = inside.to(mask.device)
+    return refined
+
+
+class CRFRefinedModel(nn.Module):
+    """A box-to-mask method whose masks are refined by :func:`refine_instance_masks` in evaluation.
+
+    Args:
+        model: any box-to-mask meta-architecture.
+        params: kernels.
+        workers: processes that refine the masks of a batch, which need a main module that can be imported without
+            harm; 0: this process's share of the machine's cores, 1: none beside this process.
+
+    Raises:
+        ValueError: ``workers`` is negative.
+        ImportError: ``pydensecrf`` is not installed.
+    """
+
+    def __init__(self, model: nn.Module, params: CRFParams = CRF_RESNET101, workers: int = 1):
+        super().__init__()
+        if workers < 0:
+            raise ValueError(f"PSEUDO_MASKS.CRF_WORKERS is {workers}: it must be 0 or more.")
+        check_densecrf()  # before hours of inference
+        self.model = model
+        self.params = params
+        self.workers = workers or default_workers()
+        self._executor: ProcessPoolExecutor | None = None
+        self._refined = 0
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """The method's answer; in evaluation its ``instances`` with refined ``pred_masks`` on the CPU.
+
+        The CRF starts from the method's ``patches``, or from its masks, if it gives none. Its ``label_map`` is left
+        out: label maps are then made of the refined masks.
+
+        Raises:
+            RuntimeError: a worker process died.
+            ValueError: the method does not answer every box with one mask.
+        """
+        outputs = self.model(batched_inputs)
+        if self.training:
+            return outputs
+        found: list[Instances] = [output["instances"].to("cpu") for output in outputs]
+        windows = []
+        for item, output, instances in zip(batched_inputs, outputs, found, strict=True):
+            patches = output.get("patches")
+            if patches is None:
+                patches = _mask_patches(instances.pred_masks, item["instances"].gt_boxes.tensor, _CERTAINTY)
+            if len(patches) != len(instances):
+                raise ValueError(f"{type(self.model).__name__}: {len(patches)} patches for {len(instances)} masks.")
+            windows.append(_mask_windows(_to_numpy(item["image"].permute(1, 2, 0)), patches, _MARGIN))
+        # The windows of all images together: an image alone would leave most workers without one.
+        answers = iter(self._foregrounds([window for own in windows for window in own]))
+        for instances, own in zip(found, windows, strict=True):
+            instances.pred_masks = _put_answers(instances.pred_masks, own, islice(answers, len(own)))
+        return [{"instances": instances} for instances in found]
+
+    def _foregrounds(self, windows: list[_MaskWindow]) -> list[np.ndarray]:
+        self._refined += len(windows)
+        # Workers take seconds to start, in which this process refines as many masks by itself.
+        if self.workers == 1 or self._refined <= _BEFORE_WORKERS:
+            return [_foreground(window.pixels, window.prob, self.params) for window in windows]
+        if self._executor is None:
+            self._executor = start_workers(self.workers)
+        pixels, probs = [window.pixels for window in windows], [window.prob for window in windows]
+        try:
+            return list(self._executor.map(_foreground, pixels, probs, repeat(self.params)))
+        except BrokenProcessPool as error:
+            raise worker_died("set PSEUDO_MASKS.CRF_WORKERS to 1, or leave PSEUDO_MASKS.CRF off") from error
+
+
+def _to_numpy(array: torch.Tensor | np.ndarray) -> np.ndarray:
+    return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
+
+
+def check_densecrf() -> None:
+    """Fail early where ``pydensecrf`` is missing.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    _import_densecrf()
+
+
+def _import_densecrf() -> Any:
+    try:
+        from pydensecrf import densecrf
+    except ImportError as error:
+        raise ImportError(
+            "DenseCRF needs pydensecrf, which is not installed: run `pip install pydensecrf2` (it is compiled, about a "
+            "minute), or leave PSEUDO_MASKS.CRF and TEST.SEM_SEG_CRF off."
+        ) from error
+    return densecrf

@@ -1,0 +1,168 @@
+"""Masks of a COCO json in other formats: YOLO-seg text files, Pascal VOC's palette PNGs, a PNG per mask.
+
+Every writer takes a COCO dict whose images have ``height`` and ``width`` and whose masks fit them (as labelling writes
+it, or :attr:`boxsup_d2.data.formats.inspection.Inspection.usable`), writes below a folder, and returns how many files
+and objects it wrote and what it left out. Names are those of the images, folders included. Files of that name are
+replaced, others left alone. Crowd regions are objects of no format here.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+import yaml
+
+from boxsup_d2.data.formats.coco import category_tables
+from boxsup_d2.data.formats.folders import by_image, make_parent, output_stems
+from boxsup_d2.data.formats.polygons import decode_mask, mask_to_polygon
+from boxsup_d2.data.images import encode_label_map
+from boxsup_d2.masks.label_map import IGNORE_LABEL, MAX_CLASSES
+
+
+def write_yolo_seg(data: dict[str, Any], out_dir: str) -> dict[str, int]:
+    """Write ``labels/<image>.txt``, a line "class x0 y0 x1 y1 ..." per object in 0..1 of the sides, and ``data.yaml``.
+
+    The format has one polygon per object, so that a mask of several parts, or with holes, becomes one polygon whose
+    parts are joined by cuts of no width, as the format's own tools convert COCO's polygons; filled by the number of
+    crossings, as these tools fill it, it is the mask again, pixel by pixel (:mod:`.polygons`). A mask that is one
+    polygon already is written as it is. Images without an object get an empty file: they are background.
+
+    ``data.yaml`` names the classes, numbered from 0 in the order of their category ids, and says that the images are
+    in the folder ``images`` beside ``labels``, where these tools look for them.
+
+    Returns:
+        ``files``, ``objects``, ``without_mask`` (left out: no mask, or an empty one) and ``crowds`` (left out).
+
+    Raises:
+        ValueError: two images share a name but for its extension, or a mask cannot be read.
+    """
+    names, class_of = category_tables(data, out_dir)
+    counts = {"files": 0, "objects": 0, "without_mask": 0, "crowds": 0}
+    for (image, annotations), stem in _images(data):
+        height, width = image["height"], image["width"]
+        lines = []
+        for annotation in annotations:
+            if annotation.get("iscrowd"):
+                counts["crowds"] += 1
+                continue
+            points = np.array(_one_polygon(annotation, height, width)).reshape(-1, 2)
+            if not len(points):
+                counts["without_mask"] += 1
+                continue
+            shares = np.clip(points / (width, height), 0, 1).reshape(-1)
+            lines.append(" ".join([str(class_of[annotation["category_id"]]), *(f"{v:.6g}" for v in shares)]))
+        with open(make_parent(os.path.join(out_dir, "labels", f"{stem}.txt")), "w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        counts["files"] += 1
+        counts["objects"] += len(lines)
+    content = {"train": "images", "val": "images", "nc": len(names), "names": dict(enumerate(names))}
+    with open(make_parent(os.path.join(out_dir, "data.yaml")), "w", encoding="utf-8") as file:
+        yaml.safe_dump(content, file, sort_keys=False, allow_unicode=True)
+    return counts
+
+
+def write_voc_png(data: dict[str, Any], out_dir: str) -> dict[str, int]:
+    """Write ``SegmentationObject/<image>.png`` and ``SegmentationClass/<image>.png`` in VOC's palette, and
+    ``class_names.txt``, a name per line in the order of the numbers.
+
+    In the first, pixel value i is the i-th annotation of the image that is no crowd region, counted from 1 whether it
+    has a mask or not; in the second, 1 + the class's position in the order of the category ids. 0 is the background.
+    Where masks overlap, the smaller one is on top, and of equal ones the earlier. VOC's void border (255) is not
+    invented; only the pixels of crowd regions that no object has are void.
+
+    Returns:
+        ``files``, ``objects`` (with at least a pixel in the maps), ``without_mask`` (no mask, or an empty one),
+        ``covered`` (smaller masks hide all of it) and ``crowds`` (painted void).
+
+    Raises:
+        ValueError: more classes, or objects in an image, than 8 bits can number (254); two images share a name but for
+            its extension; a mask cannot be read. Classes, numbers and names are checked before anything is written.
+    """
+    names, class_of = category_tables(data, out_dir)
+    if len(names) > MAX_CLASSES:
+        raise ValueError(f"VOC's class maps have room for {MAX_CLASSES} classes, and there are {len(names)}.")
+    images = list(_images(data))
+    for (image, annotations), _ in images:
+        if sum(not annotation.get("iscrowd") for annotation in annotations) > MAX_CLASSES:
+            raise ValueError(
+                f"VOC's instance maps have room for {MAX_CLASSES} objects, and '{image['file_name']}' has more. Use "
+                "another format, such as a PNG per mask."
+            )
+    counts = {"files": 0, "objects": 0, "without_mask": 0, "covered": 0, "crowds": 0}
+    for (image, annotations), stem in images:
+        objects = [annotation for annotation in annotations if not annotation.get("iscrowd")]
+        crowds = [annotation for annotation in annotations if annotation.get("iscrowd")]
+        ids, empty = _instance_map(objects, crowds, image["height"], image["width"])
+        # Instance id -> value in the class map, background and void included.
+        table = np.zeros(256, np.uint8)
+        table[1 : len(objects) + 1] = [class_of[annotation["category_id"]] + 1 for annotation in objects]
+        table[IGNORE_LABEL] = IGNORE_LABEL
+        for folder, labels in (("SegmentationObject", ids), ("SegmentationClass", table[ids])):
+            with open(make_parent(os.path.join(out_dir, folder, f"{stem}.png")), "wb") as file:
+                file.write(encode_label_map(labels))
+        visible = len(np.setdiff1d(ids, (0, IGNORE_LABEL)))
+        counts["files"] += 2
+        counts["objects"] += visible
+        counts["without_mask"] += empty
+        counts["covered"] += len(objects) - empty - visible
+        counts["crowds"] += len(crowds)
+    with open(make_parent(os.path.join(out_dir, "class_names.txt")), "w", encoding="utf-8") as file:
+        file.writelines(f"{name}\n" for name in names)
+    return counts
+
+
+def write_mask_pngs(data: dict[str, Any], out_dir: str) -> dict[str, int]:
+    """Write ``<image>/<annotation id>.png`` per object, grey: 255 where its mask is, else 0.
+
+    Returns:
+        ``files``, ``objects``, ``without_mask`` (left out: no mask, or an empty one) and ``crowds`` (left out).
+
+    Raises:
+        ValueError: two images share a name but for its extension, or a mask cannot be read.
+    """
+    counts = {"files": 0, "objects": 0, "without_mask": 0, "crowds": 0}
+    for (image, annotations), stem in _images(data):
+        for annotation in annotations:
+            if annotation.get("iscrowd"):
+                counts["crowds"] += 1
+                continue
+            mask = decode_mask(annotation, image["height"], image["width"])
+            if not mask.any():
+                counts["without_mask"] += 1
+                continue
+            name = quote(str(annotation["id"]), safe="")
+            _, png = cv2.imencode(".png", mask.astype(np.uint8) * 255)
+            with open(make_parent(os.path.join(out_dir, stem, f"{name}.png")), "wb") as file:
+                file.write(png.tobytes())
+            counts["files"] += 1
+            counts["objects"] += 1
+    return counts
+
+
+def _images(data: dict[str, Any]) -> Iterator[tuple[tuple[dict[str, Any], list[dict[str, Any]]], str]]:
+    """Each image with its annotations, and the path for its files."""
+    return zip(by_image(data), output_stems(data["images"]), strict=True)
+
+
+def _one_polygon(annotation: dict[str, Any], height: int, width: int) -> list[float]:
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, list) and len(segmentation) == 1:
+        return segmentation[0]
+    return mask_to_polygon(decode_mask(annotation, height, width))
+
+
+def _instance_map(
+    objects: list[dict[str, Any]], crowds: list[dict[str, Any]], height: int, width: int
+) -> tuple[np.ndarray, int]:
+    """H×W uint8, the 1-based position of the topmost object of each pixel, and the number of objects without one."""
+    # Decoded twice rather than held: 254 masks of a large photograph are gigabytes.
+    areas = [int(np.count_nonzero(decode_mask(annotation, height, width))) for annotation in objects]
+    labels = np.zeros((height, width), np.uint8)
+    for index in sorted(range(len(objects)), key=lambda i: (-areas[i], -i)):
+        labels[decode_mask(objects[index], height, width)] = index + 1
+    for crowd in crowds:
+        labels[decode_mask(crowd, height, width) & (labels == 0)] = IGNORE_LABEL
+    return labels, areas.count(0)

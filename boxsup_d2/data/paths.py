@@ -1,0 +1,81 @@
+"""Where data sets live, and clear errors where something is not there.
+
+Detectron2 freezes ``DETECTRON2_DATASETS`` when it is imported. Here paths are joined when a data set is *used*, so a
+notebook or a test may set the variable at any time.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+
+ROOT_VARIABLE = "DETECTRON2_DATASETS"
+# First examples of missing files that an error names.
+_MAX_EXAMPLES = 3
+
+
+def datasets_root() -> str:
+    """Folder that holds the data sets: ``DETECTRON2_DATASETS``, by default ``datasets``; read at every call."""
+    return os.path.expanduser(os.getenv(ROOT_VARIABLE) or "datasets")
+
+
+def under_root(*candidates: str) -> str:
+    """Path of a file or folder below :func:`datasets_root`.
+
+    Args:
+        candidates: relative paths, the preferred one first; an absolute one stays as it is.
+
+    Returns:
+        The first one that exists, else the preferred one (which an error message then names).
+    """
+    paths = [os.path.join(datasets_root(), candidate) for candidate in candidates]
+    return next((path for path in paths if os.path.exists(path)), paths[0])
+
+
+def require_path(path: str, dataset: str, fix: str = "") -> str:
+    """Return ``path`` if it exists.
+
+    Raises:
+        FileNotFoundError: names the data set, the path, and what to do.
+    """
+    if os.path.exists(path):
+        return path
+    fix = fix or (
+        f"Set {ROOT_VARIABLE} (now '{datasets_root()}') to the folder that holds the data sets, or lay the files out "
+        "as datasets/README.md shows."
+    )
+    raise FileNotFoundError(f"Data set '{dataset}' expects '{path}', which does not exist. {fix}")
+
+
+def require_images(file_names: Iterable[str], dataset: str, what: str = "images", fix: str = "") -> None:
+    """Check that images exist, by one listing per folder: 100,000 single look-ups are slow on network drives.
+
+    Args:
+        file_names: their paths.
+        dataset: name, for messages.
+        what: they are, for messages.
+        fix: what to do where some are missing.
+
+    Raises:
+        FileNotFoundError: some are missing; gives their number and the first ones.
+    """
+    paths = list(file_names)
+    missing = missing_files(paths)
+    if missing:
+        fix = fix or f"Finish the download or the copy, or set {ROOT_VARIABLE} (now '{datasets_root()}')."
+        raise FileNotFoundError(
+            f"Data set '{dataset}' lacks {len(missing)} of its {len(paths)} {what}, first "
+            f"{', '.join(repr(path) for path in missing[:_MAX_EXAMPLES])}. {fix}"
+        )
+
+
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """Those of some paths that do not exist, by one listing per folder."""
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        folder, base = os.path.split(path)
+        by_folder[folder].append(base)
+    missing = []
+    for folder, bases in by_folder.items():
+        present = set(os.listdir(folder or os.curdir)) if os.path.isdir(folder or os.curdir) else set()
+        missing += [os.path.join(folder, base) for base in bases if base not in present]
+    return missing

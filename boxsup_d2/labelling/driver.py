@@ -1,0 +1,188 @@
+"""Label data sets with a box-to-mask model: one ``inference_on_dataset`` per data set of ``PSEUDO_MASKS.DATASETS``.
+
+Whatever stopped an earlier run, the same command goes on where it ended: finished files are left alone, and of the
+others only images without a result go through the network.
+"""
+
+import datetime
+import hashlib
+import json
+import logging
+import os
+from collections import OrderedDict
+from typing import Any
+
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from boxsup_d2.crf.refine import CRFRefinedModel
+from boxsup_d2.data import build_label_loader
+from boxsup_d2.data.datasets import dataset_to_coco
+from boxsup_d2.data.formats.pseudo_masks import labels_path
+from boxsup_d2.labelling.instance_writer import PseudoMaskWriter
+from boxsup_d2.labelling.report import write_label_report
+from boxsup_d2.labelling.sem_seg_writer import SemSegLabelWriter
+from boxsup_d2.labelling.writer import LabelWriter, ProgressBar
+from boxsup_d2.same_work import labelling_identity, weights_path, weights_sha256
+from boxsup_d2.utils.files import file_sha256
+from boxsup_d2.utils.processes import run_on_main
+
+logger = logging.getLogger(__name__)
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give every rank the buffers of rank 0; all ranks call it together.
+
+    In training each rank keeps batch-norm statistics of its own share of the batches, and the checkpoint holds rank
+    0's. Without this, what a rank predicts for an image would depend on which rank the image falls to.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def pseudo_mask_path(output_dir: str, dataset_name: str, label_format: str = "instances") -> str:
+    """Path of the file that a run with this ``OUTPUT_DIR`` writes for a source data set.
+
+    Args:
+        output_dir: ``OUTPUT_DIR``.
+        dataset_name: of the source.
+        label_format: ``PSEUDO_MASKS.FORMAT``.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+    return labels_path(os.path.join(output_dir, "pseudo_masks"), dataset_name, label_format)
+
+
+def label_datasets(
+    cfg: CfgNode, model: nn.Module, checkpoint: str | None = None, progress: ProgressBar | None = tqdm
+) -> "OrderedDict[str, dict]":
+    """Label every data set of ``PSEUDO_MASKS.DATASETS``, sharded over the ranks; all ranks call it together.
+
+    Args:
+        cfg: full config.
+        model: box-to-mask meta-architecture, may be wrapped in DDP; its training mode is restored.
+        checkpoint: file that the model's weights are in, for the provenance; default: the one that the config names.
+            Where it is "", the weights themselves are hashed.
+        progress: makes the progress bar of a data set; None shows none.
+
+    Returns:
+        Data set name → ``{"pseudo_masks": {metric: value}}``, see the writers' ``evaluate``.
+
+    Raises:
+        FileNotFoundError, ValueError: an image or the data set is missing or damaged; named. What was labelled before
+            is kept.
+        OSError: the disk is full; what was labelled is kept.
+        ImportError: ``PSEUDO_MASKS.CRF`` without ``pydensecrf``.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    broadcast_buffers(model)
+    checkpoint = weights_path(cfg) if checkpoint is None else checkpoint
+    results: OrderedDict[str, dict] = OrderedDict()
+    was_training = model.training
+    try:
+        for name in cfg.PSEUDO_MASKS.DATASETS:
+            results[name] = _label_dataset(cfg, model, name, checkpoint, progress)
+    finally:
+        model.train(was_training)  # inference_on_dataset leaves it in evaluation mode where it fails
+    return results
+
+
+def _label_dataset(
+    cfg: CfgNode, model: nn.Module, name: str, checkpoint: str, progress: ProgressBar | None
+) -> dict[str, dict[str, float]]:
+    dataset_dicts = DatasetCatalog.get(name)
+    provenance = run_on_main(lambda: build_provenance(cfg, model, name, dataset_dicts, checkpoint))
+    writer = _build_writer(cfg, name, dataset_dicts, provenance, progress)
+    known = writer.finished
+    pending = writer.pending(dataset_dicts)
+    logger.info("Labelling %s: %d of %d images to do -> %s", name, len(pending), len(dataset_dicts), writer.path)
+    if not pending:  # a sampler needs at least one image
+        writer.reset()
+        results = writer.evaluate()
+    else:
+        refined = CRFRefinedModel(model, workers=cfg.PSEUDO_MASKS.CRF_WORKERS) if cfg.PSEUDO_MASKS.CRF else model
+        results = inference_on_dataset(refined, build_label_loader(cfg, name, pending), writer)
+    if comm.is_main_process():
+        write_label_report(cfg.PSEUDO_MASKS.REPORT_IMAGES, writer.path, provenance, anew=not known)
+    return results
+
+
+def _build_writer(
+    cfg: CfgNode,
+    name: str,
+    dataset_dicts: list[dict[str, Any]],
+    provenance: dict[str, Any],
+    progress: ProgressBar | None,
+) -> LabelWriter:
+    """The writer of ``PSEUDO_MASKS.FORMAT``."""
+    folder = os.path.dirname(pseudo_mask_path(cfg.OUTPUT_DIR, name, cfg.PSEUDO_MASKS.FORMAT))
+    options: dict[str, Any] = {"overwrite": cfg.PSEUDO_MASKS.OVERWRITE, "progress": progress}
+    if cfg.PSEUDO_MASKS.FORMAT == "sem_seg":
+        class_names = MetadataCatalog.get(name).get("thing_classes")
+        if class_names is None:
+            raise ValueError(f"PSEUDO_MASKS.DATASETS: '{name}' has no classes, so it cannot be labelled with them.")
+        return SemSegLabelWriter(name, dataset_dicts, folder, provenance, class_names, **options)
+    return PseudoMaskWriter(name, dataset_dicts, folder, provenance, lambda: dataset_to_coco(name), **options)
+
+
+def build_provenance(
+    cfg: CfgNode, model: nn.Module, name: str, dataset_dicts: list[dict[str, Any]], checkpoint: str
+) -> dict[str, Any]:
+    """Everything that decides what the masks are, and where they come from.
+
+    Args:
+        cfg: full config.
+        model: without DDP.
+        name: of the source data set.
+        dataset_dicts: its dicts.
+        checkpoint: path of the weights, anything that Detectron2's path manager knows, or "".
+
+    Raises:
+        FileNotFoundError: the checkpoint is missing.
+    """
+    metadata = MetadataCatalog.get(name)
+    return {
+        "source_dataset": name,
+        **labelling_identity(cfg, _source_sha256(metadata, dataset_dicts)),
+        # A step's output folder bears its name; a config does not know the file that it was read from.
+        "config_name": os.path.basename(os.path.abspath(cfg.OUTPUT_DIR)),
+        "checkpoint": checkpoint,
+        "checkpoint_sha256": weights_sha256(checkpoint, model),
+        "step": cfg.PSEUDO_MASKS.STEP,
+        "image_root": _image_root(metadata, dataset_dicts),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _source_sha256(metadata: Any, dataset_dicts: list[dict[str, Any]]) -> str:
+    """Hash of the source's json, where it has one, and of its prompts, which switches may change."""
+    digest = hashlib.sha256()
+    keys = ("json_file", "box_json_file", "subset_json_file")
+    json_file = next(filter(None, (metadata.get(key) for key in keys)), None)
+    if json_file:
+        digest.update(file_sha256(PathManager.get_local_path(json_file)).encode())
+    for record in dataset_dicts:
+        prompts = [
+            (obj.get("id"), [float(v) for v in obj["bbox"]], int(obj["bbox_mode"]), obj["category_id"])
+            for obj in record.get("annotations", ())
+        ]
+        line = json.dumps([record["image_id"], os.path.basename(record["file_name"]), prompts])
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def _image_root(metadata: Any, dataset_dicts: list[dict[str, Any]]) -> str:
+    root = metadata.get("image_root")
+    if root is None and dataset_dicts:
+        root = os.path.commonpath([os.path.dirname(os.path.abspath(record["file_name"])) for record in dataset_dicts])
+    return os.path.abspath(root) if root else ""

@@ -1,0 +1,127 @@
+"""Turn the answers of a box-to-mask method into a pseudo-mask data set, as Detectron2 turns outputs into metrics."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+from boxsup_d2.data.formats.pseudo_masks import labels_path, write_pseudo_masks
+from boxsup_d2.labelling.shards import MaskShardIndex, mask_record
+from boxsup_d2.labelling.writer import LabelWriter, ProgressBar, answered_rows, label_task
+from boxsup_d2.masks.merge import MergedInstance, merge_image
+from boxsup_d2.masks.rle import empty_rle
+
+
+class PseudoMaskWriter(LabelWriter):
+    """Writes ``<output_dir>/<dataset>_pseudo.json`` from the outputs of ``inference_on_dataset``.
+
+    Which annotations are labelled is read off the data set's dicts: crowd regions are not, nor annotations that
+    already have a mask there (a box-only data set's have none, whatever its json holds).
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        dataset_dicts: list[dict[str, Any]],
+        output_dir: str,
+        provenance: dict[str, Any],
+        load_source: Callable[[], dict[str, Any]],
+        *,
+        overwrite: bool = False,
+        progress: ProgressBar | None = tqdm,
+    ):
+        """
+        Args:
+            dataset_name: name of the source data set.
+            dataset_dicts: its dicts; annotations need ``id``.
+            output_dir: folder of the file; shared by all machines.
+            provenance: see :mod:`boxsup_d2.data.formats.pseudo_masks`; equal on all ranks.
+            load_source: returns the source as COCO json; called on rank 0 at the end.
+            overwrite: also label annotations that have a mask.
+            progress: makes the progress bar of rank 0.
+        """
+        self._load_source = load_source
+        self._prompts: dict[Any, dict[Any, list[float]]] = {}
+        self._kept: dict[Any, list[Any]] = {}
+        self._kept_ids: set[Any] = set()
+        for record in dataset_dicts:
+            task = label_task(record, dataset_name, overwrite)
+            if task.prompts:
+                self._prompts[record["image_id"]] = task.prompts
+            if task.kept:
+                self._kept[record["image_id"]] = [annotation["segmentation"] for annotation in task.kept]
+                self._kept_ids.update(annotation["id"] for annotation in task.kept)
+        path = labels_path(output_dir, dataset_name)
+        super().__init__(dataset_name, path, provenance, self._prompts, progress=progress)
+
+    def _open_index(self) -> MaskShardIndex:
+        return MaskShardIndex(self._folder)
+
+    def _label(self, item: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
+        """Merge the masks of an image."""
+        image_id, masks = item["image_id"], output["instances"].pred_masks
+        prompts = self._prompts.get(image_id, {})
+        rows = answered_rows(item, output, prompts)
+        ids = [item["annotation_ids"][row] for row in rows]
+        try:
+            merged = merge_image(
+                masks if len(rows) == len(masks) else masks[rows],
+                [prompts[annotation_id] for annotation_id in ids],
+                kept=self._kept.get(image_id, ()),
+            )
+        except ValueError as error:
+            raise ValueError(f"'{item.get('file_name', image_id)}' in '{self.dataset_name}': {error}") from error
+        return mask_record(ids, merged)
+
+    def _write(self, index: MaskShardIndex) -> dict[str, float]:
+        """Write the file; the summary holds ``images`` and ``instances`` that were labelled, ``kept`` masks,
+        ``mean_confidence``, ``mean_confidence_exact`` and ``share_empty``."""
+        summary = self._summary(index)
+        source = self._load_source()
+        sizes = {image["id"]: (image["height"], image["width"]) for image in source["images"]}
+        write_pseudo_masks(
+            self.path,
+            source,
+            {**self._provenance, "summary": summary},
+            self._annotator(index, sizes),
+            f"About {index.bytes / 1e6:.0f} MB and the size of the source json are needed; the {len(self._prompts)} "
+            f"labelled images are kept in '{self._folder}'.",
+        )
+        return summary
+
+    def _summary(self, index: MaskShardIndex) -> dict[str, float]:
+        instances = len(index.confidences)
+        # fsum: the same to the last digit whatever the order of the shards.
+        return {
+            "images": len(self._prompts),
+            "instances": instances,
+            "kept": len(self._kept_ids),
+            "mean_confidence": math.fsum(index.confidences) / max(instances, 1),
+            "mean_confidence_exact": math.fsum(index.confidences_exact) / max(instances, 1),
+            "share_empty": index.empty / max(instances, 1),
+        }
+
+    def _annotator(
+        self, index: MaskShardIndex, sizes: dict[Any, tuple[int, int]]
+    ) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """Maps an annotation of the source to the one of the file; ``sizes``: height and width by image id."""
+
+        def annotate(annotation: dict[str, Any]) -> dict[str, Any]:
+            if annotation.get("iscrowd"):
+                return annotation
+            if annotation["id"] in self._kept_ids:
+                return {"confidence": 1.0, "confidence_exact": 1.0, **annotation}
+            merged = index.get(annotation["image_id"]).get(annotation["id"])
+            if merged is None:  # its box is empty, so no method was asked for its mask
+                merged = MergedInstance(empty_rle(*sizes[annotation["image_id"]]), 0, 0.0, 0.0)
+            return {
+                **annotation,
+                "segmentation": merged.segmentation,
+                # The source's may be its true mask's. Many readers drop annotations of area 0, box and all.
+                "area": merged.area or annotation["bbox"][2] * annotation["bbox"][3],
+                "confidence": merged.confidence,
+                "confidence_exact": merged.confidence_exact,
+            }
+
+        return annotate

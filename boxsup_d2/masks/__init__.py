@@ -1,0 +1,4 @@
+"""Masks: run lengths, pasting, merging, confidence, label maps.
+
+Pure functions on tensors and arrays; no file, no state.
+"""

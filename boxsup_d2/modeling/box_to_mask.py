@@ -1,0 +1,237 @@
+"""The base class of box-to-mask methods: what they take and give, and what each says about itself.
+
+A method is a meta-architecture. What the rest of the package needs to know of it (to label with it by name, to tell
+whether a changed setting makes masks or weights anew, to recognise its published checkpoints) it declares in
+:attr:`BoxToMaskMethod.info`; nothing else knows any method.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from boxsup_d2.checkpoint.formats import CheckpointFormat
+
+__all__ = [
+    "AskedNetwork",
+    "BoxToMaskMethod",
+    "MethodInfo",
+    "UntrainedBoxToMask",
+    "box_to_mask_classes",
+    "box_to_mask_instances",
+    "fill_boxes",
+    "mean_foreground",
+    "method_info",
+    "truncate_boxes",
+]
+
+
+@dataclass(frozen=True)
+class AskedNetwork:
+    """Another network, trained by itself, that a method asks while it predicts.
+
+    Attributes:
+        step_field: field of a step in a rounds config that names the step which trains it.
+        config_key, weights_key: config keys that name its config and its weights.
+        read_config: reads the former, without what says nothing about the network, its device for instance.
+        check: called as ``check(its config, {data set: class names}, where)``; raises ``ValueError``, whose text begins
+            with ``where``, if it cannot be asked about these data sets.
+    """
+
+    step_field: str
+    config_key: str
+    weights_key: str
+    read_config: Callable[[str], CfgNode]
+    check: Callable[[CfgNode, Mapping[str, Sequence[str]], str], None]
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What a box-to-mask method says about itself.
+
+    Of config keys, those whose last word begins with ``TEST_`` or ends with ``_TEST`` are known to decide inference
+    alone; they need not be listed.
+
+    Attributes:
+        name: it is called by on the command line and in Python; "": by a config file only.
+        summary: one line on what it does.
+        config: keys and values that make a complete config of it, beside ``MODEL.META_ARCHITECTURE``; of a method that
+            is trained, those of its published network.
+        weights_key: config key that names its weights; "": it has none.
+        weights_help: what these are, for whoever did not give them.
+        extra: of this package that installs what it needs ("onnx": ``pip install 'boxsup_d2[onnx]'``); "": none.
+        inference_keys: keys, or beginnings of keys, that decide predictions and no weights: a change labels anew and
+            trains nothing.
+        neutral_keys: keys that decide nothing about the outcome, such as how much goes through the network at once.
+        asks: other networks that it asks.
+        published: the form of its published checkpoints.
+    """
+
+    name: str = ""
+    summary: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    weights_key: str = ""
+    weights_help: str = "a trained checkpoint (.pth), such as 'boxsup train' or train_net.py leaves"
+    extra: str = ""
+    inference_keys: tuple[str, ...] = ()
+    neutral_keys: tuple[str, ...] = ()
+    asks: tuple[AskedNetwork, ...] = ()
+    published: CheckpointFormat | None = None
+
+
+class BoxToMaskMethod(nn.Module):
+    """Base of the meta-architectures that turn boxes into masks.
+
+    In evaluation, ``forward`` takes dicts of ``image`` (3×H×W uint8, not resized), ``height``, ``width`` and
+    ``instances`` with ``gt_boxes`` (N×4: x0, y0, x1, y1 in the image's pixels) and ``gt_classes``; it returns a dict
+    per image whose ``instances`` (:func:`box_to_mask_instances`) hold a mask for every box, in the order of the boxes.
+    A method may add
+
+    * ``patches``: of every box its probabilities in a window, :class:`boxsup_d2.masks.paste.MaskPatch`, from which a
+      refinement can start;
+    * ``label_map``: H×W int32, 0 the background, else 1 + class, of a method that decides by class.
+
+    ``docs/architecture.md`` has the whole contract.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo()
+
+    @classmethod
+    def num_known_classes(cls, cfg: CfgNode) -> int | None:
+        """Classes that a network of this config tells apart by their numbers; None: it takes boxes of any class."""
+        del cfg
+        return None
+
+
+def box_to_mask_classes() -> dict[str, type[BoxToMaskMethod]]:
+    """All box-to-mask methods by ``MODEL.META_ARCHITECTURE``, those of other packages included."""
+    return {
+        name: kind for name, kind in META_ARCH_REGISTRY if isinstance(kind, type) and issubclass(kind, BoxToMaskMethod)
+    }
+
+
+def method_info(cfg: CfgNode) -> MethodInfo:
+    """What the meta-architecture of a config says about itself; nothing, if it is no box-to-mask method."""
+    kind = box_to_mask_classes().get(cfg.MODEL.META_ARCHITECTURE)
+    return kind.info if kind is not None else MethodInfo()
+
+
+def truncate_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Whole-pixel boxes inside the image: corners truncated, at least one pixel, as BoxCaseg crops them.
+
+    Args:
+        boxes: N×4 float, x0, y0, x1, y1 in pixels.
+        image_size: height, width; both at least 1.
+
+    Returns:
+        N×4 int64 with 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height.
+    """
+    height, width = image_size
+    limit = boxes.new_tensor([width, height], dtype=torch.int64)
+    corners = boxes.to(torch.int64)
+    low = corners[:, :2].clamp(min=0).minimum(limit - 1)
+    high = corners[:, 2:].minimum(limit).maximum(low + 1)
+    return torch.cat([low, high], dim=1)
+
+
+def fill_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Masks (N×H×W bool) that fill the truncated boxes."""
+    height, width = image_size
+    x0, y0, x1, y1 = truncate_boxes(boxes, image_size)[:, :, None].unbind(dim=1)
+    x = torch.arange(width, device=boxes.device)
+    y = torch.arange(height, device=boxes.device)
+    columns = (x >= x0) & (x < x1)
+    rows = (y >= y0) & (y < y1)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def mean_foreground(probs: Tensor, masks: Tensor) -> Tensor:
+    """The score of masks: mean foreground probability inside each; 0 of an empty one.
+
+    Args:
+        probs: (...)×h×w in 0..1.
+        masks: (...)×h×w bool.
+
+    Returns:
+        (...), in 0..1.
+    """
+    inside = masks.to(probs.dtype)
+    return (probs * inside).sum(dim=(-2, -1)) / inside.sum(dim=(-2, -1)).clamp(min=1)
+
+
+def box_to_mask_instances(
+    masks: Tensor,
+    boxes: Tensor,
+    classes: Tensor,
+    scores: Tensor,
+    image_size: tuple[int, int],
+) -> Instances:
+    """The prediction for the N box prompts of one image, in their order.
+
+    Args:
+        masks: N×H×W bool, original frame; may lie on another device than the rest.
+        boxes: N×4, the prompts.
+        classes: N, int64.
+        scores: N, in 0..1: :func:`mean_foreground`; 1 for methods without probabilities.
+        image_size: H, W.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    shape = (len(boxes), *image_size)
+    if tuple(masks.shape) != shape or masks.dtype != torch.bool:
+        raise ValueError(f"Box-to-mask prediction is {tuple(masks.shape)} {masks.dtype}, expected {shape} torch.bool.")
+    return Instances(image_size, pred_masks=masks, pred_boxes=Boxes(boxes), pred_classes=classes, scores=scores)
+
+
+class UntrainedBoxToMask(BoxToMaskMethod):
+    """Base of methods that are used as they are; subclasses implement :meth:`predict_masks` or :meth:`predict`."""
+
+    device_anchor: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Only tells where the model was moved to; not persistent, so that checkpoints stay empty.
+        self.register_buffer("device_anchor", torch.zeros(0), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where :meth:`forward` leaves its predictions."""
+        return self.device_anchor.device
+
+    @torch.no_grad()
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        """See :class:`BoxToMaskMethod`.
+
+        Raises:
+            RuntimeError: in training mode.
+        """
+        if self.training:
+            raise RuntimeError(
+                f"{type(self).__name__} is used as it is and cannot be trained: run train_net.py with --eval-only."
+            )
+        results = []
+        for item in batched_inputs:
+            instances = item["instances"].to(self.device)
+            boxes = instances.gt_boxes.tensor
+            masks, scores = self.predict(item["image"], boxes)
+            image_size = (int(item["image"].shape[1]), int(item["image"].shape[2]))
+            predicted = box_to_mask_instances(masks, boxes, instances.gt_classes, scores.to(self.device), image_size)
+            results.append({"instances": predicted})
+        return results
+
+    def predict(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks (N×H×W bool) and scores (N, 0..1) of the boxes (N×4, x0, y0, x1, y1) of one image (3×H×W uint8).
+
+        By default :meth:`predict_masks` and scores of 1, for methods that know no probabilities.
+        """
+        return self.predict_masks(image, boxes), torch.ones(len(boxes))
+
+    def predict_masks(self, image: Tensor, boxes: Tensor) -> Tensor:
+        """Masks (N×H×W bool) of the boxes (N×4, x0, y0, x1, y1) of one image (3×H×W uint8)."""
+        raise NotImplementedError

@@ -1,0 +1,17 @@
+"""Config keys of Segment Anything."""
+
+from detectron2.config import CfgNode as CN
+
+from boxsup_d2.config import register_config
+
+
+@register_config
+def add_sam_config(cfg: CN) -> None:
+    """Add ``MODEL.SAM``."""
+    cfg.MODEL.SAM = CN()
+    # Folder of a SAM or SAM 2 checkpoint as transformers saves it, or its name on the Hugging Face hub.
+    cfg.MODEL.SAM.NETWORK = ""
+    # Boxes of an image that are decoded at once; the masks of so many are held as floats in the image's size.
+    cfg.MODEL.SAM.BOXES_PER_FORWARD = 16
+    # Cut every mask to its box: SAM takes a box as a hint and may answer beyond it, an annotated box is an outer bound.
+    cfg.MODEL.SAM.CUT_TO_BOX = True

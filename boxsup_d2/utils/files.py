@@ -1,0 +1,82 @@
+"""Files that are whole or not there, and what is in them as a hash."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from typing import IO, Any
+
+__all__ = ["atomic_write", "disk_full_message", "file_sha256"]
+
+
+def file_sha256(path: str) -> str:
+    """sha256 of a file as hex digits, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str], hint: str = "", *, binary: bool = False) -> Iterator[IO[Any]]:
+    """A file that takes its name only when it is complete and on the disk.
+
+    It is written under a temporary name in the same folder, which a failure removes. What a killed process leaves
+    under that name is overwritten by the next one.
+
+    Args:
+        path: final name; its folder is made.
+        hint: appended to the message where the disk is full.
+        binary: bytes are written; else text in UTF-8.
+
+    Raises:
+        OSError: the disk is full (the message names the file, the space that is left and ``hint``), or the file
+            cannot be written for another reason.
+    """
+    path = os.path.abspath(path)
+    folder, base = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{base}.tmp")
+    try:
+        with (
+            disk_full_message(path, hint),
+            open(temporary, "wb" if binary else "w", encoding=None if binary else "utf-8") as file,
+        ):
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(folder)
+
+
+@contextlib.contextmanager
+def disk_full_message(path: str, hint: str = "") -> Iterator[None]:
+    """Turn "no space left on device" into a message that names the file, the space left and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
+        raise OSError(
+            error.errno,
+            f"Cannot write '{path}': the disk is full or a quota is reached ({free / 1e6:.0f} MB free). Free some "
+            f"space and run the same command again. {hint}".rstrip(),
+        ) from error
+
+
+def _sync_folder(folder: str) -> None:
+    # Makes the new name survive a power failure; not every file system lets a folder be opened.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
