@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train, label and evaluate: one step, or all steps of a rounds config.
 
-One step (a network to train, data sets to label, or both) from its config; ``--resume`` goes on after a crash::
+One step (a network to train, data sets to label, or both) from its config; ``--resume`` continues after a crash::
 
     python train_net.py --config-file configs/BoxCaseg/voc-joint-HRNet-W48.yaml --num-gpus 8 --resume
 
@@ -9,7 +9,7 @@ Only label the data sets of ``PSEUDO_MASKS.DATASETS`` and evaluate on ``DATASETS
 
     python train_net.py --config-file <config> --eval-only MODEL.WEIGHTS output/model_final.pth
 
-All steps of a config with ``ROUNDS``, or one round of it; the same command goes on after a crash::
+All steps of a config with ``ROUNDS``, or one round of it; the same command continues after a crash::
 
     python train_net.py --config-file <rounds config> [--round NAME] OUTPUT_DIR output/voc
 

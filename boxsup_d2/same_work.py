@@ -181,7 +181,7 @@ def weights_sha256(path: str, model: nn.Module | None = None) -> str:
             return file_sha256(PathManager.get_local_path(local))
         except OSError as error:
             raise FileNotFoundError(
-                f"Weights '{path}' cannot be read ({error}). Correct the path, or train first."
+                f"Weights '{path}' cannot be read ({error}). Correct MODEL.WEIGHTS (--weights), or train first."
             ) from error
     digest = hashlib.sha256()
     if model is None:

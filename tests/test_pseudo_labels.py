@@ -383,6 +383,7 @@ def test_provenance_names_the_other_network(tmp_path):
         torch.save({"model": weights}, path.with_suffix(".pth"))
         path.with_suffix(".yaml").write_text(f"MODEL: {{WEIGHTS: {folder}, RESNETS: {{DEPTH: {depth}}}}}\n")
         other = cfg.clone()
+        other.MODEL.META_ARCHITECTURE = "LPG"
         lpg = other.MODEL.LPG
         lpg.SEGMENTER_CONFIG, lpg.SEGMENTER_WEIGHTS = str(path.with_suffix(".yaml")), str(path.with_suffix(".pth"))
         lpg.TEST_SAMPLES_PER_FORWARD = samples

@@ -389,3 +389,33 @@ def test_readme_and_ci_run_the_same_tests() -> None:
     assert 'TEST := -m pytest -m "not slow"' in (ROOT / "Makefile").read_text()
     assert command in (ROOT / "README.md").read_text(), f"README.md must name the test command: {command}"
     assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 600
+
+
+def test_citation_names_the_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == project_table()["version"]
+    assert citation["license"] == project_table()["license"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_config_keys_in_document_exist(path: Path) -> None:
+    """Documents are read beside the code: a key that was renamed must not live on in them."""
+    from detectron2.config import get_cfg
+
+    from boxsup_d2.config import add_boxsup_config
+
+    cfg = get_cfg()
+    add_boxsup_config(cfg)
+    missing = []
+    pattern = r"\b(?:DATALOADER|DATASETS|INPUT|MODEL|PSEUDO_MASKS|SOLVER|TEST)(?:\.[A-Z0-9_]*[A-Z0-9])+(?!\w|\.?\*|_\*)"
+    for name in set(re.findall(pattern, path.read_text())):
+        node: object = cfg
+        for part in name.split("."):
+            node = getattr(node, part, None)
+        if node is None and not name.startswith("MODEL.MINE"):  # the example of a method of one's own
+            missing.append(name)
+    assert missing == []

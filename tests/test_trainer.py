@@ -7,14 +7,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+import yaml
+from detectron2.engine import HookBase
 
 from boxsup_d2.checkpoint import BoxSupCheckpointer
 from boxsup_d2.config import load_config
+from boxsup_d2.engine.defaults import default_argument_parser
 from boxsup_d2.engine.step import _joined, run_step
 from boxsup_d2.engine.trainer import Trainer
+from boxsup_d2.rounds.runner import run_rounds
 from boxsup_d2.toy.scenes import write_toy_datasets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,6 +65,48 @@ def test_a_step_trains_labels_and_evaluates(cfg):
     assert all("confidence" in a for a in labelled["annotations"])
     assert labelled["annotations"]
     assert labelled["info"]["boxsup_d2"]["checkpoint"].endswith("model_final.pth")
+
+
+class CountingHook(HookBase):
+    """Averages nothing, but stands where a mean teacher's hook would."""
+
+    steps = 0
+
+    def after_step(self) -> None:
+        CountingHook.steps += 1
+
+
+class TrainerOfSomebody(Trainer):
+    """What a Detectron2 user overrides: a hook more, and other loaders and evaluators."""
+
+    built: ClassVar[list[tuple[str, str]]] = []
+
+    def build_hooks(self):
+        return [CountingHook(), *super().build_hooks()]
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name, task=None):
+        cls.built.append(("loader", task))
+        return super().build_test_loader(cfg, dataset_name, task)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None, task=None):
+        cls.built.append(("evaluator", task))
+        return super().build_evaluator(cfg, dataset_name, output_folder, task)
+
+
+def test_runners_take_a_subclass(cfg, tmp_path):
+    """Of a step, and of rounds: its hooks run, and its builders make what it is tested with."""
+    run_step(cfg, resume=False, eval_only=False, trainer_class=TrainerOfSomebody)
+    assert CountingHook.steps == 6
+    assert TrainerOfSomebody.built == [("loader", "box_to_mask"), ("evaluator", "box_to_mask")]
+    steps = [{"NAME": "mine", "CONFIG": str(ROOT / "configs/quick/voc-joint.yaml"), "OPTS": [*SMALL]}]
+    rounds = tmp_path / "rounds.yaml"
+    rounds.write_text(yaml.safe_dump({"ROUNDS": [{"NAME": "1", "STEPS": steps}]}))
+    words = ["--config-file", str(rounds), "OUTPUT_DIR", str(tmp_path / "rounds")]
+    args = default_argument_parser().parse_args(words)
+    run_rounds(load_config(args.config_file, args.opts), args, TrainerOfSomebody)
+    assert CountingHook.steps == 12
 
 
 def test_resuming_restores_weights_optimizer_schedule_and_iteration(cfg):

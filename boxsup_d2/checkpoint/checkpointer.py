@@ -45,7 +45,7 @@ class BoxSupCheckpointer(DetectionCheckpointer):
     """
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Save as ``<save_dir>/<name>.pth`` and make it the one that ``--resume`` goes on from.
+        """Save as ``<save_dir>/<name>.pth`` and make it the one that ``--resume`` continues from.
 
         Raises:
             RuntimeError: the file cannot be written, a full disk for instance; earlier checkpoints are untouched.

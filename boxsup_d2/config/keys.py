@@ -145,7 +145,7 @@ def _add_shared_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Power of the polynomial decay of LR_SCHEDULER_NAME "WarmupPolyLR".
     cfg.SOLVER.POLY_LR_POWER = 0.9
-    # Iterations between two steps of WarmupPolyLR (LPG's generator: 50); warm-up goes on every iteration.
+    # Iterations between two steps of WarmupPolyLR (LPG's generator: 50); warm-up steps every iteration.
     cfg.SOLVER.POLY_LR_INTERVAL = 1
     # Batches of SOLVER.IMS_PER_BATCH whose gradients are averaged for one update, where a large batch does not fit into
     # the memory (DeepLabV2: 5 of 2). Iterations count updates everywhere.
@@ -178,8 +178,8 @@ def _add_shared_config(cfg: CN) -> None:
 
     # ---------------------------------------------------------------- evaluation
     # What DATASETS.TEST is evaluated on, one or more of "instances" (detection and mask AP), "box_to_mask" (mIoU* and
-    # IoU@k of the masks that the model answers to ground-truth boxes), "box_to_sem_seg" (mIoU of the label maps that
-    # these answers make) and "sem_seg" (mIoU of a semantic segmentation network).
+    # IoU@k of the masks that the model predicts for ground-truth boxes), "box_to_sem_seg" (mIoU of the label maps that
+    # these masks make) and "sem_seg" (mIoU of a semantic segmentation network).
     cfg.TEST.TASKS = ("instances",)
     # Box prompts of VOC evaluation: the annotated box ("xml") or the "tight" box of the true mask.
     cfg.TEST.BOX_PROMPT = "xml"

@@ -25,11 +25,11 @@ _EPILOG = """
 examples:
   one step (train, label, evaluate):
     $ python train_net.py --config-file configs/BoxCaseg/voc-joint-HRNet-W48.yaml --num-gpus 2
-  go on after a crash:
+  resume after a crash:
     $ python train_net.py --config-file configs/BoxCaseg/voc-joint-HRNet-W48.yaml --num-gpus 2 --resume
   only label and evaluate:
     $ python train_net.py --config-file <config> --eval-only MODEL.WEIGHTS output/model_final.pth
-  all steps of a rounds config, in order; the same command goes on after a crash:
+  all steps of a rounds config, in order; the same command resumes after a crash:
     $ python train_net.py --config-file <rounds config> OUTPUT_DIR output/voc
   two CPU processes on a machine without GPUs:
     $ python train_net.py --config-file <config> --num-gpus 2

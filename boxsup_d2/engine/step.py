@@ -20,7 +20,7 @@ def run_step(cfg: CfgNode, *, resume: bool, eval_only: bool, trainer_class: type
 
     Args:
         cfg: the step's config.
-        resume: go on from the last checkpoint in ``OUTPUT_DIR``, if there is one.
+        resume: continue from the last checkpoint in ``OUTPUT_DIR``, if there is one.
         eval_only: use ``MODEL.WEIGHTS`` (with ``resume`` the last checkpoint) as they are.
         trainer_class: a subclass builds and tests in its own way.
 

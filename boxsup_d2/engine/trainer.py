@@ -66,7 +66,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.load_state_dict(self, state_dict)
         inner = state_dict["_trainer"]
         if isinstance(self._trainer, AMPTrainer):
-            # A run begun on a CPU has no loss scale to go on with.
+            # A run begun on a CPU has no loss scale to continue with.
             inner = {"grad_scaler": self._trainer.grad_scaler.state_dict(), **inner}
         self._trainer.load_state_dict(inner)
 

@@ -1,1 +1,1 @@
-"""Labelling data sets: writers that go on after any crash, and the driver that runs a method over a data set."""
+"""Labelling data sets: writers that resume after any crash, and the driver that runs a method over a data set."""

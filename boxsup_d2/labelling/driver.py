@@ -1,7 +1,7 @@
 """Label data sets with a box-to-mask model: one ``inference_on_dataset`` per data set of ``PSEUDO_MASKS.DATASETS``.
 
-Whatever stopped an earlier run, the same command goes on where it ended: finished files are left alone, and of the
-others only images without a result go through the network.
+The same command resumes what a crash stopped: finished files are left alone, and of the others only images without a
+result go through the network.
 """
 
 import datetime

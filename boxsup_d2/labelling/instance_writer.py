@@ -1,4 +1,4 @@
-"""Turn the answers of a box-to-mask method into a pseudo-mask data set, as Detectron2 turns outputs into metrics."""
+"""Turn the predictions of a box-to-mask method into a pseudo-mask data set, as evaluators make metrics."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from boxsup_d2.data.formats.pseudo_masks import labels_path, write_pseudo_masks
 from boxsup_d2.labelling.shards import MaskShardIndex, mask_record
-from boxsup_d2.labelling.writer import LabelWriter, ProgressBar, answered_rows, label_task
+from boxsup_d2.labelling.writer import LabelWriter, ProgressBar, label_task, labelled_rows
 from boxsup_d2.masks.merge import MergedInstance, merge_image
 from boxsup_d2.masks.rle import empty_rle
 
@@ -62,7 +62,7 @@ class PseudoMaskWriter(LabelWriter):
         """Merge the masks of an image."""
         image_id, masks = item["image_id"], output["instances"].pred_masks
         prompts = self._prompts.get(image_id, {})
-        rows = answered_rows(item, output, prompts)
+        rows = labelled_rows(item, output, prompts)
         ids = [item["annotation_ids"][row] for row in rows]
         try:
             merged = merge_image(

@@ -1,4 +1,4 @@
-"""Turn the answers of a box-to-mask method into a data set of semantic pseudo labels."""
+"""Turn the predictions of a box-to-mask method into a data set of semantic pseudo labels."""
 
 import contextlib
 import math
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from boxsup_d2.data.formats.pseudo_masks import label_map_folder, labels_path, write_pseudo_masks
 from boxsup_d2.data.images import encode_label_map
 from boxsup_d2.labelling.shards import ShardIndex
-from boxsup_d2.labelling.writer import LabelTask, LabelWriter, ProgressBar, answered_rows, label_task
+from boxsup_d2.labelling.writer import LabelTask, LabelWriter, ProgressBar, label_task, labelled_rows
 from boxsup_d2.masks.label_map import MAX_CLASSES, covering_boxes, paint_known, prompted_label_map
 from boxsup_d2.utils.files import atomic_write
 
@@ -112,7 +112,7 @@ class SemSegLabelWriter(LabelWriter):
     def _label(self, item: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
         """Write the label map of an image."""
         task = self._tasks[item["image_id"]]
-        rows = answered_rows(item, output, task.prompts)
+        rows = labelled_rows(item, output, task.prompts)
         labels = prompted_label_map(item, output, rows)
         self._paint_known(labels, task, item.get("file_name", item["image_id"]))
         self._save(item["image_id"], labels)

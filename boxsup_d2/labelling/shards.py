@@ -1,7 +1,7 @@
 """Results of a labelling that is under way: one line of json per image, appended by every rank to a file of its own.
 
 A run never touches the files of an earlier one, so a line that a kill tore off cannot spoil what follows it, and any
-number of ranks can go on from what any other number left.
+number of ranks can resume what any other number left.
 """
 
 import json

@@ -70,8 +70,8 @@ def label_task(record: dict[str, Any], dataset_name: str, overwrite: bool) -> La
     return task
 
 
-def answered_rows(item: dict[str, Any], output: dict[str, Any], prompts: Collection[Any]) -> list[int]:
-    """Which of an image's answers are those of the annotations to label.
+def labelled_rows(item: dict[str, Any], output: dict[str, Any], prompts: Collection[Any]) -> list[int]:
+    """Which of an image's predictions are those of the annotations to label.
 
     Args:
         item: as ``BoxPromptDatasetMapper`` returns it.
@@ -82,7 +82,7 @@ def answered_rows(item: dict[str, Any], output: dict[str, Any], prompts: Collect
         Positions in ``item["annotation_ids"]``, in ascending order.
 
     Raises:
-        ValueError: the answer does not fit the input, or the input the prompts; names the image.
+        ValueError: the prediction does not fit the input, or the input the prompts; names the image.
     """
     asked, number = item.get("annotation_ids"), len(output["instances"].pred_masks)
     name = item.get("file_name", item["image_id"])
@@ -90,7 +90,7 @@ def answered_rows(item: dict[str, Any], output: dict[str, Any], prompts: Collect
         count = "no" if asked is None else len(asked)
         raise ValueError(
             f"{number} masks for {count} annotation ids of '{name}'. The mapper must be BoxPromptDatasetMapper, and "
-            "the method must answer every prompt in order."
+            "the method must predict a mask for every prompt, in order."
         )
     rows = [row for row, annotation_id in enumerate(asked) if annotation_id in prompts]
     if len(rows) != len(prompts):

@@ -1,10 +1,10 @@
-"""The round runner: several steps from one config, in order, going on after any crash.
+"""The round runner: several steps from one config, in order, resumed after any crash.
 
 A rounds config lists named rounds of named steps; :mod:`boxsup_d2.rounds.plan` reads it::
 
     OUTPUT_DIR: output/voc
     DATASETS:
-      REGISTER: [...]                 # optional: data sets of your own, for all steps; see boxsup_d2/config.py
+      REGISTER: [...]                 # optional: data sets of your own, for all steps; see boxsup_d2/config/keys.py
     ROUNDS:
       - NAME: "1"                     # --round 1 runs only its steps
         STEPS:
@@ -15,19 +15,11 @@ A rounds config lists named rounds of named steps; :mod:`boxsup_d2.rounds.plan` 
             CONFIG: retrain.yaml
             PSEUDO_MASKS: [joint]     # optional: train on what these steps labelled
           # WEIGHTS: <step>           optional: start from this step's model_final.pth
-          # SEGMENTER: <step>         optional: LPG's generator also sees what this step's network makes of the image
+          # SEGMENTER: <step>         optional, of methods that ask another network (LPG): the step that trains it
           # EVAL_ONLY: True           optional: label and evaluate, do not train
 
-Running the same command again, with or without ``--resume``, goes on where the last run stopped. ``rounds.json`` in
-``OUTPUT_DIR`` remembers each step with the hash of its config and of the steps that it needs:
-
-* a finished step whose hash is the same and whose outputs are still there is skipped;
-* an unfinished one goes on inside (checkpoint, already labelled images);
-* a finished one whose evaluation settings alone changed (``TEST.*``, ``DATASETS.TEST``) is only evaluated again;
-* a finished one whose labelling changed (settings that only inference reads, ``PSEUDO_MASKS.*``, the labelled data)
-  keeps its weights and is labelled and evaluated again; former pseudo masks are kept in ``pseudo_masks.<8 digits>``;
-* a changed one, one made from a former run of a step it needs, or from files whose content is another one now, starts
-  anew. Its former folder is never overwritten, but renamed to ``<step>.<first 8 digits of its hash>``.
+The same command resumes after any crash; docs/rounds.md says which steps a change makes run again, and
+:mod:`boxsup_d2.rounds.state` decides it.
 
 Rank 0 decides and keeps the state, the other ranks follow.
 """

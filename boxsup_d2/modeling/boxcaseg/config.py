@@ -24,7 +24,7 @@ def add_boxcaseg_config(cfg: CN) -> None:
     # Box-head probabilities above / below these are the pseudo labels of that loss.
     cfg.MODEL.BOXCASEG.PSEUDO_LABEL_FG = 0.85
     cfg.MODEL.BOXCASEG.PSEUDO_LABEL_BG = 0.05
-    # Which head answers at inference: "salient" (published), or "box" where no masks were trained on.
+    # Which head predicts at inference: "salient" (published), or "box" where no masks were trained on.
     cfg.MODEL.BOXCASEG.TEST_HEAD = "salient"
     # Stretch every crop's probabilities to 0..1 before the threshold (published).
     cfg.MODEL.BOXCASEG.TEST_MINMAX = True

@@ -173,7 +173,7 @@ class BoxCaseg(BoxToMaskMethod):
         return torch.cat([_resize(maps[name], finest.shape[-2:]) for name in self.in_features], dim=1)
 
     def losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
-        """The weighted losses of a training batch, always the same keys (section 3)."""
+        """The weighted losses of a training batch, always the same keys (section 3 of the paper)."""
         # Salient images first, so that their share of the batch is a slice and no index has to reach the GPU.
         batched_inputs = sorted(batched_inputs, key=lambda x: not x["is_salient"])
         num_salient = sum(bool(x["is_salient"]) for x in batched_inputs)

@@ -225,7 +225,7 @@ class LPG(BoxToMaskMethod):
         return logits
 
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The loss of a training batch: cross-entropy at stride 4 (section B2).
+        """The loss of a training batch: cross-entropy at stride 4.
 
         Raises:
             ValueError: the samples do not fit the network, or the segmenter does not know a class of the data set.
@@ -289,7 +289,7 @@ class LPG(BoxToMaskMethod):
 
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Class masks of all boxes of a batch of images (section B3); see :meth:`forward`.
+        """Class masks of all boxes of a batch of images; see :meth:`forward`.
 
         Raises:
             ValueError: a class is none of the data set's, or the segmenter does not know it.

@@ -17,7 +17,7 @@ def add_salient_onnx_config(cfg: CN) -> None:
     cfg.MODEL.SALIENT_ONNX.CONTEXT = 0.1
     # Side in pixels of the network's input where the graph leaves it open (U2-Net: 320).
     cfg.MODEL.SALIENT_ONNX.SIZE = 320
-    # Foreground above this value of the stretched answer.
+    # Foreground above this value of the stretched map.
     cfg.MODEL.SALIENT_ONNX.THRESHOLD = 0.5
     # Crops that go through the network at once, where the graph allows it; bounds the memory.
     cfg.MODEL.SALIENT_ONNX.CROPS_PER_FORWARD = 8

@@ -13,5 +13,5 @@ def add_sam_config(cfg: CN) -> None:
     cfg.MODEL.SAM.NETWORK = ""
     # Boxes of an image that are decoded at once; the masks of so many are held as floats in the image's size.
     cfg.MODEL.SAM.BOXES_PER_FORWARD = 16
-    # Cut every mask to its box: SAM takes a box as a hint and may answer beyond it, an annotated box is an outer bound.
+    # Cut every mask to its box: SAM may predict beyond a box, which is an outer bound where people drew it.
     cfg.MODEL.SAM.CUT_TO_BOX = True
