@@ -22,7 +22,7 @@ from boxsup_d2.data.images import read_image
 from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
 from boxsup_d2.masks.confidence import box_iou_exact, mask_confidence
 from boxsup_d2.masks.rle import encode_window
-from boxsup_d2.methods import file_config, load_model, method_config, methods
+from boxsup_d2.methods import DEFAULT_METHOD, file_config, load_model, method_config, methods
 
 __all__ = ["BoxToMask", "Prediction", "label", "load", "register"]
 
@@ -162,7 +162,7 @@ class BoxToMask:
 
 
 def load(
-    method: str | os.PathLike | CfgNode,
+    method: str | os.PathLike | CfgNode = DEFAULT_METHOD,
     weights: str | os.PathLike | None = None,
     device: str | None = None,
     *,

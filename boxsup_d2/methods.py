@@ -19,11 +19,14 @@ from torch import nn
 from boxsup_d2.checkpoint import load_trained
 from boxsup_d2.checkpoint.convert import published_format, read_checkpoint
 from boxsup_d2.config import load_config, merge_overrides, use_available_device
-from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, box_to_mask_classes
-from boxsup_d2.same_work import value_of
+from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, box_to_mask_classes, method_info
+from boxsup_d2.same_work import value_of, weights_sha256
 from boxsup_d2.utils.processes import usable_cores
 
-__all__ = ["file_config", "load_model", "method_config", "methods"]
+__all__ = ["DEFAULT_METHOD", "file_config", "load_model", "method_config", "methods"]
+
+#: What labels boxes where nobody names a method: needs no training, and no weights of one's own.
+DEFAULT_METHOD = "grabcut"
 
 
 def methods() -> dict[str, type[BoxToMaskMethod]]:
@@ -44,7 +47,7 @@ def method_config(
         name: of a method, see :func:`methods`.
         weights: a checkpoint (``boxcaseg``, ``lpg``), an ``.onnx`` file, or a folder or hub name (``sam``). A
             checkpoint that was trained here brings its config, ``config.yaml`` in its folder; a published one is
-            recognised.
+            recognised. None: those that ship with the package, where some do.
         config_file: config of the method, for weights that have none beside them, or instead of that.
         opts: overrides, ``[KEY, VALUE, ...]``.
         device: "cpu", "cuda", "cuda:1"; None: the GPU if there is one, unless ``opts`` say where.
@@ -66,7 +69,9 @@ def method_config(
     weights_key = method.info.weights_key
     if weights and not weights_key:
         raise ValueError(f"Method '{name}' has no weights, but '{weights}' is given: leave it out.")
-    if weights and weights_key == "MODEL.WEIGHTS":
+    if not weights and not config_file:
+        weights = method.info.weights
+    elif weights and weights_key == "MODEL.WEIGHTS":
         config_file = config_file or _config_of(method, weights)
     cfg = _read(method, config_file)
     if weights:
@@ -114,9 +119,22 @@ def load_model(cfg: CfgNode) -> nn.Module:
         ValueError, FileNotFoundError, RuntimeError: see :func:`boxsup_d2.checkpoint.load_trained`.
         ImportError: the method needs a package that is not installed.
     """
+    _check_shipped(cfg)
     model = build_model(cfg).eval()
     load_trained(model, cfg.MODEL.WEIGHTS)
     return model
+
+
+def _check_shipped(cfg: CfgNode) -> None:
+    """See to it that weights which ship with the package are the ones that were measured."""
+    info = method_info(cfg)
+    if info.weights and info.weights == cfg.MODEL.WEIGHTS:
+        found = weights_sha256(info.weights)
+        if found != info.weights_sha256:
+            raise RuntimeError(
+                f"The weights of '{info.name}' that came with boxsup_d2 are damaged (sha256 {found[:12]}, not "
+                f"{info.weights_sha256[:12]}): install boxsup_d2 again."
+            )
 
 
 def _config_of(method: type[BoxToMaskMethod], weights: str) -> str | None:

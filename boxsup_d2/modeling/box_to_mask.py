@@ -64,6 +64,9 @@ class MethodInfo:
             is trained, those of its published network.
         weights_key: config key that names its weights; "": it has none.
         weights_help: what these are, for whoever did not give them.
+        weights: trained weights that ship with this package, for the network that ``config`` describes; "": none do.
+        weights_sha256: of that file.
+        recipe: the shipped config that made them (:mod:`boxsup_d2.model_zoo`).
         extra: of this package that installs what it needs ("onnx": ``pip install 'boxsup_d2[onnx]'``); "": none.
         inference_keys: keys, or beginnings of keys, that decide predictions and no weights: a change labels anew and
             trains nothing.
@@ -77,6 +80,9 @@ class MethodInfo:
     config: Mapping[str, Any] = field(default_factory=dict)
     weights_key: str = ""
     weights_help: str = "a trained checkpoint (.pth), such as 'boxsup train' or train_net.py leaves"
+    weights: str = ""
+    weights_sha256: str = ""
+    recipe: str = ""
     extra: str = ""
     inference_keys: tuple[str, ...] = ()
     neutral_keys: tuple[str, ...] = ()
