@@ -26,8 +26,10 @@ __all__ = [
     "Settings",
     "auxiliary_sha256",
     "changed_settings",
+    "counts_by_content",
     "labelling_identity",
     "masks_sha256",
+    "network_paths",
     "split_settings",
     "value_of",
     "weights_path",
@@ -144,15 +146,24 @@ def _split_register(entries: Sequence[Mapping[str, Any]], changed: Mapping[str, 
         decided[f"DATASETS.REGISTER.{entry['NAME']}"] = {k: v for k, v in entry.items() if k not in PATH_FIELDS}
 
 
+def network_paths(cfg: CfgNode) -> dict[str, str]:
+    """Config keys that name the networks of a step, and what they name, where it is not empty."""
+    info = method_info(cfg)
+    keys = ["MODEL.WEIGHTS", *filter(None, [info.weights_key])]
+    keys += [key for network in info.auxiliary for key in (network.config_key, network.weights_key)]
+    return {key: path for key in dict.fromkeys(keys) if (path := value_of(cfg, key))}
+
+
+def counts_by_content(cfg: CfgNode, path: str) -> bool:
+    """Whether a network's file is compared by its content, wherever it lies: not what is remote or on a hub."""
+    return "://" not in path and not (method_info(cfg).weights_on_hub and not os.path.exists(os.path.expanduser(path)))
+
+
 def masks_sha256(cfg: CfgNode) -> str:
     """Hash of the settings that a mask depends on, given the weights: not paths, devices or batch sizes."""
     info = method_info(cfg)
     settings = split_settings(changed_settings(cfg))
-    paths = {
-        "MODEL.WEIGHTS",
-        info.weights_key,
-        *(key for network in info.auxiliary for key in (network.config_key, network.weights_key)),
-    }
+    paths = network_paths(cfg)
     relevant = {
         key: value
         for key, value in {**settings.training, **settings.labelling}.items()

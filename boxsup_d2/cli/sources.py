@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from boxsup_d2.cli.errors import BadInput, bad_input
+from boxsup_d2.utils.files import json_sha256
 
 
 @dataclass(frozen=True)

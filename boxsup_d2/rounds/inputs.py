@@ -12,11 +12,10 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
 from boxsup_d2.data.datasets.source import dataset_source
-from boxsup_d2.modeling.box_to_mask import method_info
-from boxsup_d2.same_work import value_of
+from boxsup_d2.same_work import network_paths
 from boxsup_d2.utils.files import file_sha256
 
-__all__ = ["InputFile", "InputsCheck", "check_inputs", "counts_by_content", "input_files", "network_paths"]
+__all__ = ["InputFile", "InputsCheck", "check_inputs", "input_files"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,19 +71,6 @@ def input_files(
     given = {key: path for key, path in network_paths(cfg).items() if key not in from_steps}
     files.update({f"{key}/{os.path.basename(path)}": InputFile(path, anew=True) for key, path in given.items()})
     return files
-
-
-def network_paths(cfg: CfgNode) -> dict[str, str]:
-    """Config keys that name the networks of a step, and what they name, where it is not empty."""
-    info = method_info(cfg)
-    keys = ["MODEL.WEIGHTS", *filter(None, [info.weights_key])]
-    keys += [key for network in info.auxiliary for key in (network.config_key, network.weights_key)]
-    return {key: value_of(cfg, key) for key in dict.fromkeys(keys) if value_of(cfg, key)}
-
-
-def counts_by_content(cfg: CfgNode, path: str) -> bool:
-    """Whether a network's file is compared by its content, wherever it lies: not what is remote or on a hub."""
-    return "://" not in path and not (method_info(cfg).weights_on_hub and not os.path.exists(os.path.expanduser(path)))
 
 
 def check_inputs(files: Mapping[str, InputFile], known: Mapping[str, Mapping[str, Any]]) -> InputsCheck:

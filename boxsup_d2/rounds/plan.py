@@ -19,8 +19,8 @@ from boxsup_d2.data.datasets import register_listed
 from boxsup_d2.evaluation import find_builder
 from boxsup_d2.labelling.driver import pseudo_mask_path
 from boxsup_d2.modeling.box_to_mask import AuxiliaryNetwork, box_to_mask_classes, method_info
-from boxsup_d2.rounds.inputs import InputFile, counts_by_content, input_files, network_paths
-from boxsup_d2.same_work import Settings, changed_settings, split_settings
+from boxsup_d2.rounds.inputs import InputFile, input_files
+from boxsup_d2.same_work import Settings, changed_settings, counts_by_content, network_paths, split_settings
 from boxsup_d2.utils.files import json_sha256
 
 __all__ = ["PlannedStep", "Step", "parse_rounds", "plan_rounds", "pseudo_mask_files", "weights_file"]
