@@ -172,7 +172,7 @@ def load(
     """Load a box-to-mask method.
 
     Args:
-        method: its name ("box", "grabcut", "boxcaseg", "lpg", "salient-onnx" or "sam"), the yaml file of a config, or a
+        method: its name (``boxsup models`` lists them), the yaml file of a config, or a
             complete config, with which all other arguments must be left out.
         weights: see :func:`boxsup_d2.methods.method_config`.
         device: "cpu", "cuda", "cuda:1"; None: the GPU if there is one.

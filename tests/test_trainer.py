@@ -286,7 +286,7 @@ def test_two_cpu_processes_train_label_and_evaluate_together(toy, tmp_path, monk
     labelled = json.loads((tmp_path / "out/pseudo_masks/voc_2012_train_aug_box_pseudo.json").read_text())
     assert all(a.get("segmentation") for a in labelled["annotations"])
     saved = torch.load(tmp_path / "out/model_final.pth", weights_only=True)
-    # One process with the saved weights answers as the two did: they shared rank 0's batch-norm statistics.
+    # One process with the saved weights predictions as the two did: they shared rank 0's batch-norm statistics.
     two = json.loads((tmp_path / "out/inference/voc_2012_val_instance/box_to_mask_instances.json").read_text())
     cfg = load_config(str(ROOT / "configs/quick/voc-joint.yaml"), [*SMALL, "OUTPUT_DIR", str(tmp_path / "one")])
     cfg.MODEL.WEIGHTS, cfg.PSEUDO_MASKS.DATASETS = str(tmp_path / "out/model_final.pth"), ()

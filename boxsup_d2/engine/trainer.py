@@ -24,7 +24,7 @@ from boxsup_d2.engine.hooks import PseudoMaskHook
 from boxsup_d2.engine.solver import build_lr_scheduler, build_optimizer, set_max_iter
 from boxsup_d2.evaluation import build_evaluator
 from boxsup_d2.labelling.driver import broadcast_buffers
-from boxsup_d2.modeling import SemanticSegmenterWithTTA
+from boxsup_d2.modeling.deeplab import SemanticSegmenterWithTTA
 
 logger = logging.getLogger(__name__)
 
