@@ -197,7 +197,7 @@ def test_coco_annotations_of_a_prediction():
     boxes = np.array([[2.0, 1, 7, 5], [0, 0, 3, 3]])
     masks = np.zeros((2, 6, 9), bool)
     masks[0, 1:4, 2:7] = True
-    prediction = Prediction(masks, np.array([0.7, 0.0]), np.array([0.75, 0.0]), boxes)
+    prediction = Prediction(masks, np.array([0.7, 0.0]), np.array([0.75, 0.0]), np.array([0.6, 0.0]), boxes)
     first, second = json.loads(json.dumps(prediction.to_coco(image_id=5, category_ids=[8, 9], first_id=100)))
     assert np.array_equal(mask_util.decode(first.pop("segmentation")).astype(bool), masks[0])
     assert not mask_util.decode(second.pop("segmentation")).any()
@@ -206,6 +206,7 @@ def test_coco_annotations_of_a_prediction():
     assert first == common | {"id": 100, "category_id": 8, "bbox": [2, 1, 5, 4], "area": 15, "score": 0.7} | {
         "confidence": published,
         "confidence_exact": 0.75,
+        "quality": 0.6,
     }
     assert second["confidence_exact"] == second["area"] == 0
     assert [entry["category_id"] for entry in prediction.to_coco()] == [1, 1]
