@@ -86,7 +86,8 @@ def test_load_takes_names_files_and_configs(tmp_path):
 def test_prediction_of_an_array_and_of_a_file(tmp_path):
     image = photograph()
     Image.fromarray(image).save(tmp_path / "image.png")
-    model = load("grabcut", device="cpu")
+    # The first box is loose, so that its cut would count as failed.
+    model = load("grabcut", device="cpu", opts=["MODEL.GRABCUT.MIN_BOX_IOU", 0.0])
     prediction = model.predict(image, BOXES)
     assert len(prediction) == 3
     assert prediction.masks.shape == (3, 60, 80)
@@ -100,6 +101,8 @@ def test_prediction_of_an_array_and_of_a_file(tmp_path):
         tight = tight_boxes(torch.from_numpy(mask[None]))[0]
         xywh = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
         assert confidence == exact_confidence(tight, xywh)
+    assert prediction.quality.shape == (3,)
+    assert ((prediction.quality > 0) & (prediction.quality <= prediction.confidence + 0.03)).all(), "box IoU is in it"
     from_file = model.predict(tmp_path / "image.png", np.array(BOXES))
     assert np.array_equal(from_file.masks, prediction.masks)
     from_tensor = model.predict(str(tmp_path / "image.png"), torch.tensor(BOXES))

@@ -530,7 +530,8 @@ def test_pseudo_masks(datasets_root, tmp_path):
     labelled, kept = records[1]["annotations"]
     assert (labelled["confidence"], labelled["confidence_exact"], labelled["category_id"]) == (0.75, 1.0, 1)
     assert mask_util.area(labelled["segmentation"]) == 36
-    assert (unlabelled["id"], unlabelled["confidence"]) == (5, 0.0)
+    assert (unlabelled["id"], unlabelled["confidence"], unlabelled["quality"]) == (5, 0.0, 0.0)
+    assert labelled["quality"] == 0.75, "older files have none: the confidence stands for it"
     assert mask_util.decode(unlabelled["segmentation"]).shape == (20, 30)
     assert mask_util.area(unlabelled["segmentation"]) == 0
     assert crowd["iscrowd"] == 1
@@ -597,6 +598,7 @@ def test_pseudo_masks_from_cfg(datasets_root, tmp_path):
         ({"segmentation": "mask"}, "no RLE of size"),
         ({"confidence": 1.5}, "not in 0..1"),
         ({"confidence": None}, "not in 0..1"),
+        ({"quality": -0.1}, "quality is -0.1, not in 0..1"),
         ({"confidence_exact": float("nan")}, "not in 0..1"),
     ],
 )

@@ -198,14 +198,16 @@ def box_to_mask_instances(
 
 
 def predicted_quality(instances: Instances) -> list[float]:
-    """The predicted IoU of masks, N in 0..1: their ``quality``, or the ``scores`` of a method that predicts none.
+    """The predicted IoU of masks, N in 0..1: their ``quality``, or the ``scores`` of a method that predicts none, or 1.
 
     Of what such methods know, the mean foreground probability tells good masks from bad ones best: a rank correlation
     with the true IoU of .52, mean of 15 data sets; the box IoU of the mask has .12.
     """
-    values = instances.quality if instances.has("quality") else instances.scores
+    field = next((name for name in ("quality", "scores") if instances.has(name)), None)
+    if field is None:
+        return [1.0] * len(instances)
     # A method from outside may leave the range, and json has no NaN.
-    return torch.nan_to_num(values.double(), nan=0.0).clamp(0, 1).tolist()
+    return torch.nan_to_num(instances.get(field).double(), nan=0.0).clamp(0, 1).tolist()
 
 
 class UntrainedBoxToMask(BoxToMaskMethod):
