@@ -534,7 +534,7 @@ def test_eval_compares_prints_and_writes(
     assert main(["eval", masks, masks, *files]) == 0
     out = capsys.readouterr().out
     assert re.search(r"cat\W+8\W+100\.0", out)
-    assert "ranked by confidence" in out
+    assert "ranked by quality" in out
     rows = (tmp_path / "rows.csv").read_text().splitlines()
     assert len(rows) == 1 + 8
     assert all(row.endswith("1.000000,id") for row in rows[1:])

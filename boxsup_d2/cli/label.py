@@ -180,7 +180,7 @@ def run(args: argparse.Namespace) -> None:
             )
             shutil.rmtree(work, ignore_errors=True)
         show(_summary_line(summary, short(out)))
-        look = _look_line(summary, short(out), source.image_root, report=bool(args.report))
+        look = _look_line(summary, short(out), short(source.image_root), report=bool(args.report))
         if look:
             show(look)
     if args.report:

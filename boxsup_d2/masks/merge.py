@@ -25,7 +25,8 @@ class MergedInstance(NamedTuple):
         confidence: in 0..1, see :func:`published_confidence`.
         confidence_exact: in 0..1, see :func:`exact_confidence`.
         quality: predicted IoU with the true mask, in 0..1: that before the merge, times the share of its pixels that
-            the mask kept; 0 for an empty mask.
+            the mask kept; 0 for an empty mask. (A method sees boxes one by one, and cannot know what others take. Where
+            more than 5 % were lost, the product had a rank correlation with the true IoU of .86, the former alone .30.)
     """
 
     segmentation: Rle
