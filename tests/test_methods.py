@@ -369,7 +369,7 @@ def test_onnx_file_is_part_of_a_labellings_identity(tmp_path, monkeypatch):
 
     def provenance(path):
         cfg = method_config("salient-onnx", path, device="cpu")
-        return build_provenance(cfg, load_model(cfg), "methods_test_no_set", [], weights_path(cfg))
+        return build_provenance(cfg, load_model(cfg), "voc_2012_val_box", [], weights_path(cfg))
 
     first, second = make_onnx(tmp_path / "a.onnx"), make_onnx(tmp_path / "b.onnx")
     other = make_onnx(tmp_path / "c.onnx", (1, 3, 64, 64))
@@ -509,7 +509,7 @@ def test_sam_is_not_trained_and_hashed_with_its_weights(sam_folder):
     cfg = method_config("sam", sam_folder, device="cpu")
     model = load_model(cfg)
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    found = build_provenance(cfg, model, "methods_test_no_set", [], weights_path(cfg))
+    found = build_provenance(cfg, model, "voc_2012_val_box", [], weights_path(cfg))
     assert found["checkpoint"] == sam_folder
     assert found["checkpoint_sha256"] == weights_sha256(sam_folder), "by its files, which need not be loaded"
     hub = [weights_sha256("some/name", model)]

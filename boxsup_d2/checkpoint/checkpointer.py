@@ -6,10 +6,12 @@ import pickle
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import safetensors.torch
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
+from safetensors import SafetensorError
 from torch import nn
 
 from boxsup_d2.checkpoint.formats import find_format, grow_input_channels
@@ -75,6 +77,8 @@ class BoxSupCheckpointer(DetectionCheckpointer):
                 # Said in full, since torch's own default was the unsafe one before 2.6.
                 loaded = torch.load(filename, map_location="cpu", weights_only=True)
                 loaded = loaded if "model" in loaded else {"model": loaded}
+            elif filename.endswith(".safetensors"):
+                loaded = {"model": safetensors.torch.load_file(filename)}
             else:
                 loaded = super()._load_file(filename)
         except pickle.UnpicklingError as error:
@@ -83,13 +87,18 @@ class BoxSupCheckpointer(DetectionCheckpointer):
                 "because it could run code. If you trust its source, convert it once with "
                 f"'boxsup convert --trust {filename} --out new.pth'."
             ) from error
-        except (RuntimeError, EOFError, OSError) as error:
+        except (RuntimeError, EOFError, OSError, SafetensorError) as error:
             raise RuntimeError(
-                f"cannot read checkpoint '{filename}': {error}. Is it complete, and a .pth file?"
+                f"cannot read checkpoint '{filename}': {error}. Is it complete, and a .pth or .safetensors file?"
             ) from error
         return recognise(loaded)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        prefix = getattr(self.model, "pretrained_prefix", "")
+        if prefix and checkpoint.get("matching_heuristics", False):
+            # Names' ends say nothing where a model holds the same network twice.
+            checkpoint["model"] = {prefix + key: value for key, value in checkpoint["model"].items()}
+            checkpoint["matching_heuristics"] = False
         if isinstance(self.model, PromptedNetwork) and self.model.input_convolution:
             self._grow_input(checkpoint, self.model.input_convolution)
         return super()._load_model(checkpoint)

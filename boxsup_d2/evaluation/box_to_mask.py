@@ -16,7 +16,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from boxsup_d2.data.formats.coco import read_coco_json
+from boxsup_d2.data.formats.coco import read_json
 from boxsup_d2.evaluation.ground_truth import ImageTruth, load_ground_truth
 from boxsup_d2.evaluation.metrics import IOU_THRESHOLDS, BoxToMaskSummary, mask_iou, summarize_box_to_mask
 from boxsup_d2.evaluation.results import gather_on_main, warn_if_partial, write_results
@@ -221,7 +221,7 @@ def evaluate_mask_json(json_file: str, dataset_name: str) -> BoxToMaskSummary:
     """
     if not PathManager.isfile(json_file):
         raise FileNotFoundError(f"No mask file '{json_file}': label the data set first, or check the path.")
-    content = read_coco_json(PathManager.get_local_path(json_file), dataset_name)
+    content = read_json(PathManager.get_local_path(json_file), dataset_name)
     by_image: dict[int | str, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
         if not annotation.get("iscrowd", 0):

@@ -6,6 +6,7 @@ Importing this package registers all of them with Detectron2.
 from boxsup_d2.modeling import backbone, roi_heads, sem_seg_heads
 from boxsup_d2.modeling.baselines import BoxFill, GrabCut
 from boxsup_d2.modeling.boxcaseg import BoxCaseg
+from boxsup_d2.modeling.boxmask import BoxMask
 from boxsup_d2.modeling.deeplab import DeepLabSegmenter, SemanticSegmenterWithTTA
 from boxsup_d2.modeling.lpg import LPG
 from boxsup_d2.modeling.rcnn import PromptableRCNN
@@ -17,6 +18,7 @@ __all__ = [
     "SAM",
     "BoxCaseg",
     "BoxFill",
+    "BoxMask",
     "DeepLabSegmenter",
     "GrabCut",
     "PromptableRCNN",

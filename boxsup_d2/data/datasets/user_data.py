@@ -32,6 +32,7 @@ def register_listed(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     names: list[str] = []
     for entry in entries:
         _check(entry)
+        entry = {key: os.path.expandvars(value) if key in PATH_FIELDS else value for key, value in entry.items()}
         name = entry["NAME"]
         if name in names:
             raise ValueError(f"DATASETS.REGISTER has two entries called {name}.")

@@ -1,0 +1,249 @@
+"""Training samples of BoxMask: a box with its surroundings, where the box is, and its mask where there is one.
+
+Images are read and cached whole, other samples' objects are pasted in, and only then the window is cut, so that box,
+mask and pixels always agree. Random numbers are NumPy's global ones, which Detectron2 seeds per worker.
+
+Shape legend: H x W an image, S the side of a sample.
+"""
+
+import sys
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+
+from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY, SampleMapper
+from boxsup_d2.data.dataset_mappers.mask_crop_loader import build_mask_crop_train_loader
+from boxsup_d2.data.images import ImageCache, read_image
+from boxsup_d2.masks.rle import decode
+from boxsup_d2.masks.windows import Box, box_coverage, box_window, clip_box, cut_window
+
+# An object of which less than this is left by what was pasted over it is no longer that object.
+_MIN_VISIBLE = 0.5
+
+
+@DATASET_MAPPER_REGISTRY.register()
+class MaskCropDatasetMapper(SampleMapper):
+    """One box, with or without a mask, to one square sample."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        image_format: str,
+        size: int = 160,
+        margin: float = 0.25,
+        max_aspect: float = 2.0,
+        box_jitter: float = 0.15,
+        jitter_prob: float = 0.5,
+        paste_prob: float = 0.35,
+        color_jitter: float = 0.4,
+        min_side: float = 8,
+        cache_mb: int = 0,
+    ) -> None:
+        """
+        Args:
+            image_format: channel order, "RGB" or "BGR".
+            size: side of the samples, pixels.
+            margin, max_aspect: see :func:`boxsup_d2.masks.windows.box_window`.
+            box_jitter: largest move of an edge of the box, as a share of its side.
+            jitter_prob: how often the box is jittered at all.
+            paste_prob: how often another sample's object is pasted in.
+            color_jitter: largest relative change of brightness, contrast and saturation.
+            min_side: an object that pasting leaves smaller than this, in pixels, is left as it was.
+            cache_mb: memory for decoded images, in MiB.
+        """
+        self.image_format = image_format
+        self.size = size
+        self.margin = margin
+        self.max_aspect = max_aspect
+        self.box_jitter = box_jitter
+        self.jitter_prob = jitter_prob
+        self.paste_prob = paste_prob
+        self.color_jitter = color_jitter
+        self.min_side = min_side
+        self.cache_mb = cache_mb
+        self._read: ImageCache | None = None
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """
+        Raises:
+            ValueError: asked for evaluation, which takes whole images (BoxPromptDatasetMapper).
+        """
+        if not is_train:
+            raise ValueError("MaskCropDatasetMapper is for training; evaluation uses BoxPromptDatasetMapper")
+        node = cfg.INPUT.MASK_CROP
+        return {
+            "image_format": cfg.INPUT.FORMAT,
+            "size": node.SIZE,
+            "margin": node.MARGIN,
+            "max_aspect": node.MAX_ASPECT,
+            "box_jitter": node.BOX_JITTER,
+            "jitter_prob": node.JITTER_PROB,
+            "paste_prob": node.PASTE_PROB,
+            "color_jitter": node.COLOR_JITTER,
+            "min_side": node.MIN_SIDE,
+            "cache_mb": node.CACHE_MB,
+        }
+
+    def build_train_loader(self, cfg: CfgNode, seed: int) -> Any:
+        """See :func:`boxsup_d2.data.dataset_mappers.mask_crop_loader.build_mask_crop_train_loader`."""
+        return build_mask_crop_train_loader(cfg, self, seed)
+
+    def __call__(self, sample: dict[str, Any], donor: dict[str, Any] | None = None) -> dict[str, Any]:
+        """
+        Args:
+            sample: of :func:`boxsup_d2.data.dataset_mappers.mask_crop_loader.mask_samples`.
+            donor: another one, with a mask, whose object may be pasted in.
+
+        Returns:
+            ``image`` (3 x S x S uint8), ``box`` (S x S uint8, coverage by the box in 0..255), ``mask`` (S x S uint8,
+            in 0..255; zeros without one) and ``has_mask``.
+
+        Raises:
+            FileNotFoundError, ValueError: the image or mask is missing, damaged, or their sizes differ.
+        """
+        image = self._image(sample["file_name"])
+        mask = self._mask(sample, *image.shape[:2])
+        box = sample.get("box")
+        if mask is not None and (box is None or "segmentations" in sample):
+            box = tight_box(mask)
+        if box is None:
+            # An empty mask has no box: the whole image then is background.
+            box = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
+        if mask is not None and donor is not None and np.random.rand() < self.paste_prob:
+            image, mask, box = self._paste(image, mask, box, donor)
+        if np.random.rand() < self.jitter_prob:
+            box = self.jitter(box)
+        box = clip_box(box, *image.shape[:2])
+        window = box_window(box, self.margin, self.max_aspect)
+        crop = cut_window(image, window, self.size)
+        cover = np.rint(box_coverage(box, window, self.size) * 255).astype(np.uint8)
+        inside = np.zeros_like(cover) if mask is None else cut_mask(mask, window, self.size)
+        if np.random.rand() < 0.5:
+            crop, cover, inside = (a[:, ::-1] for a in (crop, cover, inside))
+        crop = jitter_colors(crop, self.color_jitter)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))),
+            "box": torch.from_numpy(np.ascontiguousarray(cover)),
+            "mask": torch.from_numpy(np.ascontiguousarray(inside)),
+            "has_mask": mask is not None,
+        }
+
+    def jitter(self, box: Box) -> Box:
+        """The box with every edge moved by up to the same random share of its side."""
+        most = np.random.uniform(0, self.box_jitter)
+        x0, y0, x1, y1 = np.random.uniform(-most, most, 4)
+        width, height = box[2] - box[0], box[3] - box[1]
+        return box[0] + x0 * width, box[1] + y0 * height, box[2] + x1 * width, box[3] + y1 * height
+
+    def _paste(
+        self, image: np.ndarray, mask: np.ndarray, box: Box, donor: dict[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray, Box]:
+        """Another sample's object over the object of this one, or beside and behind it."""
+        unchanged = image, mask, box
+        other = self._image(donor["file_name"])
+        other_mask = self._mask(donor, *other.shape[:2])
+        other_box = None if other_mask is None else tight_box(other_mask)
+        if other_mask is None or other_box is None:
+            return unchanged
+        left, top, right, bottom = (int(v) for v in other_box)
+        piece, shape = other[top:bottom, left:right], other_mask[top:bottom, left:right]
+        # Its longer side is 0.3 to 1.2 of the box's; its centre lies in the box or a quarter of it beyond.
+        width, height = box[2] - box[0], box[3] - box[1]
+        scale = np.random.uniform(0.3, 1.2) * max(width, height) / max(piece.shape[:2])
+        sides = max(round(piece.shape[1] * scale), 2), max(round(piece.shape[0] * scale), 2)
+        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        piece, shape = cv2.resize(piece, sides, interpolation=way), cv2.resize(shape, sides, interpolation=way)
+        if np.random.rand() < 0.5:
+            piece, shape = piece[:, ::-1], shape[:, ::-1]
+        x = int(box[0] + np.random.uniform(-0.25, 1.25) * width - sides[0] / 2)
+        y = int(box[1] + np.random.uniform(-0.25, 1.25) * height - sides[1] / 2)
+        x0, y0 = max(x, 0), max(y, 0)
+        x1, y1 = min(x + sides[0], image.shape[1]), min(y + sides[1], image.shape[0])
+        if x0 >= x1 or y0 >= y1:
+            return unchanged
+        place, part = np.s_[y0:y1, x0:x1], np.s_[y0 - y : y1 - y, x0 - x : x1 - x]
+        alpha = shape[part].astype(np.float32) / 255
+        behind = np.random.rand() < 0.5
+        visible = mask.copy()
+        if behind:
+            alpha = alpha * (1 - mask[place].astype(np.float32) / 255)
+        else:
+            visible[place] = np.rint(visible[place] * (1 - alpha)).astype(np.uint8)
+        new_box = tight_box(visible)
+        if new_box is None or (visible > 127).sum() < _MIN_VISIBLE * (mask > 127).sum():
+            return unchanged
+        if min(new_box[2] - new_box[0], new_box[3] - new_box[1]) < self.min_side:
+            return unchanged
+        pasted = image.copy()
+        alpha = alpha[:, :, None]
+        pasted[place] = np.rint(image[place] * (1 - alpha) + piece[part] * alpha).astype(np.uint8)
+        return pasted, visible, box if behind else new_box
+
+    def _image(self, file_name: str) -> np.ndarray:
+        if self._read is None:
+            # Made on first use, in the worker process, which then has a cache of its own.
+            self._read = ImageCache(self.image_format, sys.maxsize, self.cache_mb << 20)
+        return self._read(file_name)
+
+    def _mask(self, sample: dict[str, Any], height: int, width: int) -> np.ndarray | None:
+        """H x W uint8, 0 or 255; None where the sample has no mask."""
+        if "mask_file_name" in sample:
+            mask = read_image(sample["mask_file_name"], "L")[:, :, 0]
+            if mask.shape != (height, width):
+                raise ValueError(
+                    f"mask '{sample['mask_file_name']}' is {mask.shape[1]}x{mask.shape[0]} pixels, but its image "
+                    f"'{sample['file_name']}' {width}x{height}"
+                )
+            return np.where(mask > 127, np.uint8(255), np.uint8(0))
+        segmentations = sample.get("segmentations")
+        if not segmentations:
+            return None
+        try:
+            masks = [decode(segmentation, height, width).T for segmentation in segmentations]
+        except ValueError as error:
+            raise ValueError(f"A mask of '{sample['file_name']}' cannot be used: {error}") from error
+        return np.where(np.logical_or.reduce(masks), np.uint8(255), np.uint8(0))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_read": None}
+
+
+def tight_box(mask: np.ndarray) -> Box | None:
+    """Box of what is above 127 in an H x W mask; None where nothing is."""
+    x, y, width, height = cv2.boundingRect((mask > 127).astype(np.uint8))
+    return (float(x), float(y), float(x + width), float(y + height)) if width else None
+
+
+def cut_mask(mask: np.ndarray, window: tuple[int, int, int, int], size: int) -> np.ndarray:
+    """size x size uint8 of an H x W mask; nothing is beyond the image."""
+    three = cut_window(cv2.merge([mask, mask, mask]), window, size)[:, :, 0]
+    left, top, right, bottom = window
+    height, width = mask.shape
+    if left < 0 or top < 0 or right > width or bottom > height:
+        # cut_window's grey beyond the image is no half mask.
+        inside = box_coverage((0.0, 0.0, float(width), float(height)), window, size)
+        three = np.clip(three - 127 * (1 - inside), 0, 255).astype(np.uint8)
+    return three
+
+
+def jitter_colors(image: np.ndarray, most: float) -> np.ndarray:
+    """H x W x 3 uint8 with brightness, contrast and saturation changed by up to ``most``; rarely grey or blurred."""
+    if most <= 0:
+        return image
+    contrast, brightness, saturation = np.random.uniform(1 - most, 1 + most, 3)
+    if np.random.rand() < 0.1:
+        saturation = 0.0
+    pixels = image.astype(np.float32)
+    grey = pixels.mean(axis=2, keepdims=True)
+    pixels = grey + (pixels - grey) * np.float32(saturation)
+    mean = np.float32(grey.mean())
+    pixels = ((pixels - mean) * np.float32(contrast) + mean) * np.float32(brightness)
+    pixels *= np.random.uniform(0.9, 1.1, 3).astype(np.float32)
+    if np.random.rand() < 0.15:
+        pixels = cv2.GaussianBlur(pixels, (0, 0), np.random.uniform(0.5, 1.5))
+    return np.clip(pixels, 0, 255).astype(np.uint8)

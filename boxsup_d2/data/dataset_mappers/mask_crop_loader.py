@@ -1,0 +1,148 @@
+"""Loader of BoxMask's training samples: several data sets, mixed at set shares, with donors for copy-paste.
+
+What a data set gives follows from what its dicts hold: salient images and objects with masks teach by masks, boxes
+without a mask by their boxes. A box-only data set cannot leak a mask, its dicts hold none.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch.utils.data
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data.build import worker_init_reset_seed
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+
+def build_mask_crop_train_loader(
+    cfg: CfgNode, mapper: Callable[..., dict[str, Any]], seed: int
+) -> torch.utils.data.DataLoader:
+    """Endless loader of lists of this rank's share of ``SOLVER.IMS_PER_BATCH`` samples of ``DATASETS.TRAIN``.
+
+    Raises:
+        ValueError: the batch does not divide over the ranks, a data set holds nothing to learn from, or there is not
+            one weight per data set.
+    """
+    world_size = comm.get_world_size()
+    batch_size, remainder = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
+    if remainder or batch_size == 0:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) does not divide over {world_size} processes"
+        )
+    names, weights = tuple(cfg.DATASETS.TRAIN), tuple(cfg.DATALOADER.SOURCE_WEIGHTS)
+    if weights and len(weights) != len(names):
+        raise ValueError(f"DATALOADER.SOURCE_WEIGHTS has {len(weights)} weights for {len(names)} of DATASETS.TRAIN")
+    sources = []
+    for name in names:
+        dicts = get_detection_dataset_dicts((name,), filter_empty=False, check_consistency=False)
+        union = cfg.INPUT.MASK_CROP.UNION_PROB if name in cfg.INPUT.MASK_CROP.UNION_DATASETS else 0.0
+        samples, shares = mask_samples(dicts, cfg.INPUT.MASK_CROP.MIN_SIDE, union)
+        if not samples:
+            raise ValueError(f"DATASETS.TRAIN: '{name}' holds no box that could be learnt from")
+        logger.info("%s: %d samples of %d images", name, len(samples), len(dicts))
+        sources.append((samples, shares, len(dicts)))
+    dataset = MaskCropDataset(
+        [(samples, shares) for samples, shares, _ in sources],
+        [float(w) for w in weights] or [float(images) for *_, images in sources],
+        mapper,
+        seed=seed,
+        rank=comm.get_rank(),
+    )
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=list,
+        worker_init_fn=worker_init_reset_seed,
+        pin_memory=cfg.MODEL.DEVICE != "cpu",
+    )
+
+
+def mask_samples(
+    dataset_dicts: Sequence[dict[str, Any]], min_side: float, union_prob: float = 0.0
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """One sample per object, or per salient image, and how often each is drawn.
+
+    Args:
+        dataset_dicts: Detectron2's, with or without masks, or of salient images.
+        min_side: boxes with a smaller side, in pixels, are left out, and crowd regions.
+        union_prob: share of an image's draws in which all its masks together are one sample.
+
+    Returns:
+        Dicts of ``file_name`` and ``mask_file_name``, or ``box`` (x0, y0, x1, y1 in pixels) and maybe
+        ``segmentations`` (a list: together they are the mask); and their shares, which sum to 1. An image's share
+        grows with the square root of its samples: a crowd is not worth fifty portraits.
+    """
+    samples: list[dict[str, Any]] = []
+    shares: list[float] = []
+    for record in dataset_dicts:
+        if "mask_file_name" in record:
+            samples.append({key: record[key] for key in ("file_name", "mask_file_name")})
+            shares.append(1.0)
+            continue
+        found = [s for a in record["annotations"] if (s := _object_sample(record["file_name"], a, min_side))]
+        if not found:
+            continue
+        masks = [s["segmentations"][0] for s in found if "segmentations" in s]
+        joint = union_prob if len(masks) > 1 else 0.0
+        share = float(np.sqrt(len(found)))
+        samples += found
+        shares += [share * (1 - joint) / len(found)] * len(found)
+        if joint:
+            samples.append({"file_name": record["file_name"], "segmentations": masks})
+            shares.append(share * joint)
+    total = np.array(shares, dtype=np.float64)
+    return samples, total / total.sum() if samples else total
+
+
+def _object_sample(file_name: str, annotation: dict[str, Any], min_side: float) -> dict[str, Any] | None:
+    if annotation.get("iscrowd", 0):
+        return None
+    box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    if min(box[2] - box[0], box[3] - box[1]) < min_side:
+        return None
+    sample = {"file_name": file_name, "box": tuple(float(v) for v in box)}
+    if annotation.get("segmentation"):
+        sample["segmentations"] = [annotation["segmentation"]]
+    return sample
+
+
+class MaskCropDataset(torch.utils.data.IterableDataset):
+    """Endless stream of mapped samples, drawn independently; every loader worker of every rank has its own."""
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[list[dict[str, Any]], np.ndarray]],
+        weights: Sequence[float],
+        mapper: Callable[..., dict[str, Any]],
+        *,
+        seed: int,
+        rank: int = 0,
+    ) -> None:
+        """
+        Args:
+            sources: samples and their shares, see :func:`mask_samples`.
+            weights: how often each source is drawn, relative to the others.
+            mapper: one sample and a donor to one training input.
+            seed: of the draws.
+            rank: of this process.
+        """
+        super().__init__()
+        self._samples = DatasetFromList([s for samples, _ in sources for s in samples], copy=False, serialize=True)
+        parts = [w * shares for (_, shares), w in zip(sources, weights, strict=True)]
+        self._cumulative = np.cumsum(np.concatenate(parts))
+        self._cumulative /= self._cumulative[-1]
+        self._mapper = mapper
+        self._seed, self._rank = seed, rank
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng((self._seed, self._rank, worker.id if worker else 0))
+        while True:
+            sample, donor = (self._samples[int(np.searchsorted(self._cumulative, u))] for u in rng.random(2))
+            yield self._mapper(sample, donor)

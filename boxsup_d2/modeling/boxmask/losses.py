@@ -1,0 +1,86 @@
+"""Losses of BoxMask: tensors in, scalars out, float32 whatever comes in, a connected zero for an empty batch.
+
+Shape legend: N samples, H x W the side lengths of logits and masks.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def boundary_weights(masks: Tensor, weight: float) -> Tensor:
+    """1, and up to 1 + ``weight`` within a tenth of the side of the masks' boundaries.
+
+    Args:
+        masks: N x 1 x H x W in 0..1.
+        weight: >= 0.
+
+    Returns:
+        N x 1 x H x W.
+    """
+    kernel = masks.shape[-1] // 10 | 1
+    around = F.avg_pool2d(masks, kernel, stride=1, padding=kernel // 2, count_include_pad=False)
+    return 1 + 2 * weight * (around - masks).abs()
+
+
+def pixel_and_overlap_losses(logits: Tensor, masks: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted binary cross-entropy, and one minus the soft IoU, both averaged over samples.
+
+    Args:
+        logits: N x 1 x H x W, unbounded.
+        masks: N x 1 x H x W in 0..1.
+        weights: N x 1 x H x W, positive.
+    """
+    if logits.numel() == 0:
+        return logits.sum(), logits.sum()
+    logits = logits.float()
+    dims = (1, 2, 3)
+    entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    pixel = ((entropy * weights).sum(dims) / weights.sum(dims)).mean()
+    prob = logits.sigmoid()
+    intersection = (prob * masks * weights).sum(dims)
+    union = ((prob + masks - prob * masks) * weights).sum(dims)
+    # One pixel on both sides: an empty mask has a gradient, too.
+    overlap = (1 - (intersection + 1) / (union + 1)).mean()
+    return pixel, overlap
+
+
+def projection_loss(logits: Tensor, boxes: Tensor) -> Tensor:
+    """What a box says of its mask: every row and column that crosses the box holds foreground, no other one does.
+
+    Args:
+        logits: N x 1 x H x W, unbounded.
+        boxes: N x 1 x H x W coverage by the box, in 0..1.
+
+    Returns:
+        Scalar: binary cross-entropy of the rows' and columns' maxima.
+    """
+    if logits.numel() == 0:
+        return logits.sum()
+    bags = torch.cat([logits.amax(dim=3), logits.amax(dim=2)], dim=2).float()
+    labels = torch.cat([boxes.amax(dim=3), boxes.amax(dim=2)], dim=2)
+    return F.binary_cross_entropy_with_logits(bags, labels)
+
+
+def teacher_loss(logits: Tensor, teacher: Tensor, boxes: Tensor, *, certainty: float = 0.75) -> Tensor:
+    """Cross-entropy with another network's answer, where that is certain; outside of the box is background.
+
+    Args:
+        logits: N x 1 x H x W, unbounded.
+        teacher: N x 1 x H x W probabilities; no gradient flows into them.
+        boxes: N x 1 x H x W coverage by the box, in 0..1.
+        certainty: the teacher counts where its probability, or that of background, is above this.
+    """
+    if logits.numel() == 0:
+        return logits.sum()
+    target = teacher.detach() * (boxes > 0)
+    counted = ((target - 0.5).abs() > certainty - 0.5).float()
+    entropy = F.binary_cross_entropy_with_logits(logits.float(), (target > 0.5).float(), reduction="none")
+    return (entropy * counted).sum() / counted.sum().clamp(min=1)
+
+
+def hard_iou(logits: Tensor, masks: Tensor) -> Tensor:
+    """N IoUs, in 0..1, of the decided masks; of N x 1 x H x W logits and masks in 0..1. No gradient."""
+    pred, true = logits.detach() > 0, masks > 0.5
+    intersection = (pred & true).sum((1, 2, 3)).float()
+    return intersection / (pred | true).sum((1, 2, 3)).clamp(min=1)

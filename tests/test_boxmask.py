@@ -1,0 +1,380 @@
+"""BoxMask: geometry of its windows, its losses, its samples, the averaged network, and the box-to-mask contract."""
+
+import importlib.util
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, BoxMode, Instances
+from pycocotools import mask as mask_util
+
+import boxsup_d2  # noqa: F401
+from boxsup_d2.config import add_boxsup_config
+from boxsup_d2.data.dataset_mappers.mask_crop import MaskCropDatasetMapper, tight_box
+from boxsup_d2.data.dataset_mappers.mask_crop_loader import MaskCropDataset, mask_samples
+from boxsup_d2.masks.windows import box_coverage, box_window, clip_box, cut_window
+from boxsup_d2.modeling.boxmask import losses
+from boxsup_d2.modeling.boxmask.edges import snap_to_edges
+from boxsup_d2.modeling.boxmask.export import export_weights, read_weights
+from boxsup_d2.modeling.boxmask.network import QualityHead
+
+
+def small_cfg(**keys):
+    """A BoxMask on the CPU that is small enough for unit tests."""
+    cfg = get_cfg()
+    add_boxsup_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.META_ARCHITECTURE = "BoxMask"
+    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res1", "res2", "res3", "res4", "res5"]
+    cfg.MODEL.BOXMASK.DECODER_CHANNELS = 8
+    cfg.MODEL.BOXMASK.FINE_CHANNELS = 8
+    cfg.MODEL.BOXMASK.TEACHER_START = 1
+    cfg.MODEL.BOXMASK.TEST_SIZES = [64]
+    cfg.merge_from_list([item for key, value in keys.items() for item in (key.replace("__", "."), value)])
+    return cfg
+
+
+def training_batch(has_mask, size=64):
+    """Noise with a box in the middle, one per entry."""
+    box = torch.zeros(size, size, dtype=torch.uint8)
+    box[size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 255
+    return [
+        {
+            "image": torch.randint(0, 256, (3, size, size), dtype=torch.uint8),
+            "box": box,
+            "mask": box if known else torch.zeros_like(box),
+            "has_mask": known,
+        }
+        for known in has_mask
+    ]
+
+
+def prompt(boxes, height=50, width=70):
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    return {"image": image, "height": height, "width": width, "instances": instances}
+
+
+class TestWindows:
+    @pytest.mark.parametrize("box", [(10, 20, 30, 90), (0.5, 0.25, 3.75, 2.5), (-5, 8, 100, 9)])
+    def test_it_holds_the_box_and_the_margin_and_is_not_too_long(self, box):
+        left, top, right, bottom = box_window(box, 0.25, 2.0)
+        width, height = box[2] - box[0], box[3] - box[1]
+        assert left <= box[0] - 0.25 * width + 1e-6
+        assert right >= box[2] + 0.25 * width - 1e-6
+        assert top <= box[1] - 0.25 * height + 1e-6
+        assert bottom >= box[3] + 0.25 * height - 1e-6
+        assert max(right - left, bottom - top) <= 2 * min(right - left, bottom - top) + 3
+
+    def test_coverage_is_the_share_of_each_pixel(self):
+        window = (10, 20, 50, 100)
+        cover = box_coverage((20.5, 30.0, 40.0, 81.25), window, 40)
+        assert cover.sum() == pytest.approx(19.5 * 51.25 / 2, rel=1e-5)
+        assert cover[5, 10] == pytest.approx(0.5)
+        assert cover.max() == 1
+        assert cover.min() == 0
+
+    def test_a_window_inside_is_cut_and_one_beyond_is_grey_there(self):
+        image = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+        assert np.array_equal(cut_window(image, (5, 6, 25, 26), 20), image[6:26, 5:25])
+        beyond = cut_window(image, (-10, -10, 10, 10), 20)
+        assert np.array_equal(beyond[10:, 10:], image[:10, :10])
+        assert (beyond[:10] == 127).all()
+        assert (cut_window(image, (100, 100, 110, 110), 8) == 127).all()
+
+    def test_clipped_boxes_keep_a_pixel(self):
+        assert clip_box((-5, -5, 1e9, 1e9), 10, 20) == (0, 0, 20, 10)
+        assert clip_box((500, 500, 600, 600), 10, 20) == (19, 9, 20, 10)
+
+
+class TestLosses:
+    def test_true_masks_cost_nothing_and_wrong_ones_do(self):
+        masks = (torch.rand(3, 1, 16, 16) > 0.5).float()
+        weights = losses.boundary_weights(masks, 3.0)
+        good = losses.pixel_and_overlap_losses(40 * (masks - 0.5), masks, weights)
+        bad = losses.pixel_and_overlap_losses(40 * (0.5 - masks), masks, weights)
+        assert max(good) < 1e-3
+        assert min(bad) > 0.9
+
+    def test_boundaries_weigh_more(self):
+        masks = torch.zeros(1, 1, 40, 40)
+        masks[..., :20] = 1
+        weights = losses.boundary_weights(masks, 3.0)
+        assert weights[0, 0, 20, 5] == 1
+        assert weights[0, 0, 20, 19] > 2
+
+    def test_projection_wants_every_row_and_column_of_the_box(self):
+        boxes = torch.zeros(1, 1, 16, 16)
+        boxes[..., 4:12, 4:12] = 1
+        cross = torch.full((1, 1, 16, 16), -20.0)
+        cross[..., range(4, 12), range(4, 12)] = 20  # a diagonal touches all of them
+        assert losses.projection_loss(cross, boxes) < 1e-3
+        assert losses.projection_loss(cross.roll(4, -1), boxes) > 1
+
+    def test_the_teacher_counts_where_it_is_certain_and_outside_the_box_is_background(self):
+        boxes = torch.zeros(1, 1, 2, 2)
+        boxes[..., :1] = 1
+        teacher = torch.tensor([[[[0.9, 0.9], [0.6, 0.1]]]])
+        logits = torch.zeros(1, 1, 2, 2, requires_grad=True)
+        losses.teacher_loss(logits, teacher, boxes).backward()
+        signs = logits.grad.sign()[0, 0].tolist()
+        assert signs == [[-1, 1], [0, 1]]
+
+    def test_empty_batches_give_connected_zeros(self):
+        logits = torch.zeros(0, 1, 8, 8, requires_grad=True)
+        found = [
+            *losses.pixel_and_overlap_losses(logits, logits.detach(), logits.detach()),
+            losses.projection_loss(logits, logits.detach()),
+            losses.teacher_loss(logits, logits.detach(), logits.detach()),
+        ]
+        sum(found).backward()
+        assert sum(found) == 0
+
+    def test_hard_iou_is_that_of_the_decided_masks(self):
+        rng = np.random.default_rng(1)
+        logits, masks = rng.normal(size=(4, 1, 9, 9)), rng.random((4, 1, 9, 9))
+        pred, true = logits > 0, masks > 0.5
+        expected = (pred & true).sum((1, 2, 3)) / (pred | true).sum((1, 2, 3))
+        found = losses.hard_iou(torch.tensor(logits), torch.tensor(masks))
+        assert np.allclose(found.numpy(), expected)
+
+
+class TestEdges:
+    def test_masks_snap_to_the_edges_of_the_image(self):
+        image = torch.zeros(1, 3, 32, 32)
+        image[..., 16:] = 200
+        logits = torch.full((1, 1, 32, 32), -1.0)
+        logits[..., 13:] = 1  # three columns too early
+        refined = snap_to_edges(logits, image, steps=10, weight=6)
+        assert (refined[..., :16] < 0).all()
+        assert (refined[..., 16:] > 0).all()
+        assert torch.equal(snap_to_edges(logits, image, steps=0), logits)
+
+    def test_it_is_the_sum_over_neighbours(self):
+        rng = np.random.default_rng(0)
+        logits, image = rng.normal(size=(6, 7)), rng.integers(0, 60, (3, 6, 7)).astype(float)
+        expected = logits.copy()
+        offsets = [(d * y, d * x) for d in (1, 2) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+        for y in range(6):
+            for x in range(7):
+                for dy, dx in offsets:
+                    if 0 <= y + dy < 6 and 0 <= x + dx < 7:
+                        squared = ((image[:, y, x] - image[:, y + dy, x + dx]) ** 2).mean()
+                        pull = np.exp(-squared / (2 * 12**2)) * np.tanh(logits[y + dy, x + dx] / 2)
+                        expected[y, x] += 4 / len(offsets) * pull
+        tensors = torch.tensor(logits)[None, None], torch.tensor(image)[None]
+        found = snap_to_edges(*tensors, steps=1, weight=4, color=12, distances=(1, 2))
+        assert np.allclose(found[0, 0].numpy(), expected, atol=1e-5)
+
+
+class TestModel:
+    @pytest.mark.parametrize("has_mask", [(True, True, False), (True, True), (False, False)])
+    def test_the_losses_are_always_the_same_and_reach_every_parameter(self, has_mask):
+        model = build_model(small_cfg()).train()
+        found = {}
+        for _ in range(2):  # the teacher starts with the second update
+            found = model(training_batch(has_mask))
+        assert sorted(found) == ["loss_overlap", "loss_pixel", "loss_projection", "loss_quality", "loss_teacher"]
+        sum(found.values()).backward()
+        assert all(p.grad is not None for p in model.net.parameters())
+        assert all(p.grad is None for p in model.average.parameters())
+        assert all(torch.isfinite(p.grad).all() for p in model.net.parameters())
+
+    def test_the_quality_has_no_say_in_the_mask(self):
+        head = QualityHead(4, 6)
+        features, context = torch.rand(2, 4, 8, 8, requires_grad=True), torch.rand(2, 6, requires_grad=True)
+        logits = torch.randn(2, 1, 8, 8, requires_grad=True)
+        head(features, context, logits, torch.ones(2, 1, 8, 8)).sum().backward()
+        assert features.grad is None
+        assert context.grad is None
+        assert logits.grad is None
+
+    def test_the_average_follows_the_network(self):
+        model = build_model(small_cfg()).train()
+        weight, mean = model.net.mask.weight, model.average.mask.weight
+        with torch.no_grad():
+            weight.add_(1.0)
+        model.update_average()
+        assert torch.allclose(mean, weight)  # nothing is kept of the start
+        with torch.no_grad():
+            weight.add_(1.0)
+        model.update_average()
+        assert (weight - mean).abs().max() < 0.1  # a young average forgets fast
+        assert not torch.equal(mean, weight)
+        assert not model.average.training
+
+    def test_weights_without_an_average_fill_it(self):
+        source, target = build_model(small_cfg(MODEL__BOXMASK__EMA_DECAY=0.0)), build_model(small_cfg())
+        assert source.average is None
+        target.load_state_dict(source.state_dict(), strict=True)
+        for name, value in source.net.state_dict().items():
+            assert torch.equal(target.average.state_dict()[name], value)
+
+    def test_samples_shrink_from_the_updates_on_that_say_so(self):
+        model = build_model(small_cfg(MODEL__BOXMASK__TRAIN_SIZES=[32, 64], MODEL__BOXMASK__TRAIN_SIZE_STEPS=[0, 2]))
+        sides = []
+        model.net.register_forward_pre_hook(lambda _, args: sides.append(args[0].shape[-1]))
+        for _ in range(3):
+            model.train()(training_batch((True, False)))
+        assert sides == [32, 64, 64]
+
+    def test_the_answer_is_in_order_and_stays_near_its_boxes(self):
+        model = build_model(small_cfg()).eval()
+        inputs = prompt([[5, 5, 30, 40], [60, 2, 69, 20], [-10, -10, 500, 500], [90, 90, 95, 95]])
+        answer = model([inputs, prompt([])])
+        instances = answer[0]["instances"]
+        assert instances.pred_masks.shape == (4, 50, 70)
+        assert torch.equal(instances.pred_boxes.tensor, inputs["instances"].gt_boxes.tensor)
+        assert ((instances.quality >= 0) & (instances.quality <= 1)).all()
+        assert ((instances.scores >= 0) & (instances.scores <= 1)).all()
+        outside = torch.ones(50, 70, dtype=torch.bool)
+        outside[1:44, 2:33] = False
+        assert not (instances.pred_masks[0] & outside).any()
+        assert len(answer[1]["instances"]) == 0
+        alone = model([{**inputs, "instances": inputs["instances"][1:2]}])[0]["instances"]
+        assert torch.equal(alone.pred_masks[0], instances.pred_masks[1])
+
+    def test_flipped_images_get_flipped_masks(self):
+        model = build_model(small_cfg(MODEL__BOXMASK__TEST_FLIP=True, MODEL__BOXMASK__TEST_SIZES=[64, 96])).eval()
+        inputs = prompt([[10, 10, 40, 40]])
+        mirrored = {**inputs, "image": inputs["image"].flip(-1), "instances": prompt([[30, 10, 60, 40]])["instances"]}
+        first, second = model([inputs, mirrored])
+        assert torch.equal(first["instances"].pred_masks, second["instances"].pred_masks.flip(-1))
+        assert torch.allclose(first["instances"].quality, second["instances"].quality, atol=1e-4)
+
+    def test_exported_weights_are_the_average_in_half_precision(self, tmp_path):
+        model = build_model(small_cfg()).eval()
+        with torch.no_grad():
+            model.average.mask.bias.fill_(0.25)
+        digest = export_weights(model, tmp_path / "weights.safetensors", {"recipe": "none"})
+        state, metadata = read_weights(tmp_path / "weights.safetensors", digest)
+        assert metadata["recipe"] == "none"
+        assert state["net.mask.bias"] == 0.25
+        assert state["net.mask.weight"].dtype == torch.float16
+        other = build_model(small_cfg(MODEL__BOXMASK__EMA_DECAY=0.0)).eval()
+        other.load_state_dict(state, strict=False)
+        inputs = prompt([[5, 5, 30, 40], [20, 2, 69, 30]])
+        ours, theirs = (m([inputs])[0]["patches"] for m in (model, other))
+        for one, two in zip(ours, theirs, strict=True):
+            assert torch.allclose(one.prob, two.prob, atol=0.01)
+
+    def test_a_changed_file_is_refused(self, tmp_path):
+        path = tmp_path / "weights.safetensors"
+        digest = export_weights(build_model(small_cfg()), path, {})
+        path.write_bytes(path.read_bytes()[:-1] + b"\x55")
+        with pytest.raises(ValueError, match="damaged"):
+            read_weights(path, digest)
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """A red disc on blue, with its dict of a data set; the image is a PNG, so that colours are exact."""
+    image = np.zeros((80, 100, 3), np.uint8)
+    image[:, :] = (0, 0, 200)
+    mask = cv2.circle(np.zeros((80, 100), np.uint8), (40, 35), 18, 1, -1)
+    image[mask > 0] = (200, 0, 0)
+    path = tmp_path / "scene.png"
+    cv2.imwrite(str(path), image[:, :, ::-1])
+    x, y, w, h = cv2.boundingRect(mask)
+    annotation = {
+        "bbox": [x, y, w, h],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 0,
+        "segmentation": mask_util.encode(np.asfortranarray(mask)),
+    }
+    return {"file_name": str(path), "height": 80, "width": 100, "image_id": 1, "annotations": [annotation]}
+
+
+class TestSamples:
+    def test_box_mask_and_pixels_agree(self, scene):
+        mapper = MaskCropDatasetMapper(image_format="RGB", size=64, color_jitter=0)
+        samples, _ = mask_samples([scene], 8)
+        for seed in range(20):
+            np.random.seed(seed)
+            sample = mapper(samples[0])
+            red = sample["image"][0].numpy() > sample["image"][2].numpy()
+            mask = sample["mask"].numpy() > 127
+            assert (red != mask).mean() < 0.02
+            assert sample["has_mask"]
+            x0, y0, x1, y1 = tight_box(sample["mask"].numpy())
+            bx0, by0, bx1, by1 = tight_box(sample["box"].numpy())
+            assert max(abs(x0 - bx0), abs(y0 - by0), abs(x1 - bx1), abs(y1 - by1)) <= 0.15 * 64
+
+    def test_what_is_pasted_over_an_object_is_none_of_it(self, scene, tmp_path):
+        green = np.zeros((40, 40, 3), np.uint8)
+        green[:, :] = (0, 200, 0)
+        cv2.imwrite(str(tmp_path / "green.png"), green[:, :, ::-1])
+        everything = mask_util.encode(np.asfortranarray(np.ones((40, 40), np.uint8)))
+        donor = {"file_name": str(tmp_path / "green.png"), "segmentations": [everything]}
+        mapper = MaskCropDatasetMapper(image_format="RGB", size=64, color_jitter=0, jitter_prob=0, paste_prob=1)
+        samples, _ = mask_samples([scene], 8)
+        pasted = 0
+        for seed in range(30):
+            np.random.seed(seed)
+            sample = mapper(samples[0], donor)
+            pixels, mask = sample["image"].numpy(), sample["mask"].numpy() > 127
+            red = (pixels[0] > pixels[2]) & (pixels[0] > pixels[1])
+            assert (red != mask).mean() < 0.03
+            pasted += bool((pixels[1] > 190).any())
+            x0, y0, x1, y1 = tight_box(sample["mask"].numpy())
+            bx0, by0, bx1, by1 = tight_box(sample["box"].numpy())
+            assert max(abs(x0 - bx0), abs(y0 - by0), abs(x1 - bx1), abs(y1 - by1)) <= 2
+        assert pasted > 10
+
+    def test_a_box_without_a_mask_says_so(self, scene):
+        del scene["annotations"][0]["segmentation"]
+        samples, _ = mask_samples([scene], 8)
+        sample = MaskCropDatasetMapper(image_format="RGB", size=32)(samples[0], samples[0])
+        assert not sample["has_mask"]
+        assert not sample["mask"].any()
+        assert sample["box"].any()
+
+    def test_salient_images_are_samples(self, scene, tmp_path):
+        mask = mask_util.decode(scene["annotations"][0]["segmentation"]) * 255
+        cv2.imwrite(str(tmp_path / "mask.png"), mask)
+        samples, _ = mask_samples([{"file_name": scene["file_name"], "mask_file_name": str(tmp_path / "mask.png")}], 8)
+        sample = MaskCropDatasetMapper(image_format="RGB", size=64, color_jitter=0)(samples[0])
+        red = sample["image"][0].numpy() > sample["image"][2].numpy()
+        assert (red != (sample["mask"].numpy() > 127)).mean() < 0.02
+
+    def test_small_objects_and_crowds_are_left_out_and_parts_make_a_whole(self, scene):
+        full = scene["annotations"][0]
+        small = {**full, "bbox": [1, 1, 4, 30]}
+        crowd = {**full, "iscrowd": 1}
+        scene["annotations"] = [full, small, crowd, {**full}]
+        samples, shares = mask_samples([scene], 8, union_prob=0.5)
+        assert [len(s["segmentations"]) for s in samples] == [1, 1, 2]
+        assert shares.tolist() == pytest.approx([0.25, 0.25, 0.5])
+        assert "box" not in samples[2]
+        assert MaskCropDatasetMapper(image_format="RGB", size=32)(samples[2])["has_mask"]
+
+    def test_sources_are_drawn_as_often_as_their_weights_say(self):
+        sources = [([{"n": 0}], np.ones(1)), ([{"n": 1}, {"n": 2}], np.array([0.25, 0.75]))]
+        dataset = MaskCropDataset(sources, [1.0, 3.0], lambda sample, donor: sample["n"], seed=3)
+        stream = iter(dataset)
+        counts = np.bincount([next(stream) for _ in range(4000)], minlength=3) / 4000
+        assert counts == pytest.approx([0.25, 0.1875, 0.5625], abs=0.03)
+        again = iter(MaskCropDataset(sources, [1.0, 3.0], lambda sample, donor: sample["n"], seed=3))
+        first = iter(dataset)
+        assert [next(again) for _ in range(50)] == [next(first) for _ in range(50)]
+
+
+def test_the_evaluation_script_ranks_as_it_should(project_root, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(project_root / "tools"), *sys.path])
+    spec = importlib.util.spec_from_file_location("evaluate", project_root / "tools" / "evaluate_box_to_mask.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["evaluate"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    assert module.spearman([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1)
+    assert module.spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    assert module.spearman([1, 1, 2], [1, 1, 2]) == pytest.approx(1)
+    assert module.spearman([1, 1, 1], [1, 2, 3]) == 0
+    assert module.filled((1.2, 2.0, 4.9, 5.0), (10, 10)).sum() == 12
