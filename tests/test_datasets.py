@@ -598,7 +598,6 @@ def test_pseudo_masks_from_cfg(datasets_root, tmp_path):
         ({"segmentation": "mask"}, "no RLE of size"),
         ({"confidence": 1.5}, "not in 0..1"),
         ({"confidence": None}, "not in 0..1"),
-        ({"quality": -0.1}, "quality is -0.1, not in 0..1"),
         ({"confidence_exact": float("nan")}, "not in 0..1"),
     ],
 )

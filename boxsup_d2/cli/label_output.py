@@ -7,6 +7,7 @@ from typing import Any
 from boxsup_d2.cli.errors import BadInput
 from boxsup_d2.cli.sources import Source
 from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY, read_provenance, read_pseudo_masks, write_pseudo_masks
+from boxsup_d2.masks.confidence import DOUBTFUL_QUALITY
 from boxsup_d2.masks.rle import has_mask
 from boxsup_d2.utils.files import atomic_write
 
@@ -67,14 +68,17 @@ def finish(
         overwrite: boxes that had a mask have a new one.
 
     Returns:
-        The summary of the labelling; with ``min_quality`` it counts those boxes as ``left_as_boxes``.
+        The summary of the labelling; with ``min_quality`` it counts those boxes as ``left_as_boxes``, and no longer as
+        ``doubtful``.
     """
     labelled = read_pseudo_masks(result)
     provenance = labelled["info"][PROVENANCE_KEY]
     provenance = {**provenance, "source_json": os.path.basename(source.path), _REQUEST: request, _EXPORTS: exports}
     if min_quality is not None:
         left = _leave_as_boxes(labelled, source, min_quality, overwrite=overwrite)
-        provenance["summary"] = {**provenance["summary"], "left_as_boxes": left}
+        summary = provenance["summary"]
+        doubtful = 0 if min_quality >= DOUBTFUL_QUALITY else summary.get("doubtful", left) - left
+        provenance["summary"] = {**summary, "doubtful": doubtful, "left_as_boxes": left}
     _export(labelled, exports)
     if polygons:  # the usable part only: other entries may lack sizes or images
         from boxsup_d2.data.formats.polygons import to_polygons
@@ -99,7 +103,7 @@ def _leave_as_boxes(labelled: dict[str, Any], source: Source, min_quality: float
     left, annotations = 0, []
     for before, after in zip(source.usable["annotations"], labelled["annotations"], strict=True):
         new = not after.get("iscrowd") and (overwrite or not has_mask(before.get("segmentation")))
-        if new and after["quality"] < min_quality:
+        if new and after.get("quality", after.get("confidence", 0.0)) < min_quality:
             left += 1
             after = {key: value for key, value in after.items() if key not in _OF_MASKS}
             after["area"] = after["bbox"][2] * after["bbox"][3]

@@ -102,12 +102,14 @@ def load_pseudo_masks(path: str, name: str) -> list[dict[str, Any]]:
         # A mask without a confidence is one that was drawn, not predicted.
         confidence = _confidence(source, "confidence", 1.0, path)
         exact = _confidence(source, "confidence_exact", confidence, path)
-        quality = _confidence(source, "quality", confidence, path)
+        # Files of before have no quality, and annotations that kept their mask may have another thing of that name.
+        quality = source.get("quality")
+        known = isinstance(quality, int | float) and 0 <= quality <= 1
         return {
             "segmentation": segmentation,
             "confidence": confidence,
             "confidence_exact": exact,
-            "quality": quality,
+            "quality": float(quality) if known else confidence,
         }
 
     return build_dicts(data, path, image_root, name, keep_crowds=True, extra_keys=mask_keys)

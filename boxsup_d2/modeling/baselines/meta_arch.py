@@ -142,8 +142,8 @@ def grabcut(image: np.ndarray, box: list[int], iterations: int, context: float) 
         context: see :class:`GrabCut`.
 
     Returns:
-        The cut, or None where there is nothing to learn colours from (no background around the
-        box, hardly any pixel in it) or nothing is left in the foreground.
+        The cut, or None where there is nothing to learn colours from (no background around the box, hardly any pixel in
+        it) or nothing is left in the foreground.
     """
     height, width = image.shape[:2]
     x0, y0, x1, y1 = box
