@@ -22,7 +22,7 @@ from boxsup_d2.data.images import read_image
 from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
 from boxsup_d2.masks.confidence import box_iou_exact, mask_confidence
 from boxsup_d2.masks.rle import encode_window
-from boxsup_d2.methods import file_config, load_model, method_config, methods
+from boxsup_d2.methods import DEFAULT_METHOD, file_config, load_model, method_config, methods
 from boxsup_d2.modeling.box_to_mask import predicted_quality
 
 __all__ = ["BoxToMask", "Prediction", "label", "load", "register"]
@@ -167,7 +167,7 @@ class BoxToMask:
 
 
 def load(
-    method: str | os.PathLike | CfgNode,
+    method: str | os.PathLike | CfgNode = DEFAULT_METHOD,
     weights: str | os.PathLike | None = None,
     device: str | None = None,
     *,
@@ -177,7 +177,7 @@ def load(
     """Load a box-to-mask method.
 
     Args:
-        method: its name ("box", "grabcut", "boxcaseg", "lpg", "salient-onnx" or "sam"), the yaml file of a config, or a
+        method: its name (``boxsup models`` lists them), the yaml file of a config, or a
             complete config, with which all other arguments must be left out.
         weights: see :func:`boxsup_d2.methods.method_config`.
         device: "cpu", "cuda", "cuda:1"; None: the GPU if there is one.

@@ -110,14 +110,14 @@ def test_prediction_of_an_array_and_of_a_file(tmp_path):
 
 
 class Recorder(torch.nn.Module):
-    """Notes its input and answers with the red pixels."""
+    """Notes its input and predictions with the red pixels."""
 
     def forward(self, batched_inputs):
         (self.item,) = batched_inputs
         prompts = self.item["instances"]
         masks = torch.zeros((len(prompts), *self.item["image"].shape[1:]), dtype=torch.bool)
-        answer = type(prompts)(prompts.image_size, pred_masks=masks, scores=torch.zeros(len(prompts)))
-        return [{"instances": answer}]
+        prediction = type(prompts)(prompts.image_size, pred_masks=masks, scores=torch.zeros(len(prompts)))
+        return [{"instances": prediction}]
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])

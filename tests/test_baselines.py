@@ -55,7 +55,7 @@ def test_fill_is_exactly_the_truncated_box():
     assert torch.equal(masks.sum((1, 2)), (corners[:, 2:] - corners[:, :2]).prod(dim=1))
 
 
-def test_answer_must_fit_the_prompts():
+def test_prediction_must_fit_the_prompts():
     boxes, classes, scores = torch.zeros(2, 4), torch.zeros(2).long(), torch.ones(2)
     with pytest.raises(ValueError, match="expected"):
         box_to_mask_instances(torch.zeros(1, *SIZE, dtype=torch.bool), boxes, classes, scores, SIZE)
@@ -76,18 +76,18 @@ def test_contract(name):
     boxes = random_boxes(5)
     inputs = [prompt(image, boxes), prompt(image, [])]
     before = image.clone()
-    answers = [x["instances"] for x in model.eval()(inputs)]
+    predictions = [x["instances"] for x in model.eval()(inputs)]
     assert torch.equal(image, before)
-    assert [len(x) for x in answers] == [5, 0]
-    for answer, item in zip(answers, inputs, strict=True):
-        assert answer.image_size == SIZE
-        assert answer.pred_masks.shape == (len(answer), *SIZE)
-        assert answer.pred_masks.dtype == torch.bool
-        assert torch.equal(answer.pred_boxes.tensor, item["instances"].gt_boxes.tensor)
-        assert torch.equal(answer.pred_classes, item["instances"].gt_classes)
-        assert (answer.scores == 1).all()
-        assert answer.quality.shape == (len(answer),)
-        assert ((answer.quality > 0) & (answer.quality <= 1)).all()
+    assert [len(x) for x in predictions] == [5, 0]
+    for prediction, item in zip(predictions, inputs, strict=True):
+        assert prediction.image_size == SIZE
+        assert prediction.pred_masks.shape == (len(prediction), *SIZE)
+        assert prediction.pred_masks.dtype == torch.bool
+        assert torch.equal(prediction.pred_boxes.tensor, item["instances"].gt_boxes.tensor)
+        assert torch.equal(prediction.pred_classes, item["instances"].gt_classes)
+        assert (prediction.scores == 1).all()
+        assert prediction.quality.shape == (len(prediction),)
+        assert ((prediction.quality > 0) & (prediction.quality <= 1)).all()
     with pytest.raises(RuntimeError, match="--eval-only"):
         model.train()(inputs)
 
@@ -128,7 +128,7 @@ def test_grabcut_does_not_depend_on_the_other_boxes():
     [[0, 0, 40, 30], [5, 5, 6, 6], [5, 5, 7, 7], [0, 0, 40, 29.5], [39, 29, 40, 30], [-5, -5, -1, -1], [0, 5, 40, 6]],
 )
 @pytest.mark.parametrize("context", [-1.0, 0.0, 0.5])
-def test_grabcut_without_an_answer_is_the_filled_box(box, context):
+def test_grabcut_without_an_prediction_is_the_filled_box(box, context):
     image = torch.full((3, *SIZE), 128, dtype=torch.uint8)  # one colour: nothing tells object and background apart
     masks = GrabCut(iterations=1, context=context).eval()([prompt(image, [box])])[0]["instances"].pred_masks
     assert masks.any()
@@ -152,7 +152,7 @@ def test_grabcut_needs_an_iteration():
 
 
 def test_grabcut_leaves_opencv_usable():
-    """A failing cut must not be hidden: only the cases that GrabCut cannot answer are answered for it."""
+    """A failing cut must not be hidden: only the cases that GrabCut cannot prediction are predicted for it."""
     with pytest.raises(cv2.error):
         grabcut(np.zeros((30, 40), np.uint8), [5, 5, 20, 20], 1, 0.5)  # no colour image
 

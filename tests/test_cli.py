@@ -41,7 +41,7 @@ class SlowBoxToMask(torch.nn.Module):
         super().__init__()
 
     def forward(self, batched_inputs):
-        answers = []
+        predictions = []
         for item in batched_inputs:
             time.sleep(float(os.environ.get("DELAY", 0)))
             with open(os.environ["LOG"], "a") as file:
@@ -50,8 +50,8 @@ class SlowBoxToMask(torch.nn.Module):
             masks = torch.zeros((len(boxes), *item["image"].shape[1:]), dtype=torch.bool)
             for mask, (x0, y0, x1, y1) in zip(masks, boxes.long().tolist()):
                 mask[y0:y1, x0:x1] = item["image"][0, y0:y1, x0:x1] > 100
-            answers.append({"instances": Instances(tuple(item["image"].shape[1:]), pred_masks=masks)})
-        return answers
+            predictions.append({"instances": Instances(tuple(item["image"].shape[1:]), pred_masks=masks)})
+        return predictions
 
 if __name__ == "__main__":
     from boxsup_d2.cli import main
@@ -355,9 +355,9 @@ def test_failure_in_the_work_ends_with_1_and_the_rest_is_kept(
         asked.append(batched_inputs[0]["image_id"])
         if batched_inputs[0]["image_id"] == 85 and asked.count(85) == 1:
             raise ValueError(f"'{batched_inputs[0]['file_name']}' is damaged: replace it.")
-        return answer(self, batched_inputs)
+        return prediction(self, batched_inputs)
 
-    answer = BoxFill.forward
+    prediction = BoxFill.forward
     monkeypatch.setattr(BoxFill, "forward", forward)
     with monkeypatch.context() as patch:
         patch.setattr(progress, "console", Console(file=(terminal := io.StringIO()), force_terminal=True))

@@ -35,7 +35,7 @@ NAME = "labelling_test_box"
 
 @META_ARCH_REGISTRY.register()
 class FakeBoxToMask(nn.Module):
-    """Answers each box with what is bright inside it, and notes every image it was asked about."""
+    """Predicts each box with what is bright inside it, and notes every image it was asked about."""
 
     log = ""
     delay = 0.0
@@ -47,9 +47,9 @@ class FakeBoxToMask(nn.Module):
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
         assert not self.training
-        return [self._answer(item) for item in batched_inputs]
+        return [self._predict(item) for item in batched_inputs]
 
-    def _answer(self, item: dict[str, Any]) -> dict[str, Instances]:
+    def _predict(self, item: dict[str, Any]) -> dict[str, Instances]:
         if self.log:
             with open(self.log, "a") as file:
                 file.write(f"{item['image_id']}\n")
@@ -347,11 +347,11 @@ def test_full_disk_at_the_end_keeps_the_results(tmp_path, monkeypatch):
     assert Path(log).read_text() == asked, "nothing is redone"
 
 
-def test_answers_that_do_not_fit_are_refused(tmp_path, monkeypatch):
+def test_predicts_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     make_source(tmp_path)
     cfg = make_cfg(tmp_path)
-    answer = FakeBoxToMask._answer
-    monkeypatch.setattr(FakeBoxToMask, "_answer", lambda self, item: {"instances": answer(self, item)["instances"][:0]})
+    plain = FakeBoxToMask._predict
+    monkeypatch.setattr(FakeBoxToMask, "_predict", lambda self, item: {"instances": plain(self, item)["instances"][:0]})
     with pytest.raises(ValueError, match=r"0 masks for 1 annotation ids of '.*99\.png'"):
         labelled(cfg)
     records = [{"file_name": "x.png", "image_id": 1, "annotations": [{"bbox": [0, 0, 1, 1]}]}]

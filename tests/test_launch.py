@@ -289,16 +289,16 @@ def test_cpu_model_in_gpu_processes_is_refused(monkeypatch, quiet_setup, tmp_pat
 
 
 # ------------------------------------------------------------------------------------------------ command line, package
-def test_train_net_answers_help(project_root):
+def test_train_net_predicts_help(project_root):
     script = project_root / "train_net.py"
     assert len(script.read_text().splitlines()) <= 100
-    answer = subprocess.run(
+    prediction = subprocess.run(
         [sys.executable, str(script), "--help"], capture_output=True, text=True, check=True, cwd=project_root
     ).stdout
     for option in ("--config-file", "--num-gpus", "--num-machines", "--machine-rank", "--dist-url", "--eval-only"):
-        assert option in answer
-    assert "--resume" in answer
-    assert "--round NAME" in answer
+        assert option in prediction
+    assert "--resume" in prediction
+    assert "--round NAME" in prediction
 
 
 def test_import_registers():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from boxsup_d2.model_zoo import config_names, get_config, get_config_file
+from boxsup_d2.model_zoo import config_names, get, get_config, get_config_file
 
 
 def test_every_config_of_the_repository_has_a_name(project_root: Path) -> None:
@@ -38,3 +38,11 @@ def test_unknown_name_lists_what_is_near(name: str, message: str) -> None:
         get_config_file(name)
     with pytest.raises(FileNotFoundError, match=message):
         get_config(name)
+
+
+def test_network_of_a_config_is_built_and_weights_are_not_made_up() -> None:
+    model = get("toy/grabcut.yaml", device="cpu")
+    assert type(model).__name__ == "GrabCut"
+    assert not model.training
+    with pytest.raises(ValueError, match=r"No weights ship for 'toy/grabcut.yaml'"):
+        get("toy/grabcut.yaml", trained=True)

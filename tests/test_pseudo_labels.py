@@ -217,7 +217,7 @@ def test_manifest_label_maps_and_data_set(tmp_path):
 
 def test_the_label_map_of_a_semantic_method_is_written(tmp_path, monkeypatch):
     make_source(tmp_path)
-    plain = FakeBoxToMask._answer
+    plain = FakeBoxToMask._predict
 
     def semantic(self: Any, item: dict[str, Any]) -> dict[str, Any]:
         assert (item["num_classes"], item["class_names"]) == (2, ["b", "a"])
@@ -225,7 +225,7 @@ def test_the_label_map_of_a_semantic_method_is_written(tmp_path, monkeypatch):
         labels[:10], labels[10:20] = 2, 1
         return {**plain(self, item), "label_map": labels}
 
-    monkeypatch.setattr(FakeBoxToMask, "_answer", semantic)
+    monkeypatch.setattr(FakeBoxToMask, "_predict", semantic)
     cfg = sem_seg_cfg(tmp_path)
     label(cfg)
     folder = manifest_path(cfg).with_suffix("")

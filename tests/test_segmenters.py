@@ -17,8 +17,8 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from boxsup_d2.checkpoint import BoxSupCheckpointer
 from boxsup_d2.checkpoint.checkpointer import recognise
 from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.modeling import DeepLabSegmenter, SemanticSegmenterWithTTA
 from boxsup_d2.modeling.backbone import DilatedResNet, VGG16LargeFOV
+from boxsup_d2.modeling.deeplab import DeepLabSegmenter, SemanticSegmenterWithTTA
 from boxsup_d2.modeling.deeplab.checkpoints import convert_torchvision_vgg16, is_torchvision_vgg16
 from boxsup_d2.modeling.deeplab.meta_arch import reduce_labels
 from boxsup_d2.modeling.sem_seg_heads import ASPPSumHead, LargeFOVHead

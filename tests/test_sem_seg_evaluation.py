@@ -30,7 +30,7 @@ from boxsup_d2.evaluation import (
     build_evaluator,
 )
 from boxsup_d2.evaluation.semantic_metrics import confusion_matrix, summarize_semantic
-from boxsup_d2.modeling import SemanticSegmenterWithTTA
+from boxsup_d2.modeling.deeplab import SemanticSegmenterWithTTA
 
 CLASSES = ["background", "cat", "dog", "cow"]
 H, W = 12, 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,11 @@ def test_where_data_lie_decides_nothing_and_a_test_set_no_weights() -> None:
     assert settings("here").training != settings("here", MASKS="kept").training
     assert "DATASETS.REGISTER.b" in settings("here").evaluation
     assert "DATASETS.REGISTER.b" not in settings("here").training
+
+
+def test_metadata_goes_to_worker_processes():
+    """Mappers that keep metadata are pickled with it; files that a set lacks here are no hindrance."""
+    for name in DatasetCatalog.list():
+        copy = pickle.loads(pickle.dumps(MetadataCatalog.get(name)))
+        assert copy.name == name
+        assert copy.evaluator_type == MetadataCatalog.get(name).evaluator_type

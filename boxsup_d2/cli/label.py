@@ -9,10 +9,7 @@ from typing import Any
 
 from boxsup_d2.cli.errors import BadInput, bad_input
 from boxsup_d2.cli.sources import Source, add_source_arguments, read_source
-from boxsup_d2.methods import methods
-
-# It needs neither training nor weights.
-_DEFAULT_METHOD = "grabcut"
+from boxsup_d2.methods import DEFAULT_METHOD, methods
 
 _EPILOG = """
 examples:
@@ -45,7 +42,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add_source_arguments(parser, only_json=False)
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--method", metavar="NAME", help=f"one of those below (default: {_DEFAULT_METHOD}, or that of --config)"
+        "--method", metavar="NAME", help=f"one of those below (default: {DEFAULT_METHOD}, or that of --config)"
     )
     method.add_argument("--weights", metavar="F", help="trained weights; default: model_final.pth beside --config")
     method.add_argument("--config", metavar="F", help="a config of a network, such as those that 'boxsup train' leaves")
@@ -80,7 +77,7 @@ def _list_of_methods() -> str:
     width = max(len(info.name) for info in infos)
     lines = ["methods:"]
     for info in infos:
-        needs = ["--weights"] if info.weights_key else []
+        needs = ["--weights"] if info.weights_key and not info.weights else []
         needs += [f"the extra '{info.extra}'"] if info.extra else []
         lines.append(f"  {info.name:{width}}  {info.summary}{'; needs ' if needs else ''}{' and '.join(needs)}")
     return "\n".join(lines)
@@ -194,7 +191,7 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
     work = _work_folder(out)
     config, weights, method = args.config, args.weights, args.method
     if method is None and config is None:
-        method = _DEFAULT_METHOD
+        method = DEFAULT_METHOD
     if config and not weights:
         beside = os.path.join(os.path.dirname(os.path.abspath(config)), "model_final.pth")
         weights = beside if os.path.isfile(beside) else None

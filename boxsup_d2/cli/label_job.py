@@ -14,7 +14,7 @@ from boxsup_d2.data.formats.coco import coco_header
 from boxsup_d2.data.formats.problems import brief
 from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
 from boxsup_d2.methods import file_config, load_model, method_config
-from boxsup_d2.modeling.box_to_mask import box_to_mask_classes
+from boxsup_d2.modeling.box_to_mask import box_to_mask_classes, method_info
 from boxsup_d2.same_work import labelling_identity, weights_path, weights_sha256
 
 # Name of the data set while it is labelled.
@@ -126,7 +126,11 @@ def request_of(
     identity = labelling_identity(cfg, source_sha256)
     if job.method:
         identity["method"] = job.method
-    request = {**identity, "weights_sha256": weights_sha256(weights_path(cfg)), "polygons": polygons}
+    request = {
+        **identity,
+        "weights_sha256": weights_sha256(weights_path(cfg), on_hub=method_info(cfg).weights_on_hub),
+        "polygons": polygons,
+    }
     return request if min_quality is None else {**request, "min_quality": min_quality}
 
 

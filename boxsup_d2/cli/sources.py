@@ -5,13 +5,13 @@ rest is copied to the output unchanged.
 """
 
 import argparse
-import hashlib
 import json
 import os
 from dataclasses import dataclass
 from typing import Any
 
 from boxsup_d2.cli.errors import BadInput, bad_input
+from boxsup_d2.utils.files import json_sha256
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ def read_source(args: argparse.Namespace) -> Source:
         tell(f"{what}: {count}")
     as_it_is = bool(args.json) and not mistakes and not inspection.filled
     if not as_it_is:  # the usable part changes when missing images come back
-        digest = hashlib.sha256((digest + json.dumps(usable, sort_keys=True)).encode()).hexdigest()
+        digest = json_sha256([digest, usable])
     sizes = [os.path.getsize(os.path.join(image_root, image["file_name"])) for image in usable["images"]]
-    digest = hashlib.sha256(f"{digest}{sizes}".encode()).hexdigest()
+    digest = json_sha256([digest, sizes])
     return Source(path, image_root, data, usable, digest, as_it_is)
 
 
@@ -140,5 +140,5 @@ def _read(args: argparse.Namespace) -> tuple[str, str, dict[str, Any], str, Any]
         data = read_voc_xml(path, image_root, unreadable)
     else:
         data = read_yolo(path, image_root, args.names, unreadable)
-    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    digest = json_sha256(data)
     return path, image_root, data, digest, unreadable

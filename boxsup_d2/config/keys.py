@@ -3,7 +3,8 @@
 Each key is commented with its unit and its reason; ``tests/test_repository.py`` checks that every one is read.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 from detectron2.config import CfgNode as CN
 
@@ -18,6 +19,17 @@ def register_config(add: Callable[[CN], None]) -> Callable[[CN], None]:
     """
     _EXTENSIONS.append(add)
     return add
+
+
+@contextlib.contextmanager
+def undone_on_error() -> Iterator[None]:
+    """Forget what :func:`register_config` was given inside if an error leaves the block."""
+    before = len(_EXTENSIONS)
+    try:
+        yield
+    except BaseException:
+        del _EXTENSIONS[before:]
+        raise
 
 
 def add_boxsup_config(cfg: CN) -> None:

@@ -19,16 +19,13 @@ from detectron2.utils import comm
 from boxsup_d2.data.dataset_mappers.build import build_dataset_mapper, build_shuffled_loader, detection_samples
 
 
-def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> Any:
+def build_train_loader(cfg: CfgNode) -> Any:
     """Endless loader of ``DATASETS.TRAIN`` for the mapper that ``INPUT.TRAIN_MAPPER`` names.
 
-    Args:
-        cfg: the config.
-        start_iter: iteration that training (re)starts from. It goes into the seed, so that a resumed run sees other
-            samples than the run before it did at its start.
+    ``SEED`` decides the order of the samples; negative: at random, the same on all ranks.
     """
     mapper = build_dataset_mapper(cfg, cfg.INPUT.TRAIN_MAPPER, is_train=True)
-    seed = comm.shared_random_seed() if cfg.SEED < 0 else cfg.SEED + start_iter
+    seed = comm.shared_random_seed() if cfg.SEED < 0 else cfg.SEED
     build = getattr(mapper, "build_train_loader", None)
     if build is not None:
         return build(cfg, seed)

@@ -29,6 +29,7 @@ from boxsup_d2.labelling.instance_writer import PseudoMaskWriter
 from boxsup_d2.labelling.report import write_label_report
 from boxsup_d2.labelling.sem_seg_writer import SemSegLabelWriter
 from boxsup_d2.labelling.writer import LabelWriter
+from boxsup_d2.modeling.box_to_mask import method_info
 from boxsup_d2.same_work import labelling_identity, weights_path, weights_sha256
 from boxsup_d2.utils.files import file_sha256
 from boxsup_d2.utils.processes import run_on_main
@@ -159,7 +160,7 @@ def build_provenance(
         # A step's output folder bears its name; a config does not know the file that it was read from.
         "config_name": os.path.basename(os.path.abspath(cfg.OUTPUT_DIR)),
         "checkpoint": checkpoint,
-        "checkpoint_sha256": weights_sha256(checkpoint, model),
+        "checkpoint_sha256": weights_sha256(checkpoint, model, on_hub=method_info(cfg).weights_on_hub),
         "step": cfg.PSEUDO_MASKS.STEP,
         "image_root": _image_root(metadata, dataset_dicts),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

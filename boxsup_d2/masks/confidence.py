@@ -12,8 +12,8 @@ import torch
 TightBox = tuple[int, int, int, int] | None
 
 #: Masks whose quality is below it deserve a look. Of the masks of VOC val by the demo's BoxCaseg these were 14 %, with
-#: a mean IoU of .49; that of the others was .75. (0.5 would find few: where there is a mask, the mean foreground probability,
-#: the quality of methods that learn none, is above it.)
+#: a mean IoU of .49; that of the others was .75. (0.5 would find few: where there is a mask, the mean foreground
+#: probability, the quality of methods that learn none, is above it.)
 DOUBTFUL_QUALITY = 0.7
 
 

@@ -9,10 +9,13 @@ from functools import cache
 from pathlib import Path
 
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
 
-from boxsup_d2.config import load_config
+from boxsup_d2.config import load_config, use_available_device
+from boxsup_d2.methods import load_model, method_config, methods
 
-__all__ = ["config_names", "get_config", "get_config_file"]
+__all__ = ["config_names", "get", "get_config", "get_config_file"]
 
 _FOLDER = Path(__file__).parent / "configs"
 
@@ -53,3 +56,28 @@ def get_config(name: str) -> CfgNode:
         FileNotFoundError: as :func:`get_config_file`.
     """
     return load_config(get_config_file(name))
+
+
+def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
+    """The network of a shipped config, in evaluation mode.
+
+    Args:
+        name: see :func:`get_config_file`.
+        trained: with the weights that ship with the package; else it starts as a training of the config would, without
+            reading ``MODEL.WEIGHTS``.
+        device: "cpu", "cuda"; None: a GPU where there is one.
+
+    Raises:
+        FileNotFoundError: as :func:`get_config_file`.
+        ValueError: no weights ship for this config.
+    """
+    cfg = get_config(name)
+    if trained:
+        shipped = {kind.info.recipe: method for method, kind in methods().items() if kind.info.weights}
+        if name not in shipped:
+            raise ValueError(f"No weights ship for '{name}', but for {', '.join(sorted(shipped)) or 'no config'}.")
+        return load_model(method_config(shipped[name], device=device))
+    if device is not None:
+        cfg.MODEL.DEVICE = device
+    use_available_device(cfg)
+    return build_model(cfg).eval()

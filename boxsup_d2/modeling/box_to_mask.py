@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from boxsup_d2.checkpoint.formats import CheckpointFormat
 
 __all__ = [
-    "AskedNetwork",
+    "AuxiliaryNetwork",
     "BoxToMaskMethod",
     "MethodInfo",
     "UntrainedBoxToMask",
@@ -33,15 +33,15 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class AskedNetwork:
-    """Another network, trained by itself, that a method asks while it predicts.
+class AuxiliaryNetwork:
+    """Another network, trained by itself, that a method uses while it predicts.
 
     Attributes:
         step_field: field of a step in a rounds config that names the step which trains it.
         config_key, weights_key: config keys that name its config and its weights.
         read_config: reads the former, without what says nothing about the network, its device for instance.
         check: called as ``check(its config, {data set: class names}, where)``; raises ``ValueError``, whose text begins
-            with ``where``, if it cannot be asked about these data sets.
+            with ``where``, if it does not fit these data sets.
     """
 
     step_field: str
@@ -65,11 +65,16 @@ class MethodInfo:
             is trained, those of its published network.
         weights_key: config key that names its weights; "": it has none.
         weights_help: what these are, for whoever did not give them.
+        weights_on_hub: whether they may be a name on a hub of networks, beside a file or folder.
+        weights: trained weights that ship with this package, for the network that ``config`` describes; "": none do.
+        weights_sha256: of that file.
+        recipe: the shipped config that made them (:mod:`boxsup_d2.model_zoo`).
         extra: of this package that installs what it needs ("onnx": ``pip install 'boxsup_d2[onnx]'``); "": none.
-        inference_keys: keys, or beginnings of keys, that decide predictions and no weights: a change labels anew and
-            trains nothing.
-        neutral_keys: keys that decide nothing about the outcome, such as how much goes through the network at once.
-        asks: other networks that it asks.
+        inference_keys: keys, or beginnings of keys that end in "." or "_", that decide predictions and no weights: a
+            change labels anew and trains nothing.
+        neutral_keys: likewise, of what decides nothing about the outcome, such as how much goes through the network at
+            once.
+        auxiliary: other networks that it uses.
         published: the form of its published checkpoints.
     """
 
@@ -77,11 +82,15 @@ class MethodInfo:
     summary: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     weights_key: str = ""
+    weights_on_hub: bool = False
     weights_help: str = "a trained checkpoint (.pth), such as 'boxsup train' or train_net.py leaves"
+    weights: str = ""
+    weights_sha256: str = ""
+    recipe: str = ""
     extra: str = ""
     inference_keys: tuple[str, ...] = ()
     neutral_keys: tuple[str, ...] = ()
-    asks: tuple[AskedNetwork, ...] = ()
+    auxiliary: tuple[AuxiliaryNetwork, ...] = ()
     published: CheckpointFormat | None = None
 
 
@@ -102,6 +111,19 @@ class BoxToMaskMethod(nn.Module):
     """
 
     info: ClassVar[MethodInfo] = MethodInfo()
+
+    #: What an error says of a checkpoint whose first convolution takes more channels than the network's.
+    input_help = ""
+
+    @property
+    def input_convolution(self) -> str:
+        """Of a network whose input has more channels than an image: name of its first convolution's weight, which
+        grows where a checkpoint's takes fewer channels; "" of any other."""
+        return ""
+
+    def lr_factors(self) -> dict[str, float]:
+        """Learning rates as multiples of ``SOLVER.BASE_LR``, by beginnings of parameter names."""
+        return {}
 
     @classmethod
     def num_known_classes(cls, cfg: CfgNode) -> int | None:

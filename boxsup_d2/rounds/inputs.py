@@ -12,8 +12,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
 from boxsup_d2.data.datasets.source import dataset_source
-from boxsup_d2.modeling.box_to_mask import method_info
-from boxsup_d2.same_work import value_of
+from boxsup_d2.same_work import network_paths
 from boxsup_d2.utils.files import file_sha256
 
 __all__ = ["InputFile", "InputsCheck", "check_inputs", "input_files"]
@@ -69,11 +68,8 @@ def input_files(
             for path in [labels[name]] if name in labels else _dataset_files(name):
                 key = f"{name}/{os.path.basename(os.path.normpath(path))}"
                 files[key] = InputFile(path, anew=name in training)
-    info = method_info(cfg)
-    networks = ["MODEL.WEIGHTS", *filter(None, [info.weights_key])]
-    networks += [key for asked in info.asks for key in (asked.config_key, asked.weights_key)]
-    given = {key: value_of(cfg, key) for key in dict.fromkeys(networks) if key not in from_steps}
-    files.update({f"{key}/{os.path.basename(path)}": InputFile(path, anew=True) for key, path in given.items() if path})
+    given = {key: path for key, path in network_paths(cfg).items() if key not in from_steps}
+    files.update({f"{key}/{os.path.basename(path)}": InputFile(path, anew=True) for key, path in given.items()})
     return files
 
 

@@ -1,5 +1,7 @@
 """Data sets: importing this package registers the well-known ones under ``DETECTRON2_DATASETS``, opening no file."""
 
+from detectron2.config import CfgNode
+
 from boxsup_d2.data.datasets.builtin import register_builtin_datasets
 from boxsup_d2.data.datasets.catalog import register_dataset
 from boxsup_d2.data.datasets.coco import (
@@ -24,6 +26,18 @@ from boxsup_d2.data.paths import datasets_root
 
 register_builtin_datasets()
 
+
+def register_from_cfg(cfg: CfgNode) -> None:
+    """Register what a config names, and make the data sets follow its switches.
+
+    Raises:
+        ValueError: as :func:`register_listed` and :func:`register_pseudo_masks_from_cfg`.
+    """
+    apply_dataset_switches(cfg)
+    register_listed(cfg.DATASETS.REGISTER)
+    register_pseudo_masks_from_cfg(cfg)
+
+
 __all__ = [
     "VOC_CLASSES",
     "VOC_CLASSES_IN_COCO",
@@ -39,6 +53,7 @@ __all__ = [
     "register_coco_masks",
     "register_coco_subset",
     "register_dataset",
+    "register_from_cfg",
     "register_listed",
     "register_pseudo_masks",
     "register_pseudo_masks_from_cfg",

@@ -24,7 +24,7 @@ def register_listed(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
     Args:
         entries: ``{NAME, JSON, IMAGES, MASKS: none|kept}`` or ``{NAME, IMAGES, SALIENT_MASKS}`` each, see
-            ``boxsup_d2/config.py``.
+            ``boxsup_d2/config/keys.py``.
 
     Raises:
         ValueError: an entry lacks a field, has one that there is not, or takes the name of another data set.

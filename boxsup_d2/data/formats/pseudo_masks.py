@@ -6,19 +6,18 @@
 of a large file is read without the rest. A file appears under its name only when it is whole.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
 
 from boxsup_d2.data.formats.coco import read_coco_json, read_json
-from boxsup_d2.utils.files import atomic_write
+from boxsup_d2.utils.files import atomic_write, json_sha256
 
 PROVENANCE_KEY = "boxsup_d2"
 # Describe a run and not what it made: a file that differs in these only is the same labelling. Paths are among them,
 # for a folder may move or be spelled in another way; the hashes beside them say what is in it.
-_NOT_IDENTITY = ("date", "summary", "checkpoint", "config_name", "image_root")
+_NOT_IDENTITY = ("date", "summary", "checkpoint", "config_name", "image_root", "step")
 _HEAD_CHARACTERS = 1 << 16
 # What follows the source data set's name in the name of a file, by PSEUDO_MASKS.FORMAT.
 _SUFFIXES = {"instances": "_pseudo", "sem_seg": "_pseudo_sem_seg"}
@@ -51,9 +50,9 @@ def label_map_folder(path: str) -> str:
 
 
 def provenance_digest(provenance: dict[str, Any]) -> str:
-    """16 hex digits that tell one labelling from another; date, summary and paths do not count."""
+    """16 hex digits that tell one labelling from another; date, summary, names and paths do not count."""
     identity = {key: value for key, value in provenance.items() if key not in _NOT_IDENTITY}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return json_sha256(identity)[:16]
 
 
 def write_pseudo_masks(

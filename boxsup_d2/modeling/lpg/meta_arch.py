@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from boxsup_d2.masks.paste import MaskPatch
 from boxsup_d2.modeling.box_to_mask import (
-    AskedNetwork,
+    AuxiliaryNetwork,
     BoxToMaskMethod,
     MethodInfo,
     box_to_mask_instances,
@@ -52,8 +52,8 @@ class LPG(BoxToMaskMethod):
         },
         weights_key="MODEL.WEIGHTS",
         neutral_keys=("MODEL.LPG.TEST_SAMPLES_PER_FORWARD",),
-        asks=(
-            AskedNetwork(
+        auxiliary=(
+            AuxiliaryNetwork(
                 step_field="SEGMENTER",
                 config_key="MODEL.LPG.SEGMENTER_CONFIG",
                 weights_key="MODEL.LPG.SEGMENTER_WEIGHTS",
