@@ -137,7 +137,7 @@ def write_pseudo(path: Path, **provenance: Any) -> Path:
     labelled, unlabelled, _, kept = data["annotations"]
     labelled.update(segmentation=encode_masks(mask)[0], confidence=0.75, confidence_exact=1.0)
     del unlabelled["segmentation"]
-    kept["confidence"] = 1.0
+    kept.update(confidence=1.0, quality="sharp")  # a field of the user's own
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data))
     return path
@@ -537,7 +537,7 @@ def test_pseudo_masks(datasets_root, tmp_path):
     assert crowd["iscrowd"] == 1
     assert mask_util.area(crowd["segmentation"]) == 40
     assert kept["segmentation"] == coco_json()["annotations"][3]["segmentation"]
-    assert (kept["confidence"], kept["confidence_exact"]) == (1.0, 1.0)
+    assert (kept["confidence"], kept["confidence_exact"], kept["quality"]) == (1.0, 1.0, 1.0)
     COCO(str(path))
 
 

@@ -104,12 +104,13 @@ def load_pseudo_masks(path: str, name: str) -> list[dict[str, Any]]:
         exact = _confidence(source, "confidence_exact", confidence, path)
         # Files of before have no quality, and annotations that kept their mask may have another thing of that name.
         quality = source.get("quality")
-        known = isinstance(quality, int | float) and 0 <= quality <= 1
+        if not isinstance(quality, int | float) or not 0 <= quality <= 1:
+            quality = confidence
         return {
             "segmentation": segmentation,
             "confidence": confidence,
             "confidence_exact": exact,
-            "quality": float(quality) if known else confidence,
+            "quality": float(quality),
         }
 
     return build_dicts(data, path, image_root, name, keep_crowds=True, extra_keys=mask_keys)
