@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.modeling.baselines.meta_arch import BoxFill, GrabCut, grabcut
-from boxsup_d2.modeling.box_to_mask import box_to_mask_instances, fill_boxes, truncate_boxes
+from boxsup_d2.modeling.box_to_mask import box_to_mask_instances, fill_boxes, predicted_quality, truncate_boxes
 
 SIZE = (30, 40)
 
@@ -86,6 +86,8 @@ def test_contract(name):
         assert torch.equal(prediction.pred_boxes.tensor, item["instances"].gt_boxes.tensor)
         assert torch.equal(prediction.pred_classes, item["instances"].gt_classes)
         assert (prediction.scores == 1).all()
+        assert prediction.quality.shape == (len(prediction),)
+        assert ((prediction.quality > 0) & (prediction.quality <= 1)).all()
     with pytest.raises(RuntimeError, match="--eval-only"):
         model.train()(inputs)
 
@@ -106,7 +108,7 @@ def test_grabcut_finds_a_disc(context):
     boxes = [[20, 10, 60, 50], [40, 20, 75, 55]]
     for box in boxes:
         image, disc = two_colours(box)
-        mask = grabcut(image, box, iterations=3, context=context)
+        mask = grabcut(image, box, iterations=3, context=context).mask
         assert (mask & disc).sum() / (mask | disc).sum() > 0.95
         assert not (mask & ~slow_fill(box, disc.shape).numpy()).any()
 
@@ -153,3 +155,33 @@ def test_grabcut_leaves_opencv_usable():
     """A failing cut must not be hidden: only the cases that GrabCut cannot prediction are predicted for it."""
     with pytest.raises(cv2.error):
         grabcut(np.zeros((30, 40), np.uint8), [5, 5, 20, 20], 1, 0.5)  # no colour image
+
+
+def test_failed_cuts_are_filled_boxes_and_their_quality_says_so():
+    disc_box, loose = [20, 10, 60, 50], [5, 2, 79, 58]
+    image, disc = two_colours(disc_box)
+    item = prompt(torch.from_numpy(image).permute(2, 0, 1), [disc_box, loose])
+    tight, wide = GrabCut(iterations=3, context=0.5).eval()([item])[0]["instances"].quality.tolist()
+    masks = GrabCut(iterations=3, context=0.5).eval()([item])[0]["instances"].pred_masks
+    filled = BoxFill().eval()([item])[0]["instances"]
+    assert torch.equal(masks[1], filled.pred_masks[1])
+    assert (masks[0].numpy() & disc).sum() / (masks[0].numpy() | disc).sum() > 0.95
+    assert tight > 0.9 > wide == filled.quality[1]
+    # Without the rule the cut stays, and its box IoU keeps its quality low.
+    kept = GrabCut(iterations=3, context=0.5, min_box_iou=0.0).eval()([item])[0]["instances"]
+    assert not torch.equal(kept.pred_masks[1], filled.pred_masks[1])
+    assert kept.quality[1] < 0.5
+    with pytest.raises(ValueError, match="MIN_BOX_IOU"):
+        GrabCut(iterations=1, context=0.5, min_box_iou=1.5)
+
+
+def test_predicted_quality_is_a_methods_own_or_its_score():
+    boxes, classes = torch.tensor([[0.0, 0, 4, 4]] * 3), torch.zeros(3, dtype=torch.int64)
+    masks, scores = torch.ones(3, 5, 5, dtype=torch.bool), torch.tensor([0.25, 0.5, 1.0])
+    plain = box_to_mask_instances(masks, boxes, classes, scores, (5, 5))
+    assert predicted_quality(plain) == [0.25, 0.5, 1.0]
+    own = box_to_mask_instances(masks, boxes, classes, scores, (5, 5), torch.tensor([-0.5, float("nan"), 1.5]))
+    assert predicted_quality(own) == [0, 0, 1]
+    plain.remove("scores")
+    assert predicted_quality(plain) == [1, 1, 1]
+    assert predicted_quality(own[:0]) == []

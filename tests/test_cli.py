@@ -141,6 +141,7 @@ def test_every_option_says_what_it_does() -> None:
         ["label", "--json", "a", "--yolo", "b", "--images", "c"],
         ["train", "--json", "a", "--images", "b", "--iterations", "0"],
         ["label", "--json", "a", "--images", "b", "--workers", "-1"],
+        ["label", "--json", "a", "--images", "b", "--min-quality", "1.1"],
         ["nothing"],
     ],
 )
@@ -191,6 +192,41 @@ def test_nothing_of_the_json_is_lost(tmp_path: Path, data: dict[str, Any]) -> No
 def test_masks_that_are_there_can_be_overwritten(tmp_path: Path, data: dict[str, Any]) -> None:
     assert label(tmp_path, "--overwrite-masks") == 0
     assert read(tmp_path / "masks.json")["annotations"][4]["segmentation"] != data["annotations"][4]["segmentation"]
+
+
+def test_masks_of_low_quality_deserve_a_look_and_can_stay_boxes(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Filled boxes have a quality of 0.55."""
+    assert label(tmp_path) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "7 masks deserve a look (quality below 0.7): boxsup report" in told
+    assert f"--images {tmp_path / 'images'}" in told
+    masks = read(tmp_path / "masks.json")
+
+    assert label(tmp_path, "--min-quality", "0.6") == 2, "another output"
+    assert "other min_quality" in " ".join(capsys.readouterr().err.split())
+    assert label(tmp_path, "--min-quality", "0.6", "--png", str(tmp_path / "png"), out="boxes_left.json") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "7 of them left as boxes" in told
+    assert "deserve" not in told, "the masks that stayed are good ones"
+    result = read(tmp_path / "boxes_left.json")
+    assert result["info"]["boxsup_d2"]["summary"]["left_as_boxes"] == 7
+    for annotation, former, mask in zip(result["annotations"], data["annotations"], masks["annotations"], strict=True):
+        if "segmentation" in former:  # a crowd region, a mask that was there
+            assert annotation == mask
+        else:
+            area = former["bbox"][2] * former["bbox"][3]
+            assert annotation == {**former, "area": area, "quality": 0.55}
+    assert len(list((tmp_path / "png").rglob("*.png"))) == 1
+
+    # What has a mask stays as it is, unless it is labelled anew; a lower limit takes nothing away.
+    assert label(tmp_path, "--min-quality", "0.6", "--overwrite-masks", out="none.json") == 0
+    assert not any("segmentation" in a for a in read(tmp_path / "none.json")["annotations"] if not a["iscrowd"])
+    assert label(tmp_path, "--min-quality", "0.5", out="all.json") == 0
+    assert read(tmp_path / "all.json")["annotations"] == masks["annotations"]
+    assert label(tmp_path, "--min-quality", "0.5", out="all.json") == 0
+    assert "is done" in capsys.readouterr().out
 
 
 def test_finished_output_is_left_alone_and_others_are_refused(
@@ -500,7 +536,7 @@ def test_eval_compares_prints_and_writes(
     assert main(["eval", masks, masks, *files]) == 0
     out = capsys.readouterr().out
     assert re.search(r"cat\W+8\W+100\.0", out)
-    assert "ranked by confidence" in out
+    assert "ranked by quality" in out
     rows = (tmp_path / "rows.csv").read_text().splitlines()
     assert len(rows) == 1 + 8
     assert all(row.endswith("1.000000,id") for row in rows[1:])

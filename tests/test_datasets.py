@@ -137,7 +137,7 @@ def write_pseudo(path: Path, **provenance: Any) -> Path:
     labelled, unlabelled, _, kept = data["annotations"]
     labelled.update(segmentation=encode_masks(mask)[0], confidence=0.75, confidence_exact=1.0)
     del unlabelled["segmentation"]
-    kept["confidence"] = 1.0
+    kept.update(confidence=1.0, quality="sharp")  # a field of the user's own
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data))
     return path
@@ -530,13 +530,14 @@ def test_pseudo_masks(datasets_root, tmp_path):
     labelled, kept = records[1]["annotations"]
     assert (labelled["confidence"], labelled["confidence_exact"], labelled["category_id"]) == (0.75, 1.0, 1)
     assert mask_util.area(labelled["segmentation"]) == 36
-    assert (unlabelled["id"], unlabelled["confidence"]) == (5, 0.0)
+    assert (unlabelled["id"], unlabelled["confidence"], unlabelled["quality"]) == (5, 0.0, 0.0)
+    assert labelled["quality"] == 0.75, "older files have none: the confidence stands for it"
     assert mask_util.decode(unlabelled["segmentation"]).shape == (20, 30)
     assert mask_util.area(unlabelled["segmentation"]) == 0
     assert crowd["iscrowd"] == 1
     assert mask_util.area(crowd["segmentation"]) == 40
     assert kept["segmentation"] == coco_json()["annotations"][3]["segmentation"]
-    assert (kept["confidence"], kept["confidence_exact"]) == (1.0, 1.0)
+    assert (kept["confidence"], kept["confidence_exact"], kept["quality"]) == (1.0, 1.0, 1.0)
     COCO(str(path))
 
 

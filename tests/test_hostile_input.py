@@ -292,7 +292,7 @@ def check_result(result: Json, usable: Json, folder: Path) -> None:
         if old.get("iscrowd"):
             assert repr(new) == repr(old)
             continue
-        ours = {"segmentation", "area", "confidence", "confidence_exact"}
+        ours = {"segmentation", "area", "confidence", "confidence_exact", "quality"}
         assert repr({k: v for k, v in new.items() if k not in ours}) == repr(
             {k: v for k, v in old.items() if k not in ours}
         )

@@ -144,7 +144,7 @@ def test_file_holds_the_source_and_merged_masks(tmp_path):
     assert len(provenance["checkpoint_sha256"]) == 64
 
     assert [a["id"] for a in data["annotations"]] == [a["id"] for a in source["annotations"]]
-    ours = ("segmentation", "area", "confidence", "confidence_exact")
+    ours = ("segmentation", "area", "confidence", "confidence_exact", "quality")
     for annotation, former in zip(data["annotations"], source["annotations"], strict=True):
         if former["iscrowd"]:
             assert annotation == former, "crowd regions are copied untouched"
@@ -155,6 +155,7 @@ def test_file_holds_the_source_and_merged_masks(tmp_path):
         assert annotation["area"] == mask_util.area(annotation["segmentation"]) or annotation["id"] == 2
         assert 0 <= annotation["confidence"] <= 1
         assert 0 <= annotation["confidence_exact"] <= 1
+        assert 0 <= annotation["quality"] <= 1
     empty = next(a for a in data["annotations"] if a["id"] == 2)
     assert mask_util.area(empty["segmentation"]) == empty["confidence"] == 0, "a box without area has an empty mask"
 
@@ -274,6 +275,7 @@ def test_masks_that_are_there_are_kept_and_win(tmp_path):
     by_id = {annotation["id"]: annotation for annotation in data["annotations"]}
     assert by_id[first["id"]]["segmentation"] == first["segmentation"]
     assert by_id[first["id"]]["confidence"] == by_id[first["id"]]["confidence_exact"] == 1
+    assert by_id[first["id"]]["quality"] == 1
     for obj in (second, third):
         mask = mask_util.decode(by_id[obj["id"]]["segmentation"])
         assert not mask[:20].any(), "a predicted mask yields to a kept one"

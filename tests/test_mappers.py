@@ -27,6 +27,7 @@ from boxsup_d2.data.dataset_mappers import (
 from boxsup_d2.data.dataset_mappers.box_prompt import tight_box
 from boxsup_d2.data.datasets import register_dataset
 from boxsup_d2.data.images import read_image
+from boxsup_d2.modeling.roi_heads.mask_head import confidence_weights
 
 SIZE = (60, 80)
 
@@ -284,7 +285,14 @@ def test_confidence_follows_its_instance(cfg, photo):
     assert fields(sample)["gt_classes"].tolist() == [1, 3, 1]
     cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_KEY = "confidence_exact"
     sample = mapped(PseudoMaskDatasetMapper(cfg, True), dataset_dict)
-    assert fields(sample)["gt_mask_confidence"][:2].tolist() == [0.75, 1.0]
+    assert fields(sample)["gt_mask_confidence"].tolist() == [0.75, 1.0, 0.5], "confidence, where its key is missing"
+    cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_KEY = "quality"
+    annotations[0]["quality"] = 0.125
+    sample = mapped(PseudoMaskDatasetMapper(cfg, True), dataset_dict)
+    quality = fields(sample)["gt_mask_confidence"]
+    assert quality.tolist() == [0.125, 1.0, 0.5]
+    assert confidence_weights(quality, 0.3, weighting=False).tolist() == [0, 1, 1], "the hard drop of the mask head"
+    assert confidence_weights(quality, 0.0, weighting=True).tolist() == [0.125, 1, 0.5], "its soft weight"
 
 
 @pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])

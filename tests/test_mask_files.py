@@ -275,6 +275,11 @@ def test_ap_and_its_ranking(compare: Callable[..., MaskFileScores]) -> None:
     assert compare(bad, true).ap["AP"] == 1.0
     assert compare(bad, true, rank_by="confidence").ap["AP"] == high
     del bad["annotations"][0]["score"]
+    for annotation in bad["annotations"]:
+        annotation["quality"] = 1 - annotation["confidence"]
+    assert compare(bad, true).ranking == "quality"
+    assert compare(bad, true).ap["AP"] == 1.0
+    del bad["annotations"][0]["quality"]
     assert compare(bad, true).ranking == "confidence"
     with pytest.raises(ValueError, match=r"predicted\.json': 1 annotations have no number 'score'.*first id 100"):
         compare(bad, true, rank_by="score")

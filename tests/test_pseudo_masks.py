@@ -145,7 +145,32 @@ def test_merge_matches_slow_reference(seed):
         assert (decode(result.segmentation, *mask.shape) == mask.T).all()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_quality_falls_with_the_pixels_that_a_mask_loses(seed):
+    rng = np.random.default_rng(seed)
+    masks = torch.from_numpy(rng.random((6, 12, 10)) < 0.4)
+    masks[2] = False
+    boxes = [[0.0, 0.0, float(side), float(side)] for side in rng.permutation(6) + 2]
+    quality = rng.random(6).tolist()
+    kept = [mask_util.encode(np.asfortranarray((rng.random((12, 10)) < 0.2).astype(np.uint8)))]
+    merged = merge_image(masks, boxes, kept=kept, quality=quality)
+    for before, after, mask in zip(quality, merged, masks, strict=True):
+        share = after.area / max(int(mask.sum()), 1)
+        assert after.quality == pytest.approx(before * share, abs=1e-4)
+        assert 0 <= after.quality <= 1
+    assert merged[2].quality == 0, "an empty mask"
+    # What is measured of the masks does not depend on it, nor its order on that of the boxes.
+    plain = merge_image(masks, boxes, kept=kept)
+    assert [m._replace(quality=0) for m in plain] == [m._replace(quality=0) for m in merged]
+    backwards = merge_image(masks.flip(0), boxes[::-1], kept=kept, quality=quality[::-1])
+    assert backwards[::-1] == merged
+    alone = merge_image(masks[:1], boxes[:1], quality=[0.87654])
+    assert alone[0].quality == 0.8765
+
+
 def test_merge_rejects_what_does_not_fit():
+    with pytest.raises(ValueError, match="2 qualities for 1 boxes"):
+        merge_image(torch.zeros(1, 4, 4, dtype=torch.bool), [[0, 0, 1, 1]], quality=[0.5, 0.5])
     with pytest.raises(ValueError, match="2 masks for 1 boxes"):
         merge_image(torch.zeros(2, 4, 4, dtype=torch.bool), [[0, 0, 1, 1]])
     with pytest.raises(ValueError, match="needs height and width"):
@@ -458,4 +483,5 @@ def test_shards_survive_torn_lines_and_hold_few_results(tmp_path):
     assert len(index._cache) <= 3
     assert index.empty == 0
     assert list(index.confidences) == [merged[0].confidence] * 19
+    assert list(index.qualities) == [1.0] * 19
     assert MaskShardIndex(str(tmp_path / "absent")).image_ids == set()

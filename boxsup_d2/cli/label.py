@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 from typing import Any
 
@@ -22,8 +23,8 @@ examples:
     $ boxsup label --voc-xml Annotations --images JPEGImages --yolo-seg labels
 
 The output is your json: its ids, order, crowd regions and unknown fields are unchanged; every other annotation has
-'segmentation' (run lengths, which any COCO tool reads), 'area', and 'confidence' between 0 and 1: how well the mask
-fills its box. Masks that were there are kept, with confidence 1.
+'segmentation' (run lengths, which any COCO tool reads), 'area', and between 0 and 1 'quality', the IoU with the true
+mask to be expected, and 'confidence', how well the mask fills its box. Masks that were there are kept, with 1 for both.
 
 Unfinished work is in <out>.work: the same command resumes it after a crash or Ctrl-C, and does nothing when the output
 is complete.
@@ -57,6 +58,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--force",
         action="store_true",
         help="replace what is there that another command wrote, --png, --voc-png and --yolo-seg included",
+    )
+    results.add_argument(
+        "--min-quality", type=_share, metavar="Q", help="leave boxes whose mask has a lower quality (0..1) without one"
     )
     results.add_argument("--polygons", action="store_true", help="polygons instead of run lengths; not exact")
     for option, what in _EXPORTS.items():
@@ -106,6 +110,13 @@ def _count(text: str) -> int:
     return value
 
 
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {text}")
+    return value
+
+
 def run(args: argparse.Namespace) -> None:
     """Label.
 
@@ -136,7 +147,7 @@ def run(args: argparse.Namespace) -> None:
     job = _job(args, source, out, processes, LabelJob)
     with bad_input():
         check_classes(job, source.usable["categories"])
-        request = request_of(job, job_config(job), source.sha256, polygons=args.polygons)
+        request = request_of(job, job_config(job), source.sha256, polygons=args.polygons, min_quality=args.min_quality)
     work = _work_folder(out)
     if is_done(out, request, force=args.force):
         show(f"'{short(out)}' is done: the same command has written it. Nothing was labelled.")
@@ -154,9 +165,21 @@ def run(args: argparse.Namespace) -> None:
         with acquire_lock(work, "lock"):
             source.write(work)
             launch(label, processes, args=(job,))
-            summary = finish(job.result, out, source, request, exports, polygons=args.polygons)
+            summary = finish(
+                job.result,
+                out,
+                source,
+                request,
+                exports,
+                polygons=args.polygons,
+                min_quality=args.min_quality,
+                overwrite=job.overwrite,
+            )
             shutil.rmtree(work, ignore_errors=True)
         show(_summary_line(summary, short(out)))
+        look = _look_line(summary, short(out), short(source.image_root), report=bool(args.report))
+        if look:
+            show(look)
     if args.report:
         from boxsup_d2.cli.report import write
 
@@ -197,7 +220,21 @@ def _work_folder(out: str) -> str:
 
 def _summary_line(summary: dict[str, Any], out: str) -> str:
     kept = f", {summary['kept']} masks kept" if summary.get("kept") else ""
+    boxes = f", {summary['left_as_boxes']} of them left as boxes" if summary.get("left_as_boxes") else ""
+    quality = f"mean quality {summary['mean_quality']:.2f}, " if "mean_quality" in summary else ""
     return (
-        f"{summary['instances']} masks on {summary['images']} images{kept}; mean confidence "
+        f"{summary['instances']} masks on {summary['images']} images{boxes}{kept}; {quality}mean confidence "
         f"{summary['mean_confidence_exact']:.2f}, {summary['share_empty']:.1%} empty -> '{out}'"
     )
+
+
+def _look_line(summary: dict[str, Any], out: str, image_root: str, *, report: bool) -> str:
+    """How many masks deserve a look, and the command that shows them; "": none does."""
+    from boxsup_d2.masks.confidence import DOUBTFUL_QUALITY
+
+    doubtful = summary.get("doubtful", 0)
+    if not doubtful:
+        return ""
+    command = "" if report else f": boxsup report {shlex.quote(out)} --images {shlex.quote(image_root)}"
+    masks = "mask deserves" if doubtful == 1 else "masks deserve"
+    return f"{doubtful} {masks} a look (quality below {DOUBTFUL_QUALITY}){command}"

@@ -110,8 +110,15 @@ def check_classes(job: LabelJob, categories: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def request_of(job: LabelJob, cfg: CfgNode, source_sha256: str, *, polygons: bool) -> dict[str, Any]:
+def request_of(
+    job: LabelJob, cfg: CfgNode, source_sha256: str, *, polygons: bool, min_quality: float | None = None
+) -> dict[str, Any]:
     """What decides what the output holds; two commands with the same one write the same file.
+
+    Args:
+        job, cfg: the labelling, and its config.
+        source_sha256: hash of the boxes.
+        polygons, min_quality: see :func:`boxsup_d2.cli.label_output.finish`.
 
     Raises:
         FileNotFoundError: the weights are missing.
@@ -119,11 +126,12 @@ def request_of(job: LabelJob, cfg: CfgNode, source_sha256: str, *, polygons: boo
     identity = labelling_identity(cfg, source_sha256)
     if job.method:
         identity["method"] = job.method
-    return {
+    request = {
         **identity,
         "weights_sha256": weights_sha256(weights_path(cfg), on_hub=method_info(cfg).weights_on_hub),
         "polygons": polygons,
     }
+    return request if min_quality is None else {**request, "min_quality": min_quality}
 
 
 def label(job: LabelJob) -> None:

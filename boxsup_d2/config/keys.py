@@ -147,8 +147,8 @@ def _add_shared_config(cfg: CN) -> None:
     cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_THRESHOLD = 0.0
     # Weight the mask loss of the kept ones by their confidence.
     cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_WEIGHTING = False
-    # Which number of the pseudo-mask file governs: "confidence" (published, +1 box convention) or
-    # "confidence_exact" (exact box IoU, fair to small objects).
+    # Which number of the pseudo-mask file governs: "confidence" (published, +1 box convention), "confidence_exact"
+    # (exact box IoU, fair to small objects) or "quality" (predicted IoU of the mask, which ranks masks far better).
     cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_KEY = "confidence"
 
     # ---------------------------------------------------------------- solver
@@ -184,8 +184,8 @@ def _add_shared_config(cfg: CN) -> None:
     # Processes that do so; 0: a rank's share of the machine's cores, 1: none beside the rank itself, for scripts
     # that do their work outside of `if __name__ == "__main__":`.
     cfg.PSEUDO_MASKS.CRF_WORKERS = 0
-    # Images, spread over the confidences, that the page beside each written file shows (docs/report.md); 0 writes none.
-    # Only what is looked at depends on it, so changing it makes nothing anew.
+    # Images, spread from worst to best mask, that the page beside each written file shows (docs/report.md); 0 writes
+    # none. Only what is looked at depends on it, so changing it makes nothing anew.
     cfg.PSEUDO_MASKS.REPORT_IMAGES = 200
 
     # ---------------------------------------------------------------- evaluation

@@ -24,7 +24,7 @@ from boxsup_d2.evaluation.metrics import BoxToMaskSummary, summarize_box_to_mask
 from boxsup_d2.masks.rle import empty_rle
 
 #: Fields that rank masks for AP, the preferred one first.
-RANKINGS = ("score", "confidence")
+RANKINGS = ("score", "quality", "confidence")
 
 
 class MaskRow(NamedTuple):

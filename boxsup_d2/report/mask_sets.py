@@ -92,12 +92,10 @@ class Collection:
     problems: Problems
 
     def sampled(self, number: int | None) -> "Collection":
-        """At most so many images, spread evenly over the images' lowest confidences; always the same ones."""
+        """At most so many images, spread evenly over the images' lowest qualities; always the same ones."""
         if number is None or number >= len(self.scenes):
             return self
-        lowest = [
-            min((confidence_of(obj.annotations[0]) or 0.0 for obj in s.objects), default=1.0) for s in self.scenes
-        ]
+        lowest = [min((_worth(obj.annotations[0]) for obj in s.objects), default=1.0) for s in self.scenes]
         return replace(self, scenes=[self.scenes[index] for index in spread(lowest, number)])
 
 
@@ -105,8 +103,22 @@ def confidence_of(annotation: Mapping[str, Any] | None) -> float | None:
     """``confidence`` of an annotation, else its ``score``; None where it has neither."""
     if annotation is None:
         return None
-    value = annotation.get("confidence", annotation.get("score"))
+    return _number(annotation.get("confidence", annotation.get("score")))
+
+
+def quality_of(annotation: Mapping[str, Any] | None) -> float | None:
+    """``quality`` of an annotation; None where it has none."""
+    return None if annotation is None else _number(annotation.get("quality"))
+
+
+def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _worth(annotation: Mapping[str, Any] | None) -> float:
+    """Quality of a mask, else its confidence; 0 without both."""
+    quality = quality_of(annotation)
+    return quality if quality is not None else confidence_of(annotation) or 0.0
 
 
 def spread(values: Sequence[float], number: int) -> list[int]:

@@ -18,7 +18,7 @@ from boxsup_d2.masks.confidence import box_iou_exact
 from boxsup_d2.masks.label_map import IGNORE_LABEL
 from boxsup_d2.masks.rle import decode
 from boxsup_d2.report.drawing import COLORS, Canvas, blank_jpeg, crop_window
-from boxsup_d2.report.mask_sets import Scene, SceneObject, confidence_of
+from boxsup_d2.report.mask_sets import Scene, SceneObject, confidence_of, quality_of
 from boxsup_d2.utils.ordered_pool import OrderedPool
 from boxsup_d2.utils.processes import usable_cores
 
@@ -32,6 +32,7 @@ class Measured:
 
     Attributes:
         area: pixels of the mask, or of a label map's classes.
+        quality: predicted IoU, 0..1.
         confidence: 0..1.
         box_iou: IoU of the mask's tight box and the annotated box, 0..1.
         agreement: IoU with the mask of the first set (of label maps: share of pixels with the same label), 0..1.
@@ -40,6 +41,7 @@ class Measured:
     """
 
     area: int | None = None
+    quality: float | None = None
     confidence: float | None = None
     box_iou: float | None = None
     agreement: float | None = None
@@ -99,7 +101,7 @@ class Renderer:
     def _blank(self, scene: Scene, problem: tuple[str, str]) -> Rendered:
         columns = self.sets + self.has_truth
         blank = blank_jpeg(self.side // 4)
-        measured = [[Measured(confidence=confidence_of(a)) for a in o.annotations[: self.sets]] for o in scene.objects]
+        measured = [[_stated(a) for a in o.annotations[: self.sets]] for o in scene.objects]
         return Rendered(
             views=[blank] * (columns + 1),
             crops=[[blank] * columns for _ in scene.objects],
@@ -136,7 +138,7 @@ class Renderer:
         truth = masks[-1] if self.has_truth else None
         rows: list[Measured] = []
         for annotation, mask in zip(obj.annotations[: self.sets], masks, strict=False):
-            row = Measured(confidence=confidence_of(annotation))
+            row = _stated(annotation)
             if mask is not None:
                 row.area = int(np.count_nonzero(mask))
                 row.box_iou = float(box_iou_exact(torch.from_numpy(mask)[None], [obj.box])[0])
@@ -165,6 +167,11 @@ class Renderer:
             result.views.append(canvas.jpeg())
             result.measured[0].append(row)
         return result
+
+
+def _stated(annotation: Mapping[str, Any] | None) -> Measured:
+    """What the file says of a mask."""
+    return Measured(quality=quality_of(annotation), confidence=confidence_of(annotation))
 
 
 def _decoded(

@@ -14,6 +14,7 @@ from boxsup_d2.report.render import Measured
 #: Ends of the bins of object sizes in pixels; 32 and 96 are COCO's between small, medium and large.
 SIZE_EDGES = (0, 16, 32, 64, 96, 128, 192, 256, 384, math.inf)
 _BINS = 20
+_MEANS = ("quality", "confidence", "box_iou", "agreement", "share")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Histogram:
 
 MEASURES = (
     Measure("iou", "IoU with truth", "Intersection over union of the mask and the true mask."),
-    Measure("confidence", "Confidence", "What the mask file says of the mask."),
+    Measure("quality", "Quality", "The IoU with the truth that the method expects of the mask."),
+    Measure("confidence", "Confidence", "How well the mask fills its box, as the mask file says."),
     Measure("box_iou", "Box–mask IoU", "IoU of the smallest box around the mask and the annotated box."),
     Measure("agreement", "Agreement", "IoU of the mask and the mask of the first set."),
     Measure("size", "Size", "Square root of the annotated box's area, in pixels.", per_set=False),
@@ -101,8 +103,8 @@ def summary_rows(rows: Sequence[Sequence[Measured]], classes: Sequence[int], num
 
     Returns:
         Per set the numbers of ``objects``, of ``masks`` that can be read, of those that are ``empty``, and of those
-        ``compared`` with the truth; the means of ``confidence``, ``box_iou``, ``agreement`` and ``share``; and
-        ``miou`` (over the classes present), ``mean_iou`` and ``at`` (IoU@k by k). Fractions, NaN where nothing was
+        ``compared`` with the truth; the means of ``quality``, ``confidence``, ``box_iou``, ``agreement`` and ``share``;
+        and ``miou`` (over the classes present), ``mean_iou`` and ``at`` (IoU@k by k). Fractions, NaN where nothing was
         measured.
     """
     number_of_sets = len(rows[0]) if rows else 0
@@ -133,7 +135,7 @@ def _summary(column: Sequence[Measured], classes: Sequence[int], num_classes: in
         "objects": len(column),
         "masks": sum(one.area is not None for one in column),
         "empty": sum(one.area == 0 for one in column),
-        **{key: _mean(getattr(one, key) for one in column) for key in ("confidence", "box_iou", "agreement", "share")},
+        **{key: _mean(getattr(one, key) for one in column) for key in _MEANS},
         "compared": len(compared),
         "miou": scores.miou_present,
         "mean_iou": scores.mean_iou,

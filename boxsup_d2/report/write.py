@@ -48,7 +48,7 @@ def write_report(
         title: of the page.
         max_embedded: with more images than that, the pictures are written to the folder ``<name>_files`` beside the
             page instead of into it.
-        max_images: limit of images, chosen evenly over the first file's confidences; None shows all.
+        max_images: limit of images, spread evenly from the first file's worst to its best masks; None shows all.
         thumbnail: longer side in pixels of the pictures of whole images, at least 32; objects get three quarters of it.
         progress: show a progress bar.
 

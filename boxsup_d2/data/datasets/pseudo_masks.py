@@ -78,9 +78,10 @@ def load_pseudo_masks(path: str, name: str) -> list[dict[str, Any]]:
 
     Returns:
         As :func:`boxsup_d2.data.datasets.load_coco_boxes`, and per annotation ``segmentation`` (compressed RLE with
-        str counts, or the polygons of an annotation that kept its own mask), ``confidence`` and ``confidence_exact``
-        (0..1). An annotation without a mask keeps its box and class: its ``segmentation`` is an empty RLE and its
-        confidence 0. Crowd regions are there with ``iscrowd`` 1, which Detectron2's mappers leave out.
+        str counts, or the polygons of an annotation that kept its own mask), ``confidence``, ``confidence_exact`` and
+        ``quality`` (0..1; in files without qualities it is the confidence). An annotation without a mask keeps its box
+        and class: its ``segmentation`` is an empty RLE, and the three are 0. Crowd regions are there with ``iscrowd``
+        1, which Detectron2's mappers leave out.
 
     Raises:
         FileNotFoundError: the file or images are missing.
@@ -96,11 +97,21 @@ def load_pseudo_masks(path: str, name: str) -> list[dict[str, Any]]:
                 "segmentation": empty_rle(image["height"], image["width"]),
                 "confidence": 0.0,
                 "confidence_exact": 0.0,
+                "quality": 0.0,
             }
         # A mask without a confidence is one that was drawn, not predicted.
         confidence = _confidence(source, "confidence", 1.0, path)
         exact = _confidence(source, "confidence_exact", confidence, path)
-        return {"segmentation": segmentation, "confidence": confidence, "confidence_exact": exact}
+        # Files of before have no quality, and annotations that kept their mask may have another thing of that name.
+        quality = source.get("quality")
+        if not isinstance(quality, int | float) or not 0 <= quality <= 1:
+            quality = confidence
+        return {
+            "segmentation": segmentation,
+            "confidence": confidence,
+            "confidence_exact": exact,
+            "quality": float(quality),
+        }
 
     return build_dicts(data, path, image_root, name, keep_crowds=True, extra_keys=mask_keys)
 
