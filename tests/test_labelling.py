@@ -237,7 +237,7 @@ def test_what_decides_the_masks_is_in_the_provenance(tmp_path):
         ("SEED", 3, False),
         ("TEST.BOX_PROMPT", "tight", False),  # box-only data has no tight boxes; labels never use them
         ("MODEL.BOXCASEG.TEST_FLIP", True, True),
-        ("PSEUDO_MASKS.STEP", "other", True),
+        ("PSEUDO_MASKS.STEP", "other", False),  # a name
     ):
         cfg.merge_from_list([key, value])
         assert asks_again(cfg) == expected, key
