@@ -153,7 +153,7 @@ class TestEdges:
         image[..., 16:] = 200
         logits = torch.full((1, 1, 32, 32), -1.0)
         logits[..., 13:] = 1  # three columns too early
-        refined = snap_to_edges(logits, image, steps=10, weight=6)
+        refined = snap_to_edges(logits, image, steps=10, weight=6, distances=(1, 2, 4, 8))
         assert (refined[..., :16] < 0).all()
         assert (refined[..., 16:] > 0).all()
         assert torch.equal(snap_to_edges(logits, image, steps=0), logits)

@@ -33,7 +33,7 @@ class MaskCropDatasetMapper(SampleMapper):
         self,
         *,
         image_format: str,
-        size: int = 160,
+        size: int = 128,
         margin: float = 0.25,
         max_aspect: float = 2.0,
         box_jitter: float = 0.15,

@@ -10,7 +10,7 @@ def add_boxmask_config(cfg: CN) -> None:
     """Add ``MODEL.BOXMASK``, ``INPUT.MASK_CROP`` and the keys of its loader."""
     cfg.INPUT.MASK_CROP = CN()
     # Side in pixels of the square training samples.
-    cfg.INPUT.MASK_CROP.SIZE = 160
+    cfg.INPUT.MASK_CROP.SIZE = 128
     # What is seen around the box, as a share of its sides on each side: without it the network cannot tell an object
     # that fills its box from what lies behind it, with too much of it the object is small.
     cfg.INPUT.MASK_CROP.MARGIN = 0.25
@@ -65,15 +65,15 @@ def add_boxmask_config(cfg: CN) -> None:
     cfg.MODEL.BOXMASK.TRAIN_SIZES = []
     cfg.MODEL.BOXMASK.TRAIN_SIZE_STEPS = []
     # Sides in pixels that windows are resized to at inference; the probabilities of several are averaged.
-    cfg.MODEL.BOXMASK.TEST_SIZES = [160]
+    cfg.MODEL.BOXMASK.TEST_SIZES = [128]
     # Average with the mirrored window.
-    cfg.MODEL.BOXMASK.TEST_FLIP = False
+    cfg.MODEL.BOXMASK.TEST_FLIP = True
     # A mask may leave its box by this share of the box's sides: users' boxes may be too tight.
     cfg.MODEL.BOXMASK.TEST_OVERRUN = 0.1
     # Mean-field steps that snap masks to the image's edges (0: none); what like-coloured neighbours add to a pixel's
     # logit at most, and the difference in grey values that is not like any more.
-    cfg.MODEL.BOXMASK.EDGE_STEPS = 0
-    cfg.MODEL.BOXMASK.EDGE_WEIGHT = 4.0
+    cfg.MODEL.BOXMASK.EDGE_STEPS = 3
+    cfg.MODEL.BOXMASK.EDGE_WEIGHT = 6.0
     cfg.MODEL.BOXMASK.EDGE_COLOR = 12.0
     # Windows that go through the network at once; bounds the memory.
     cfg.MODEL.BOXMASK.TEST_WINDOWS_PER_FORWARD = 32

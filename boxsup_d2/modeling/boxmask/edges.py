@@ -20,10 +20,10 @@ def snap_to_edges(
     logits: Tensor,
     images: Tensor,
     *,
-    steps: int = 5,
-    weight: float = 4.0,
+    steps: int = 3,
+    weight: float = 6.0,
     color: float = 12.0,
-    distances: Sequence[int] = (1, 2, 4, 8),
+    distances: Sequence[int] = (2, 6),
 ) -> Tensor:
     """Refine logits of masks by the colours of the image.
 

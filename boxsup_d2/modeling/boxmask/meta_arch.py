@@ -116,7 +116,7 @@ class BoxMask(BoxToMaskMethod):
         self.train_sizes = list(zip(train_size_steps or [], train_sizes or [], strict=True))
         self.margin = margin
         self.max_aspect = max_aspect
-        self.test_sizes = test_sizes or [160]
+        self.test_sizes = test_sizes or [128]
         self.test_flip = test_flip
         self.test_overrun = test_overrun
         self.edge_steps = edge_steps
