@@ -26,7 +26,7 @@ from boxsup_d2.utils.processes import usable_cores
 __all__ = ["DEFAULT_METHOD", "file_config", "load_model", "method_config", "methods"]
 
 #: What labels boxes where nobody names a method: needs no training, and no weights of one's own.
-DEFAULT_METHOD = "grabcut"
+DEFAULT_METHOD = "boxmask"
 
 
 def methods() -> dict[str, type[BoxToMaskMethod]]:

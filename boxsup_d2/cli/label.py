@@ -13,7 +13,7 @@ from boxsup_d2.methods import DEFAULT_METHOD, methods
 
 _EPILOG = """
 examples:
-  masks by GrabCut, on the CPU, without any training (about 0.2 s a box):
+  masks by the network that ships, without any training:
     $ boxsup label --json boxes.json --images photos --out masks.json
   by a network that 'boxsup train' left:
     $ boxsup label --json boxes.json --images photos --config my/boxcaseg/config.yaml

@@ -11,7 +11,7 @@ from boxsup_d2.version import __version__
 
 _EPILOG = """
 from boxes to masks, and to a network of your own:
-  $ boxsup label --json boxes.json --images photos --out masks.json         masks by GrabCut; needs no training
+  $ boxsup label --json boxes.json --images photos --out masks.json         masks by a network that ships
   $ boxsup report masks.json --images photos                                a page to look at them
   $ boxsup train --json boxes.json --images photos --salient DUTS --out my  a network from your boxes
   $ boxsup eval masks.json truth.json                                       where you have true masks
