@@ -122,7 +122,7 @@ def test_methods_describe_themselves(capsys: pytest.CaptureFixture[str]) -> None
     assert [line.split()[0] for line in lines] == list(methods())
     for line, method in zip(lines, methods().values(), strict=True):
         assert method.info.summary in line
-        assert ("needs --weights" in line) == bool(method.info.weights_key)
+        assert ("needs --weights" in line) == (bool(method.info.weights_key) and not method.info.weights)
         assert method.info.extra in line
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
+import boxsup_d2
+from boxsup_d2.methods import DEFAULT_METHOD, methods
 from boxsup_d2.model_zoo import config_names, get, get_config, get_config_file
 
 
@@ -46,3 +51,23 @@ def test_network_of_a_config_is_built_and_weights_are_not_made_up() -> None:
     assert not model.training
     with pytest.raises(ValueError, match=r"No weights ship for 'toy/grabcut.yaml'"):
         get("toy/grabcut.yaml", trained=True)
+
+
+def test_network_that_ships_is_the_default_and_sees_things() -> None:
+    image = np.full((120, 160, 3), (60, 120, 60), np.uint8)
+    cv2.circle(image, (80, 60), 30, (200, 60, 40), -1)
+    truth = np.hypot(*np.indices((120, 160))[::-1] - np.array([80, 60])[:, None, None]) <= 30
+    model = boxsup_d2.load(device="cpu")
+    assert methods()[DEFAULT_METHOD].__name__ == model.cfg.MODEL.META_ARCHITECTURE
+    prediction = model.predict(image, [[50, 30, 111, 91]])
+    assert (prediction.masks[0] & truth).sum() / (prediction.masks[0] | truth).sum() > 0.85
+    assert 0.5 < prediction.quality[0] <= 1
+    recipe = methods()[DEFAULT_METHOD].info.recipe
+    assert type(get(recipe, trained=True, device="cpu")) is type(model.model)
+
+
+def test_damaged_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = methods()[DEFAULT_METHOD]
+    monkeypatch.setattr(kind, "info", dataclasses.replace(kind.info, weights_sha256="0" * 64))
+    with pytest.raises(RuntimeError, match=rf"'{DEFAULT_METHOD}' that came with boxsup_d2 are damaged.*install"):
+        boxsup_d2.load(device="cpu")
