@@ -22,7 +22,8 @@ from boxsup_d2.data.images import read_image
 from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
 from boxsup_d2.masks.confidence import box_iou_exact, mask_confidence
 from boxsup_d2.masks.rle import encode_window
-from boxsup_d2.methods import file_config, load_model, method_config, methods
+from boxsup_d2.methods import DEFAULT_METHOD, file_config, load_model, method_config, methods
+from boxsup_d2.modeling.box_to_mask import predicted_quality
 
 __all__ = ["BoxToMask", "Prediction", "label", "load", "register"]
 
@@ -38,12 +39,14 @@ class Prediction:
         masks: N×H×W bool. Not merged: masks of boxes that overlap may share pixels.
         scores: N, 0..1, how sure the method is; 1 for those that know no probabilities.
         confidence: N, 0..1, the IoU of the smallest box around the mask and the given box; 0 for an empty mask.
+        quality: N, 0..1, the IoU with the true mask to be expected of the mask; 0 for an empty one.
         boxes: N×4, x0, y0, x1, y1 in pixels, as they were given.
     """
 
     masks: np.ndarray
     scores: np.ndarray
     confidence: np.ndarray
+    quality: np.ndarray
     boxes: np.ndarray
 
     def __len__(self) -> int:
@@ -61,9 +64,9 @@ class Prediction:
 
         Returns:
             Annotations with ``id``, ``image_id``, ``category_id``, ``bbox`` (x, y, width, height), ``iscrowd`` 0,
-            ``segmentation`` (compressed RLE with str counts), ``area``, ``score``, and ``confidence`` and
-            ``confidence_exact`` with the meaning that they have in the files of :func:`label`. All are plain Python
-            values, ready for ``json.dump``.
+            ``segmentation`` (compressed RLE with str counts), ``area``, ``score``, and ``confidence``,
+            ``confidence_exact`` and ``quality`` with the meaning that they have in the files of :func:`label`. All are
+            plain Python values, ready for ``json.dump``.
 
         Raises:
             ValueError: there are not as many categories as masks.
@@ -85,6 +88,7 @@ class Prediction:
                 "score": float(self.scores[index]),
                 "confidence": published[index],
                 "confidence_exact": float(self.confidence[index]),
+                "quality": float(self.quality[index]),
             }
             for index, mask in enumerate(self.masks)
         ]
@@ -157,12 +161,13 @@ class BoxToMask:
             masks=output.pred_masks.numpy(),
             scores=output.scores.double().numpy(),
             confidence=box_iou_exact(output.pred_masks, _to_xywh(corners)).numpy(),
+            quality=np.array(predicted_quality(output)) * output.pred_masks.flatten(1).any(dim=1).numpy(),
             boxes=corners,
         )
 
 
 def load(
-    method: str | os.PathLike | CfgNode,
+    method: str | os.PathLike | CfgNode = DEFAULT_METHOD,
     weights: str | os.PathLike | None = None,
     device: str | None = None,
     *,
@@ -172,7 +177,7 @@ def load(
     """Load a box-to-mask method.
 
     Args:
-        method: its name ("box", "grabcut", "boxcaseg", "lpg", "salient-onnx" or "sam"), the yaml file of a config, or a
+        method: its name (``boxsup models`` lists them), the yaml file of a config, or a
             complete config, with which all other arguments must be left out.
         weights: see :func:`boxsup_d2.methods.method_config`.
         device: "cpu", "cuda", "cuda:1"; None: the GPU if there is one.

@@ -17,18 +17,36 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from boxsup_d2.checkpoint import load_trained
-from boxsup_d2.checkpoint.convert import published_format, read_checkpoint
+from boxsup_d2.checkpoint.convert import checkpoint_format, read_checkpoint
 from boxsup_d2.config import load_config, merge_overrides, use_available_device
-from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, box_to_mask_classes
-from boxsup_d2.same_work import value_of
+from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, box_to_mask_classes, method_info
+from boxsup_d2.same_work import value_of, weights_sha256
 from boxsup_d2.utils.processes import usable_cores
 
-__all__ = ["file_config", "load_model", "method_config", "methods"]
+__all__ = ["DEFAULT_METHOD", "file_config", "load_model", "method_config", "methods"]
+
+#: What labels boxes where nobody names a method: needs no training, and no weights of one's own.
+DEFAULT_METHOD = "boxmask"
 
 
 def methods() -> dict[str, type[BoxToMaskMethod]]:
-    """All methods that have a name, by it; those of other packages included."""
-    return {kind.info.name: kind for kind in box_to_mask_classes().values() if kind.info.name}
+    """All methods that have a name, by it; those of other packages included.
+
+    Raises:
+        ValueError: two have the same name.
+    """
+    named: dict[str, type[BoxToMaskMethod]] = {}
+    for kind in box_to_mask_classes().values():
+        # A subclass that says nothing of itself is not the method that it derives from.
+        name = kind.info.name if "info" in vars(kind) else ""
+        if name in named:
+            raise ValueError(
+                f"Two methods are called '{name}': {named[name].__module__}.{named[name].__name__} and "
+                f"{kind.__module__}.{kind.__name__}. Rename one."
+            )
+        if name:
+            named[name] = kind
+    return named
 
 
 def method_config(
@@ -42,9 +60,9 @@ def method_config(
 
     Args:
         name: of a method, see :func:`methods`.
-        weights: a checkpoint (``boxcaseg``, ``lpg``), an ``.onnx`` file, or a folder or hub name (``sam``). A
+        weights: a checkpoint, or what else the method takes (``weights_help`` of its ``info``). A
             checkpoint that was trained here brings its config, ``config.yaml`` in its folder; a published one is
-            recognised.
+            recognised. None: those that ship with the package, where some do.
         config_file: config of the method, for weights that have none beside them, or instead of that.
         opts: overrides, ``[KEY, VALUE, ...]``.
         device: "cpu", "cuda", "cuda:1"; None: the GPU if there is one, unless ``opts`` say where.
@@ -66,7 +84,9 @@ def method_config(
     weights_key = method.info.weights_key
     if weights and not weights_key:
         raise ValueError(f"Method '{name}' has no weights, but '{weights}' is given: leave it out.")
-    if weights and weights_key == "MODEL.WEIGHTS":
+    if not weights and not config_file:
+        weights = method.info.weights
+    elif weights and weights_key == "MODEL.WEIGHTS":
         config_file = config_file or _config_of(method, weights)
     cfg = _read(method, config_file)
     if weights:
@@ -91,13 +111,15 @@ def file_config(
     """
     cfg = load_config(config_file)
     kind = box_to_mask_classes().get(cfg.MODEL.META_ARCHITECTURE)
-    if kind is not None and kind.info.name:
+    if kind is not None and methods().get(kind.info.name) is kind:
         return method_config(kind.info.name, weights, config_file, opts, device)
     if cfg.ROUNDS:
         raise ValueError(f"'{config_file}' is a rounds config: give the config of one of its steps.")
-    if not weights:
+    key = (kind.info.weights_key if kind is not None else "") or "MODEL.WEIGHTS"
+    if weights:
+        cfg.merge_from_list([key, weights])
+    elif kind is None or kind.info.weights_key:
         raise ValueError(f"'{config_file}' is the config of a {cfg.MODEL.META_ARCHITECTURE}: give its trained weights.")
-    cfg.MODEL.WEIGHTS = weights
     _prepare(cfg, opts, device)
     return cfg
 
@@ -114,9 +136,22 @@ def load_model(cfg: CfgNode) -> nn.Module:
         ValueError, FileNotFoundError, RuntimeError: see :func:`boxsup_d2.checkpoint.load_trained`.
         ImportError: the method needs a package that is not installed.
     """
+    _check_shipped(cfg)
     model = build_model(cfg).eval()
     load_trained(model, cfg.MODEL.WEIGHTS)
     return model
+
+
+def _check_shipped(cfg: CfgNode) -> None:
+    """See to it that weights which ship with the package are the ones that were measured."""
+    info = method_info(cfg)
+    if info.weights and info.weights == cfg.MODEL.WEIGHTS:
+        found = weights_sha256(info.weights)
+        if found != info.weights_sha256:
+            raise RuntimeError(
+                f"The weights of '{info.name}' that came with boxsup_d2 are damaged (sha256 {found[:12]}, not "
+                f"{info.weights_sha256[:12]}): install boxsup_d2 again."
+            )
 
 
 def _config_of(method: type[BoxToMaskMethod], weights: str) -> str | None:
@@ -131,15 +166,16 @@ def _config_of(method: type[BoxToMaskMethod], weights: str) -> str | None:
     local = Path(PathManager.get_local_path(weights))
     content = read_checkpoint(local, trust=False)
     try:
-        found = published_format(content)
+        found = checkpoint_format(content)
     except ValueError as error:
         raise ValueError(f"'{weights}' is no checkpoint: {error}.") from error
     if found is not None and found is method.info.published:
         return None
-    if found is not None:
-        other = next((name for name, kind in methods().items() if kind.info.published is found), "")
-        fix = f"use it with the method '{other}', not '{method.info.name}'" if other else "no method takes it"
-        raise ValueError(f"'{weights}' is a {found.name} checkpoint: {fix}.")
+    other = next((name for name, kind in methods().items() if found and kind.info.published is found), None)
+    if found is not None and other is not None:
+        raise ValueError(
+            f"'{weights}' is a {found.name} checkpoint: use it with the method '{other}', not '{method.info.name}'."
+        )
     config = local.parent / "config.yaml"
     if not config.is_file():
         raise FileNotFoundError(

@@ -8,26 +8,28 @@ the command line (is this output what was asked for?). What a method's own setti
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from boxsup_d2.config import load_config
 from boxsup_d2.data.datasets.user_data import PATH_FIELDS
 from boxsup_d2.modeling.box_to_mask import box_to_mask_classes, method_info
-from boxsup_d2.utils.files import file_sha256
+from boxsup_d2.utils.files import file_sha256, json_sha256
 from boxsup_d2.version import __version__
 
 __all__ = [
     "Settings",
-    "asked_networks_sha256",
+    "auxiliary_sha256",
     "changed_settings",
+    "counts_by_content",
     "labelling_identity",
     "masks_sha256",
+    "network_paths",
     "split_settings",
     "value_of",
     "weights_path",
@@ -87,11 +89,9 @@ def split_settings(changed: Mapping[str, Any]) -> Settings:
         changed: from :func:`changed_settings`.
     """
     split = Settings()
-    infos = [kind.info for kind in box_to_mask_classes().values()]
-    neutral = _NEUTRAL_KEYS.union(*(info.neutral_keys for info in infos))
-    inference = ("PSEUDO_MASKS.", *(key for info in infos for key in info.inference_keys))
+    neutral, inference = _declared_keys(changed.get("MODEL.META_ARCHITECTURE", ""))
     for key, value in sorted(changed.items()):
-        if key in neutral:
+        if key in _NEUTRAL_KEYS or _is_one_of(key, neutral):
             continue
         last = key.rsplit(".", 1)[-1]
         for_test = last.endswith("_TEST") or last.startswith("TEST_")
@@ -101,11 +101,35 @@ def split_settings(changed: Mapping[str, Any]) -> Settings:
             split.training[key] = value
         elif key.startswith(("TEST.", "DATASETS.TEST")) or (for_test and key.startswith("DATASETS.")):
             split.evaluation[key] = value
-        elif key.startswith(inference) or (for_test and key.startswith(("INPUT.", "MODEL."))):
+        elif (
+            key.startswith("PSEUDO_MASKS.")
+            or _is_one_of(key, inference)
+            or (for_test and key.startswith(("INPUT.", "MODEL.")))
+        ):
             split.labelling[key] = value
         else:
             split.training[key] = value
     return split
+
+
+def _declared_keys(meta_architecture: str) -> tuple[list[str], list[str]]:
+    """Neutral and inference keys: those that the step's method declares, and those that others declare of their own
+    sections. What a method says of keys that it shares with others must not decide over their work."""
+    neutral: list[str] = []
+    inference: list[str] = []
+    for name, kind in box_to_mask_classes().items():
+        for keys, declared in ((neutral, kind.info.neutral_keys), (inference, kind.info.inference_keys)):
+            keys += [key for key in declared if name == meta_architecture or _is_of_a_section_of_ours(key)]
+    return neutral, inference
+
+
+def _is_of_a_section_of_ours(key: str) -> bool:
+    section = key.split(".")[1:2]
+    return key.startswith("MODEL.") and bool(section) and section[0] not in get_cfg().MODEL
+
+
+def _is_one_of(key: str, declared: Sequence[str]) -> bool:
+    return any(key == other or (other.endswith((".", "_")) and key.startswith(other)) for other in declared)
 
 
 def _split_register(entries: Sequence[Mapping[str, Any]], changed: Mapping[str, Any], split: Settings) -> None:
@@ -122,22 +146,35 @@ def _split_register(entries: Sequence[Mapping[str, Any]], changed: Mapping[str, 
         decided[f"DATASETS.REGISTER.{entry['NAME']}"] = {k: v for k, v in entry.items() if k not in PATH_FIELDS}
 
 
+def network_paths(cfg: CfgNode) -> dict[str, str]:
+    """Config keys that name the networks of a step, and what they name, where it is not empty."""
+    info = method_info(cfg)
+    keys = ["MODEL.WEIGHTS", *filter(None, [info.weights_key])]
+    keys += [key for network in info.auxiliary for key in (network.config_key, network.weights_key)]
+    return {key: path for key in dict.fromkeys(keys) if (path := value_of(cfg, key))}
+
+
+def counts_by_content(cfg: CfgNode, path: str) -> bool:
+    """Whether a network's file is compared by its content, wherever it lies: not what is remote or on a hub."""
+    return "://" not in path and not (method_info(cfg).weights_on_hub and not os.path.exists(os.path.expanduser(path)))
+
+
 def masks_sha256(cfg: CfgNode) -> str:
     """Hash of the settings that a mask depends on, given the weights: not paths, devices or batch sizes."""
     info = method_info(cfg)
     settings = split_settings(changed_settings(cfg))
-    paths = {"MODEL.WEIGHTS", info.weights_key, *(key for asked in info.asks for key in _keys_of(asked))}
+    paths = network_paths(cfg)
     relevant = {
         key: value
         for key, value in {**settings.training, **settings.labelling}.items()
         if (key.startswith(("MODEL.", "INPUT.")) or key == "PSEUDO_MASKS.CRF") and key not in paths
     }
-    for asked in info.asks:
-        config = value_of(cfg, asked.config_key)
+    for network in info.auxiliary:
+        config = value_of(cfg, network.config_key)
         if config:  # what it says and not where it lies, so that a moved folder of rounds is the same labelling
-            values = changed_settings(asked.read_config(config))
-            relevant[asked.config_key] = {k: v for k, v in values.items() if k.startswith(("MODEL.", "INPUT.FORMAT"))}
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+            values = changed_settings(network.read_config(config))
+            relevant[network.config_key] = {k: v for k, v in values.items() if k.startswith(("MODEL.", "INPUT.FORMAT"))}
+    return json_sha256(relevant)
 
 
 def labelling_identity(cfg: CfgNode, source_sha256: str) -> dict[str, Any]:
@@ -151,7 +188,7 @@ def labelling_identity(cfg: CfgNode, source_sha256: str) -> dict[str, Any]:
         "source_sha256": source_sha256,
         "method": cfg.MODEL.META_ARCHITECTURE,
         "config_sha256": masks_sha256(cfg),
-        **asked_networks_sha256(cfg),
+        **auxiliary_sha256(cfg),
         "overwrite": cfg.PSEUDO_MASKS.OVERWRITE,
         "code_version": __version__,
     }
@@ -162,12 +199,13 @@ def weights_path(cfg: CfgNode) -> str:
     return value_of(cfg, method_info(cfg).weights_key or "MODEL.WEIGHTS")
 
 
-def weights_sha256(path: str, model: nn.Module | None = None) -> str:
+def weights_sha256(path: str, model: nn.Module | None = None, *, on_hub: bool = False) -> str:
     """Hash of a network's weights by their content.
 
     Args:
-        path: of a file or folder, anything that Detectron2's path manager knows, a name on a hub of networks, or "".
-        model: the network, whose parameters are hashed where there is neither file nor folder; None: the name is.
+        path: of a file or folder, anything that Detectron2's path manager knows, or "".
+        model: the network, whose parameters are hashed where there is no file; None: the path is.
+        on_hub: ``path`` may be a name on a hub of networks, see ``MethodInfo.weights_on_hub``.
 
     Raises:
         FileNotFoundError: the file cannot be read.
@@ -176,7 +214,7 @@ def weights_sha256(path: str, model: nn.Module | None = None) -> str:
     if os.path.isdir(local):
         files = sorted(entry.path for entry in os.scandir(local) if entry.is_file())
         return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
-    if path and (os.path.splitext(path)[1] or PathManager.isfile(local)):
+    if path and not (on_hub and not PathManager.isfile(local)):
         try:
             return file_sha256(PathManager.get_local_path(local))
         except OSError as error:
@@ -193,12 +231,12 @@ def weights_sha256(path: str, model: nn.Module | None = None) -> str:
     return digest.hexdigest()
 
 
-def asked_networks_sha256(cfg: CfgNode) -> dict[str, str]:
-    """Hashes of the weights of other networks that the method asks, as ``{"segmenter_sha256": ...}``."""
+def auxiliary_sha256(cfg: CfgNode) -> dict[str, str]:
+    """Hashes of the weights of other networks that the method uses, as ``{"segmenter_sha256": ...}``."""
     return {
-        f"{asked.step_field.lower()}_sha256": weights_sha256(value_of(cfg, asked.weights_key))
-        for asked in method_info(cfg).asks
-        if value_of(cfg, asked.weights_key)
+        f"{network.step_field.lower()}_sha256": weights_sha256(value_of(cfg, network.weights_key))
+        for network in method_info(cfg).auxiliary
+        if value_of(cfg, network.weights_key)
     }
 
 
@@ -208,10 +246,6 @@ def value_of(cfg: CfgNode, key: str) -> Any:
     for part in key.split("."):
         value = value[part]
     return value
-
-
-def _keys_of(asked: Any) -> Iterator[str]:
-    yield from (asked.config_key, asked.weights_key)
 
 
 def _flat_values(node: CfgNode, prefix: str = "") -> dict[str, Any]:

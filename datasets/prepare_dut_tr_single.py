@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Choose the single-object images of DUTS-TR: a stand-in for DUT-TR-Single where you cannot get that.
+"""Choose the single-object images of DUTS-TR: a substitute for DUT-TR-Single where you cannot get that.
 
 Keeps the images whose mask has one connected component (8-neighbourhood, grey value above 127; components smaller
 than --min-area of the foreground are specks and do not count), and copies them to
@@ -8,7 +8,7 @@ than --min-area of the foreground are specks and do not count), and copies them 
 This is NOT the list that the authors of BoxCaseg published (7,991 images): one object may have several parts, and
 several objects that touch are one component. Say so where you quote results.
 
-An interrupted run goes on where it stopped when started again; the two folders appear when all is done.
+Started again, an interrupted run continues where it stopped; the two folders appear when all is done.
 """
 
 import argparse
@@ -19,7 +19,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 FOREGROUND = 127
 
@@ -72,6 +71,8 @@ def prepare(target: Path, source: Path | None = None, *, min_area: float = 0.01)
         FileNotFoundError: DUTS-TR is not there, or images lack a mask.
         ValueError: a mask is damaged, or the folders hold another list already.
     """
+    from boxsup_d2.utils.progress import track  # takes seconds, for which --help need not wait
+
     if not 0 <= min_area < 1:
         raise ValueError(f"--min-area is {min_area}: a share of the foreground, at least 0 and below 1.")
     source = source or target / "DUTS-TR"
@@ -80,7 +81,7 @@ def prepare(target: Path, source: Path | None = None, *, min_area: float = 0.01)
     partial = [folder.with_name(f"{folder.name}.partial") for folder in folders]
     chosen = [
         stem
-        for stem, (_, mask) in tqdm(pairs.items(), desc="masks", unit="mask")
+        for stem, (_, mask) in track(pairs.items(), "masks", len(pairs), unit="mask")
         if count_components(mask, min_area) == 1
     ]
     if not chosen:
@@ -96,7 +97,7 @@ def prepare(target: Path, source: Path | None = None, *, min_area: float = 0.01)
         for stale in temporary.iterdir():  # of a run with another --min-area
             if stale.name not in wanted:
                 stale.unlink()
-        for stem in tqdm(chosen, desc=folder.name, unit="file"):
+        for stem in track(chosen, folder.name, len(chosen), unit="file"):
             copy_once(pairs[stem][index], temporary / pairs[stem][index].name)
     for folder, temporary in zip(folders, partial, strict=True):
         if not folder.exists():

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Write the toy scenes, a small VOC 2012 and a small DUTS made of shapes over photographs that scikit-image ships.
+"""Write the toy scenes: a small VOC 2012 and a small DUTS, made of shapes over photographs in scikit-image.
 
-They are for trying things out where there is no data set; no figure on them says anything about real images. See
-docs/toy.md. Needs ``pip install scikit-image``, downloads nothing.
+They are for trying things out; no number on them says anything about real images. See docs/toy.md. Needs
+``pip install scikit-image``, downloads nothing.
 """
 
 import argparse

@@ -1,25 +1,24 @@
 #!/usr/bin/env python3
-"""Build VOC 2012 train_aug, 10,582 images, from VOC 2012 and SBD: the list is computed, none is shipped.
+"""Build VOC 2012 train_aug, 10,582 images, from VOC 2012 and SBD.
 
 train_aug = (SBD train + SBD val + VOC train) without VOC val; all of them are VOC images. Writes
 <datasets>/VOC2012/ImageSets/Segmentation/train_aug.txt and, with --masks, the class masks of these images
 as palette PNGs in <datasets>/VOC2012/SegmentationClassAug (VOC's own where it has one, SBD's otherwise): what
 voc_2012_train_aug_sem_seg reads. Training with boxes alone does not read them.
 
-Running it again redoes nothing that is done.
+Running it again keeps what is done.
 """
 
 import argparse
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from boxsup_d2.data.images import encode_label_map
+from boxsup_d2.utils.files import atomic_write
+from boxsup_d2.utils.progress import track
 
 OFFICIAL_COUNT = 10582
 _README = "See datasets/README.md for the downloads."
@@ -75,7 +74,7 @@ def prepare(datasets: Path, sbd: Path, *, masks: bool = False, skip_missing: boo
     if target.is_file() and target.read_text(encoding="utf-8") == text:
         print(f"{target} is up to date: {len(names)} images")
     else:
-        write_atomically(target, text.encode())
+        write(target, text.encode())
         print(f"{target}: {len(names)} images")
     if len(names) != OFFICIAL_COUNT:
         print(f"warning: the official releases give {OFFICIAL_COUNT}; yours are not (whole) official ones")
@@ -118,7 +117,7 @@ def check_files(voc: Path, names: list[str], skip_missing: bool) -> list[str]:
 
 
 def convert_masks(voc: Path, sbd: Path, names: list[str]) -> None:
-    """Fill SegmentationClassAug; files that exist are whole, and are kept.
+    """Write the missing files of SegmentationClassAug.
 
     Raises:
         FileNotFoundError: an image has a mask in neither set.
@@ -127,15 +126,15 @@ def convert_masks(voc: Path, sbd: Path, names: list[str]) -> None:
     """
     target = voc / "SegmentationClassAug"
     target.mkdir(exist_ok=True)
-    for name in tqdm(names, desc="class masks", unit="mask"):
+    for name in track(names, "class masks", len(names), unit="mask"):
         path = target / f"{name}.png"
         if path.exists():
             continue
         own = voc / "SegmentationClass" / f"{name}.png"
         if own.is_file():
-            write_atomically(path, own.read_bytes())
+            write(path, own.read_bytes())
             continue
-        write_atomically(path, encode_label_map(read_sbd_mask(sbd / "cls" / f"{name}.mat")))
+        write(path, encode_label_map(read_sbd_mask(sbd / "cls" / f"{name}.mat")))
     print(f"{target}: {len(names)} masks")
 
 
@@ -158,17 +157,10 @@ def read_sbd_mask(path: Path) -> np.ndarray:
     return np.asarray(mask, dtype=np.uint8)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is either absent or whole."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.chmod(file.name, 0o644)  # temporary files are private by default
-            shutil.move(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+def write(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with atomic_write(path, binary=True) as file:
+        file.write(data)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ def test_load_takes_names_files_and_configs(tmp_path):
 def test_prediction_of_an_array_and_of_a_file(tmp_path):
     image = photograph()
     Image.fromarray(image).save(tmp_path / "image.png")
-    model = load("grabcut", device="cpu")
+    # The first box is loose, so that its cut would count as failed.
+    model = load("grabcut", device="cpu", opts=["MODEL.GRABCUT.MIN_BOX_IOU", 0.0])
     prediction = model.predict(image, BOXES)
     assert len(prediction) == 3
     assert prediction.masks.shape == (3, 60, 80)
@@ -100,6 +101,8 @@ def test_prediction_of_an_array_and_of_a_file(tmp_path):
         tight = tight_boxes(torch.from_numpy(mask[None]))[0]
         xywh = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
         assert confidence == exact_confidence(tight, xywh)
+    assert prediction.quality.shape == (3,)
+    assert ((prediction.quality > 0) & (prediction.quality <= 1)).all()
     from_file = model.predict(tmp_path / "image.png", np.array(BOXES))
     assert np.array_equal(from_file.masks, prediction.masks)
     from_tensor = model.predict(str(tmp_path / "image.png"), torch.tensor(BOXES))
@@ -107,14 +110,14 @@ def test_prediction_of_an_array_and_of_a_file(tmp_path):
 
 
 class Recorder(torch.nn.Module):
-    """Notes its input and answers with the red pixels."""
+    """Notes its input and predictions with the red pixels."""
 
     def forward(self, batched_inputs):
         (self.item,) = batched_inputs
         prompts = self.item["instances"]
         masks = torch.zeros((len(prompts), *self.item["image"].shape[1:]), dtype=torch.bool)
-        answer = type(prompts)(prompts.image_size, pred_masks=masks, scores=torch.zeros(len(prompts)))
-        return [{"instances": answer}]
+        prediction = type(prompts)(prompts.image_size, pred_masks=masks, scores=torch.zeros(len(prompts)))
+        return [{"instances": prediction}]
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
@@ -197,7 +200,7 @@ def test_coco_annotations_of_a_prediction():
     boxes = np.array([[2.0, 1, 7, 5], [0, 0, 3, 3]])
     masks = np.zeros((2, 6, 9), bool)
     masks[0, 1:4, 2:7] = True
-    prediction = Prediction(masks, np.array([0.7, 0.0]), np.array([0.75, 0.0]), boxes)
+    prediction = Prediction(masks, np.array([0.7, 0.0]), np.array([0.75, 0.0]), np.array([0.6, 0.0]), boxes)
     first, second = json.loads(json.dumps(prediction.to_coco(image_id=5, category_ids=[8, 9], first_id=100)))
     assert np.array_equal(mask_util.decode(first.pop("segmentation")).astype(bool), masks[0])
     assert not mask_util.decode(second.pop("segmentation")).any()
@@ -206,6 +209,7 @@ def test_coco_annotations_of_a_prediction():
     assert first == common | {"id": 100, "category_id": 8, "bbox": [2, 1, 5, 4], "area": 15, "score": 0.7} | {
         "confidence": published,
         "confidence_exact": 0.75,
+        "quality": 0.6,
     }
     assert second["confidence_exact"] == second["area"] == 0
     assert [entry["category_id"] for entry in prediction.to_coco()] == [1, 1]

@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.modeling.baselines.meta_arch import BoxFill, GrabCut, grabcut
-from boxsup_d2.modeling.box_to_mask import box_to_mask_instances, fill_boxes, truncate_boxes
+from boxsup_d2.modeling.box_to_mask import box_to_mask_instances, fill_boxes, predicted_quality, truncate_boxes
 
 SIZE = (30, 40)
 
@@ -55,7 +55,7 @@ def test_fill_is_exactly_the_truncated_box():
     assert torch.equal(masks.sum((1, 2)), (corners[:, 2:] - corners[:, :2]).prod(dim=1))
 
 
-def test_answer_must_fit_the_prompts():
+def test_prediction_must_fit_the_prompts():
     boxes, classes, scores = torch.zeros(2, 4), torch.zeros(2).long(), torch.ones(2)
     with pytest.raises(ValueError, match="expected"):
         box_to_mask_instances(torch.zeros(1, *SIZE, dtype=torch.bool), boxes, classes, scores, SIZE)
@@ -76,16 +76,18 @@ def test_contract(name):
     boxes = random_boxes(5)
     inputs = [prompt(image, boxes), prompt(image, [])]
     before = image.clone()
-    answers = [x["instances"] for x in model.eval()(inputs)]
+    predictions = [x["instances"] for x in model.eval()(inputs)]
     assert torch.equal(image, before)
-    assert [len(x) for x in answers] == [5, 0]
-    for answer, item in zip(answers, inputs, strict=True):
-        assert answer.image_size == SIZE
-        assert answer.pred_masks.shape == (len(answer), *SIZE)
-        assert answer.pred_masks.dtype == torch.bool
-        assert torch.equal(answer.pred_boxes.tensor, item["instances"].gt_boxes.tensor)
-        assert torch.equal(answer.pred_classes, item["instances"].gt_classes)
-        assert (answer.scores == 1).all()
+    assert [len(x) for x in predictions] == [5, 0]
+    for prediction, item in zip(predictions, inputs, strict=True):
+        assert prediction.image_size == SIZE
+        assert prediction.pred_masks.shape == (len(prediction), *SIZE)
+        assert prediction.pred_masks.dtype == torch.bool
+        assert torch.equal(prediction.pred_boxes.tensor, item["instances"].gt_boxes.tensor)
+        assert torch.equal(prediction.pred_classes, item["instances"].gt_classes)
+        assert (prediction.scores == 1).all()
+        assert prediction.quality.shape == (len(prediction),)
+        assert ((prediction.quality > 0) & (prediction.quality <= 1)).all()
     with pytest.raises(RuntimeError, match="--eval-only"):
         model.train()(inputs)
 
@@ -106,7 +108,7 @@ def test_grabcut_finds_a_disc(context):
     boxes = [[20, 10, 60, 50], [40, 20, 75, 55]]
     for box in boxes:
         image, disc = two_colours(box)
-        mask = grabcut(image, box, iterations=3, context=context)
+        mask = grabcut(image, box, iterations=3, context=context).mask
         assert (mask & disc).sum() / (mask | disc).sum() > 0.95
         assert not (mask & ~slow_fill(box, disc.shape).numpy()).any()
 
@@ -126,7 +128,7 @@ def test_grabcut_does_not_depend_on_the_other_boxes():
     [[0, 0, 40, 30], [5, 5, 6, 6], [5, 5, 7, 7], [0, 0, 40, 29.5], [39, 29, 40, 30], [-5, -5, -1, -1], [0, 5, 40, 6]],
 )
 @pytest.mark.parametrize("context", [-1.0, 0.0, 0.5])
-def test_grabcut_without_an_answer_is_the_filled_box(box, context):
+def test_grabcut_without_an_prediction_is_the_filled_box(box, context):
     image = torch.full((3, *SIZE), 128, dtype=torch.uint8)  # one colour: nothing tells object and background apart
     masks = GrabCut(iterations=1, context=context).eval()([prompt(image, [box])])[0]["instances"].pred_masks
     assert masks.any()
@@ -150,6 +152,36 @@ def test_grabcut_needs_an_iteration():
 
 
 def test_grabcut_leaves_opencv_usable():
-    """A failing cut must not be hidden: only the cases that GrabCut cannot answer are answered for it."""
+    """A failing cut must not be hidden: only the cases that GrabCut cannot prediction are predicted for it."""
     with pytest.raises(cv2.error):
         grabcut(np.zeros((30, 40), np.uint8), [5, 5, 20, 20], 1, 0.5)  # no colour image
+
+
+def test_failed_cuts_are_filled_boxes_and_their_quality_says_so():
+    disc_box, loose = [20, 10, 60, 50], [5, 2, 79, 58]
+    image, disc = two_colours(disc_box)
+    item = prompt(torch.from_numpy(image).permute(2, 0, 1), [disc_box, loose])
+    tight, wide = GrabCut(iterations=3, context=0.5).eval()([item])[0]["instances"].quality.tolist()
+    masks = GrabCut(iterations=3, context=0.5).eval()([item])[0]["instances"].pred_masks
+    filled = BoxFill().eval()([item])[0]["instances"]
+    assert torch.equal(masks[1], filled.pred_masks[1])
+    assert (masks[0].numpy() & disc).sum() / (masks[0].numpy() | disc).sum() > 0.95
+    assert tight > 0.9 > wide == filled.quality[1]
+    # Without the rule the cut stays, and its box IoU keeps its quality low.
+    kept = GrabCut(iterations=3, context=0.5, min_box_iou=0.0).eval()([item])[0]["instances"]
+    assert not torch.equal(kept.pred_masks[1], filled.pred_masks[1])
+    assert kept.quality[1] < 0.5
+    with pytest.raises(ValueError, match="MIN_BOX_IOU"):
+        GrabCut(iterations=1, context=0.5, min_box_iou=1.5)
+
+
+def test_predicted_quality_is_a_methods_own_or_its_score():
+    boxes, classes = torch.tensor([[0.0, 0, 4, 4]] * 3), torch.zeros(3, dtype=torch.int64)
+    masks, scores = torch.ones(3, 5, 5, dtype=torch.bool), torch.tensor([0.25, 0.5, 1.0])
+    plain = box_to_mask_instances(masks, boxes, classes, scores, (5, 5))
+    assert predicted_quality(plain) == [0.25, 0.5, 1.0]
+    own = box_to_mask_instances(masks, boxes, classes, scores, (5, 5), torch.tensor([-0.5, float("nan"), 1.5]))
+    assert predicted_quality(own) == [0, 0, 1]
+    plain.remove("scores")
+    assert predicted_quality(plain) == [1, 1, 1]
+    assert predicted_quality(own[:0]) == []

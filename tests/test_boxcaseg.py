@@ -171,7 +171,7 @@ def prompts(boxes, height, width):
 
 @pytest.mark.parametrize("head", ["salient", "box"])
 @pytest.mark.parametrize("flip", [True, False])
-def test_inference_answers_every_box_in_order(head, flip):
+def test_inference_predicts_every_box_in_order(head, flip):
     torch.manual_seed(0)
     cfg = small_cfg()
     cfg.MODEL.BOXCASEG.TEST_HEAD = head

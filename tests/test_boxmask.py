@@ -15,7 +15,7 @@ from pycocotools import mask as mask_util
 import boxsup_d2  # noqa: F401
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data.dataset_mappers.mask_crop import MaskCropDatasetMapper, tight_box
-from boxsup_d2.data.mask_crops import MaskCropDataset, mask_samples
+from boxsup_d2.data.dataset_mappers.mask_crop_loader import MaskCropDataset, mask_samples
 from boxsup_d2.masks.windows import box_coverage, box_window, clip_box, cut_window
 from boxsup_d2.modeling.boxmask import losses
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
@@ -226,11 +226,11 @@ class TestModel:
             model.train()(training_batch((True, False)))
         assert sides == [32, 64, 64]
 
-    def test_the_answer_is_in_order_and_stays_near_its_boxes(self):
+    def test_the_prediction_is_in_order_and_stays_near_its_boxes(self):
         model = build_model(small_cfg()).eval()
         inputs = prompt([[5, 5, 30, 40], [60, 2, 69, 20], [-10, -10, 500, 500], [90, 90, 95, 95]])
-        answer = model([inputs, prompt([])])
-        instances = answer[0]["instances"]
+        prediction = model([inputs, prompt([])])
+        instances = prediction[0]["instances"]
         assert instances.pred_masks.shape == (4, 50, 70)
         assert torch.equal(instances.pred_boxes.tensor, inputs["instances"].gt_boxes.tensor)
         assert ((instances.quality >= 0) & (instances.quality <= 1)).all()
@@ -238,7 +238,7 @@ class TestModel:
         outside = torch.ones(50, 70, dtype=torch.bool)
         outside[1:44, 2:33] = False
         assert not (instances.pred_masks[0] & outside).any()
-        assert len(answer[1]["instances"]) == 0
+        assert len(prediction[1]["instances"]) == 0
         alone = model([{**inputs, "instances": inputs["instances"][1:2]}])[0]["instances"]
         assert torch.equal(alone.pred_masks[0], instances.pred_masks[1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from boxsup_d2.cli import main
 from boxsup_d2.cli.errors import message_of
 from boxsup_d2.cli.label_job import LabelJob, check_classes, job_config, request_of
 from boxsup_d2.cli.main import build_parser
+from boxsup_d2.methods import methods
 from boxsup_d2.modeling.baselines.meta_arch import BoxFill
+from boxsup_d2.utils import progress
 
 COMMANDS = ("label", "train", "eval", "report", "convert")
 
@@ -37,7 +41,7 @@ class SlowBoxToMask(torch.nn.Module):
         super().__init__()
 
     def forward(self, batched_inputs):
-        answers = []
+        predictions = []
         for item in batched_inputs:
             time.sleep(float(os.environ.get("DELAY", 0)))
             with open(os.environ["LOG"], "a") as file:
@@ -46,8 +50,8 @@ class SlowBoxToMask(torch.nn.Module):
             masks = torch.zeros((len(boxes), *item["image"].shape[1:]), dtype=torch.bool)
             for mask, (x0, y0, x1, y1) in zip(masks, boxes.long().tolist()):
                 mask[y0:y1, x0:x1] = item["image"][0, y0:y1, x0:x1] > 100
-            answers.append({"instances": Instances(tuple(item["image"].shape[1:]), pred_masks=masks)})
-        return answers
+            predictions.append({"instances": Instances(tuple(item["image"].shape[1:]), pred_masks=masks)})
+        return predictions
 
 if __name__ == "__main__":
     from boxsup_d2.cli import main
@@ -111,6 +115,17 @@ def test_module_and_function_are_one_program() -> None:
     assert run.stdout.startswith("boxsup_d2 ")
 
 
+def test_methods_describe_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["label", "--help"])
+    lines = capsys.readouterr().out.partition("methods:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines] == list(methods())
+    for line, method in zip(lines, methods().values(), strict=True):
+        assert method.info.summary in line
+        assert ("needs --weights" in line) == (bool(method.info.weights_key) and not method.info.weights)
+        assert method.info.extra in line
+
+
 def test_every_option_says_what_it_does() -> None:
     (subparsers,) = (action for action in build_parser()._actions if action.choices)
     for name, parser in subparsers.choices.items():
@@ -126,6 +141,7 @@ def test_every_option_says_what_it_does() -> None:
         ["label", "--json", "a", "--yolo", "b", "--images", "c"],
         ["train", "--json", "a", "--images", "b", "--iterations", "0"],
         ["label", "--json", "a", "--images", "b", "--workers", "-1"],
+        ["label", "--json", "a", "--images", "b", "--min-quality", "1.1"],
         ["nothing"],
     ],
 )
@@ -176,6 +192,41 @@ def test_nothing_of_the_json_is_lost(tmp_path: Path, data: dict[str, Any]) -> No
 def test_masks_that_are_there_can_be_overwritten(tmp_path: Path, data: dict[str, Any]) -> None:
     assert label(tmp_path, "--overwrite-masks") == 0
     assert read(tmp_path / "masks.json")["annotations"][4]["segmentation"] != data["annotations"][4]["segmentation"]
+
+
+def test_masks_of_low_quality_deserve_a_look_and_can_stay_boxes(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Filled boxes have a quality of 0.55."""
+    assert label(tmp_path) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "7 masks deserve a look (quality below 0.7): boxsup report" in told
+    assert f"--images {tmp_path / 'images'}" in told
+    masks = read(tmp_path / "masks.json")
+
+    assert label(tmp_path, "--min-quality", "0.6") == 2, "another output"
+    assert "other min_quality" in " ".join(capsys.readouterr().err.split())
+    assert label(tmp_path, "--min-quality", "0.6", "--png", str(tmp_path / "png"), out="boxes_left.json") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "7 of them left as boxes" in told
+    assert "deserve" not in told, "the masks that stayed are good ones"
+    result = read(tmp_path / "boxes_left.json")
+    assert result["info"]["boxsup_d2"]["summary"]["left_as_boxes"] == 7
+    for annotation, former, mask in zip(result["annotations"], data["annotations"], masks["annotations"], strict=True):
+        if "segmentation" in former:  # a crowd region, a mask that was there
+            assert annotation == mask
+        else:
+            area = former["bbox"][2] * former["bbox"][3]
+            assert annotation == {**former, "area": area, "quality": 0.55}
+    assert len(list((tmp_path / "png").rglob("*.png"))) == 1
+
+    # What has a mask stays as it is, unless it is labelled anew; a lower limit takes nothing away.
+    assert label(tmp_path, "--min-quality", "0.6", "--overwrite-masks", out="none.json") == 0
+    assert not any("segmentation" in a for a in read(tmp_path / "none.json")["annotations"] if not a["iscrowd"])
+    assert label(tmp_path, "--min-quality", "0.5", out="all.json") == 0
+    assert read(tmp_path / "all.json")["annotations"] == masks["annotations"]
+    assert label(tmp_path, "--min-quality", "0.5", out="all.json") == 0
+    assert "is done" in capsys.readouterr().out
 
 
 def test_finished_output_is_left_alone_and_others_are_refused(
@@ -304,11 +355,14 @@ def test_failure_in_the_work_ends_with_1_and_the_rest_is_kept(
         asked.append(batched_inputs[0]["image_id"])
         if batched_inputs[0]["image_id"] == 85 and asked.count(85) == 1:
             raise ValueError(f"'{batched_inputs[0]['file_name']}' is damaged: replace it.")
-        return answer(self, batched_inputs)
+        return prediction(self, batched_inputs)
 
-    answer = BoxFill.forward
+    prediction = BoxFill.forward
     monkeypatch.setattr(BoxFill, "forward", forward)
-    assert label(tmp_path, *one_by_one) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "console", Console(file=(terminal := io.StringIO()), force_terminal=True))
+        assert label(tmp_path, *one_by_one) == 1
+    assert terminal.getvalue().rstrip().endswith("\x1b[?25h"), "the bar is closed"
     error = capsys.readouterr().err
     assert "boxsup: error: '" in error
     assert "85.png' is damaged: replace it." in error
@@ -482,7 +536,7 @@ def test_eval_compares_prints_and_writes(
     assert main(["eval", masks, masks, *files]) == 0
     out = capsys.readouterr().out
     assert re.search(r"cat\W+8\W+100\.0", out)
-    assert "ranked by confidence" in out
+    assert "ranked by quality" in out
     rows = (tmp_path / "rows.csv").read_text().splitlines()
     assert len(rows) == 1 + 8
     assert all(row.endswith("1.000000,id") for row in rows[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-import boxsup_d2.cli
 from boxsup_d2.cli import main
 from boxsup_d2.cli.errors import BadInput
 from boxsup_d2.cli.main import build_parser
 from boxsup_d2.cli.sources import Source
-from boxsup_d2.cli.train_config import plan_training, write_configs
+from boxsup_d2.cli.train_config import MASK_RCNN, NETWORK, Plan, plan_training, write_configs
 from boxsup_d2.cli.train_job import check_init
 from boxsup_d2.config import load_config
+from boxsup_d2.model_zoo import config_names, get_config_file
 from boxsup_d2.modeling.boxcaseg.checkpoint import PIXEL_MEAN, PIXEL_STD
 
 # Nothing of a network's size, and no weights to be found anywhere.
@@ -49,7 +50,8 @@ def planned(folder: Path, source: Source, *options: str, salient: Any = None, pr
     """The configs that a command writes, read back."""
     args = build_parser().parse_args(["train", "--json", "x", "--images", "y", "--out", str(folder), *options])
     plan = plan_training(args, source, salient, str(folder), processes)
-    write_configs(str(folder), plan.files, force=False)
+    assert json.loads(json.dumps(plan.request)) == plan.request
+    write_configs(str(folder), plan, force=False)
     configs = {name.removesuffix(".yaml"): load_config(str(folder / name)) for name in plan.files}
     assert plan.boxes_alone == (configs["boxcaseg"].MODEL.BOXCASEG.TEST_HEAD == "box")
     return configs
@@ -67,10 +69,10 @@ def salient(tmp_path: Path) -> tuple[str, str]:
     return str(tmp_path / "salient/images"), str(tmp_path / "salient/masks")
 
 
-def test_boxes_alone_answer_from_the_box_head(tmp_path: Path) -> None:
+def test_without_masks_predictions_come_from_the_box_head(tmp_path: Path) -> None:
     configs = planned(tmp_path, source_of(masks=0))
     assert configs["boxcaseg"].MODEL.BOXCASEG.TEST_HEAD == "box"
-    assert set(configs) == {"rounds", "boxcaseg", "Base-BoxCaseg"}
+    assert set(configs) == {"rounds", "boxcaseg", "boxes-alone", "Base-BoxCaseg"}
 
 
 @pytest.mark.parametrize(("masks", "ratio"), [(1, 0.6875), (5, -1.0), (10, -1.0)])
@@ -115,7 +117,7 @@ def test_published_weights_are_shown_images_in_their_own_way(tmp_path: Path) -> 
 
 def test_weights_to_start_from_hold_the_whole_network(tmp_path: Path, scene: Path) -> None:
     config, weights = tmp_path / "boxcaseg.yaml", tmp_path / "w.pth"
-    config.write_text((Path(boxsup_d2.cli.__file__).parent / "recipes/Base-BoxCaseg.yaml").read_text())
+    shutil.copy(get_config_file("quick/Base-BoxCaseg.yaml"), config)
     cfg = load_config(str(config))
     cfg.MODEL.DEVICE = "cpu"
     state = build_model(cfg).state_dict()
@@ -145,30 +147,44 @@ def test_classes_iterations_and_processes(tmp_path: Path, size: str) -> None:
     assert [step["NAME"] for step in steps] == ["boxcaseg", "mask-rcnn"]
 
 
-def test_recipes_are_those_of_the_repository(project_root: Path) -> None:
-    recipes = sorted((project_root / "boxsup_d2/cli/recipes").glob("*.yaml"))
-    assert len(recipes) == 4
-    for recipe in recipes:
-        (original,) = project_root.glob(f"configs/*/{recipe.name}")
-        assert recipe.read_text() == original.read_text()
+@pytest.mark.parametrize("size", ["small", "full"])
+@pytest.mark.parametrize("masks", [0, 10])
+def test_written_folder_is_complete(tmp_path: Path, size: str, masks: int) -> None:
+    """It can be moved, and what another version of the package ships changes nothing in it."""
+    planned(tmp_path / "a", source_of(masks), "--mask-rcnn", "--size", size)
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    shipped = {Path(name).name: name for name in config_names()}
+    for path in (tmp_path / "b").glob("*.yaml"):
+        base = yaml.safe_load(path.read_text()).get("_BASE_")
+        assert base is None or (tmp_path / "b" / base).is_file()
+        if path.stem not in ("rounds", NETWORK, MASK_RCNN):
+            assert path.read_text() == Path(get_config_file(shipped[path.name])).read_text()
 
 
 def test_edited_configs_are_used_and_never_lost(tmp_path: Path) -> None:
-    folder = str(tmp_path)
-    path = write_configs(folder, {"rounds.yaml": "a: 1\n", "b.yaml": "b: 1\n"}, force=False)
-    assert path == str(tmp_path / "rounds.yaml")
+    def write(request: int, rounds: str, other: str = "b: 1\n", *, force: bool = False) -> str:
+        files = {"rounds.yaml": rounds, "b.yaml": other}
+        return write_configs(str(tmp_path), Plan({"number": request}, files, "", False), force=force)
+
+    def texts() -> list[str]:
+        return [(tmp_path / name).read_text() for name in ("rounds.yaml", "b.yaml")]
+
+    assert write(1, "a: 1\n") == str(tmp_path / "rounds.yaml")
     (tmp_path / "rounds.yaml").unlink()
     (tmp_path / "b.yaml").write_text("b: 2\n")
-    write_configs(folder, {"rounds.yaml": "a: 1\n", "b.yaml": "b: 1\n"}, force=False)
-    assert (tmp_path / "b.yaml").read_text() == "b: 2\n", "the same command again"
-    assert (tmp_path / "rounds.yaml").read_text() == "a: 1\n", "what is lost comes back"
+    write(1, "a: 1\n")
+    assert texts() == ["a: 1\n", "b: 2\n"], "the same command again: edits stay, what is lost comes back"
     with pytest.raises(BadInput, match=r"b\.yaml .*--force"):
-        write_configs(folder, {"rounds.yaml": "a: 2\n", "b.yaml": "b: 1\n"}, force=False)
-    assert (tmp_path / "rounds.yaml").read_text() == "a: 1\n", "all or nothing"
-    write_configs(folder, {"rounds.yaml": "a: 2\n", "b.yaml": "b: 1\n"}, force=True)
-    assert (tmp_path / "b.yaml").read_text() == "b: 1\n"
-    write_configs(folder, {"rounds.yaml": "a: 3\n", "b.yaml": "b: 1\n"}, force=False)
-    assert (tmp_path / "rounds.yaml").read_text() == "a: 3\n", "another command may replace what nobody edited"
+        write(2, "a: 2\n")
+    assert texts() == ["a: 1\n", "b: 2\n"], "all or nothing"
+    write(2, "a: 2\n", force=True)
+    assert texts() == ["a: 2\n", "b: 1\n"]
+    write(3, "a: 3\n")
+    assert texts() == ["a: 3\n", "b: 1\n"], "another command may replace what nobody edited"
+    write(3, "a: 4\n", "b: 4\n")
+    assert texts() == ["a: 3\n", "b: 1\n"], "the same command, of a version of the package with other recipes"
+    write(3, "a: 4\n", "b: 4\n", force=True)
+    assert texts() == ["a: 4\n", "b: 4\n"]
 
 
 # ------------------------------------------------------------------------------------------------- whole
@@ -248,4 +264,5 @@ def test_rounds_config_of_a_user_reads_well(tmp_path: Path) -> None:
     text = (tmp_path / "rounds.yaml").read_text()
     assert yaml.safe_load(text)["ROUNDS"]
     assert text.startswith("# Written by `boxsup train`")
-    assert max(map(len, text.splitlines())) <= 120
+    for path in tmp_path.glob("*.yaml"):
+        assert max(map(len, path.read_text().splitlines())) <= 120

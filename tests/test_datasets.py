@@ -19,6 +19,7 @@ from pycocotools.coco import COCO
 
 import boxsup_d2.data.datasets as datasets
 from boxsup_d2.config import add_boxsup_config
+from boxsup_d2.masks.rle import encode_masks
 
 BOX_KEYS = {"id", "bbox", "bbox_mode", "category_id", "iscrowd"}
 BUILTIN = (
@@ -134,9 +135,9 @@ def write_pseudo(path: Path, **provenance: Any) -> Path:
     mask = np.zeros((20, 30, 1), bool)
     mask[2:8, 2:8] = True
     labelled, unlabelled, _, kept = data["annotations"]
-    labelled.update(segmentation=datasets.encode_masks(mask)[0], confidence=0.75, confidence_exact=1.0)
+    labelled.update(segmentation=encode_masks(mask)[0], confidence=0.75, confidence_exact=1.0)
     del unlabelled["segmentation"]
-    kept["confidence"] = 1.0
+    kept.update(confidence=1.0, quality="sharp")  # a field of the user's own
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data))
     return path
@@ -228,6 +229,10 @@ def test_voc_difficult_switch_keeps_ids(voc):
     void = mask_util.decode(instance["void_mask"])
     assert void[4:10, 2:8].all(), "a difficult object that is left out is void"
     assert void.sum() == 36 + 26
+    datasets.register_voc_boxes("voc_registered_late", str(voc), "val")
+    assert DatasetCatalog.get("voc_registered_late") == without
+    set_use_difficult(True)
+    assert DatasetCatalog.get("voc_registered_late") == DatasetCatalog.get("voc_2012_val_box") == everything
 
 
 def test_voc_instances(voc):
@@ -370,7 +375,7 @@ def test_published_voc_jsons(datasets_root):
         path.write_text(json.dumps(coco_json()))
         records = DatasetCatalog.get("voc_2012_train_aug_cocostyle_box")
         assert Path(records[0]["file_name"]).parent == datasets_root / image_folder
-        assert MetadataCatalog.get("voc_2012_train_aug_cocostyle_box").box_json_file == str(path)
+        assert datasets.dataset_source("voc_2012_train_aug_cocostyle_box").json_file == str(path)
 
 
 def poison(value: Any, rng: random.Random) -> dict[str, Any]:
@@ -525,13 +530,14 @@ def test_pseudo_masks(datasets_root, tmp_path):
     labelled, kept = records[1]["annotations"]
     assert (labelled["confidence"], labelled["confidence_exact"], labelled["category_id"]) == (0.75, 1.0, 1)
     assert mask_util.area(labelled["segmentation"]) == 36
-    assert (unlabelled["id"], unlabelled["confidence"]) == (5, 0.0)
+    assert (unlabelled["id"], unlabelled["confidence"], unlabelled["quality"]) == (5, 0.0, 0.0)
+    assert labelled["quality"] == 0.75, "older files have none: the confidence stands for it"
     assert mask_util.decode(unlabelled["segmentation"]).shape == (20, 30)
     assert mask_util.area(unlabelled["segmentation"]) == 0
     assert crowd["iscrowd"] == 1
     assert mask_util.area(crowd["segmentation"]) == 40
     assert kept["segmentation"] == coco_json()["annotations"][3]["segmentation"]
-    assert (kept["confidence"], kept["confidence_exact"]) == (1.0, 1.0)
+    assert (kept["confidence"], kept["confidence_exact"], kept["quality"]) == (1.0, 1.0, 1.0)
     COCO(str(path))
 
 
@@ -651,6 +657,34 @@ def test_export_errors(datasets_root):
         write_jpeg(datasets_root / "DUTS" / f"DUTS-TR-{kind}-single" / "a.jpg")
     with pytest.raises(ValueError, match="no boxes"):
         datasets.dataset_to_coco("dut_tr_single")
+
+
+def test_sources_know_the_files_that_decide(datasets_root):
+    """Of sets of ours and of Detectron2's, without a file being there."""
+    json_file = "coco/annotations/instances_train2017.json"
+    for name, files in {
+        "voc_2012_val_instance": ["VOC2012/ImageSets/Segmentation/val.txt"],
+        "voc_2012_train_aug_sem_seg": ["VOC2012/ImageSets/Segmentation/train_aug.txt"],
+        "coco_2017_train_box": [json_file],
+        "coco60_2017_train": [json_file],
+        "dut_tr_single": ["DUTS/DUTS-TR-Mask-single", "DUTS/DUTS-TR-Image-single"],
+    }.items():
+        source = datasets.dataset_source(name)
+        assert source.files() == [str(datasets_root / file) for file in files]
+        assert source.json_file == (str(datasets_root / json_file) if json_file in files else None)
+        assert MetadataCatalog.get(name).get("json_file") is None
+    for name, files in {
+        "coco_2017_train": [json_file],
+        "coco_2017_val_100_panoptic_separated": [
+            "coco/annotations/instances_val2017_100.json", "coco/annotations/panoptic_val2017_100.json",
+        ],
+        "voc_2007_trainval": ["VOC2007/ImageSets/Main/trainval.txt"],
+        "cityscapes_fine_instance_seg_val": [],
+    }.items():  # fmt: skip
+        found = datasets.dataset_source(name).files()
+        assert [path.endswith(file) for path, file in zip(found, files, strict=True)] == [True] * len(files)
+    with pytest.raises(KeyError, match="no_such_set"):
+        datasets.dataset_source("no_such_set")
 
 
 # ------------------------------------------------------------------------------------------------ real files

@@ -12,15 +12,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 
-from boxsup_d2.evaluation import (
-    IOU_THRESHOLDS,
-    BoxToMaskEvaluator,
-    bootstrap_interval,
-    evaluate_mask_json,
-    format_table,
-    mask_iou,
-    summarize_box_to_mask,
-)
+from boxsup_d2.evaluation import BoxToMaskEvaluator, bootstrap_interval, evaluate_mask_json
+from boxsup_d2.evaluation.metrics import IOU_THRESHOLDS, mask_iou, summarize_box_to_mask
+from boxsup_d2.evaluation.tables import format_table
 from boxsup_d2.masks.rle import decode
 
 CLASSES = ["cat", "dog", "cow", "bus"]
@@ -81,7 +75,7 @@ def noisy_masks(record: dict) -> torch.Tensor:
     return torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, H, W))
 
 
-def answer(masks: torch.Tensor) -> dict:
+def output_of(masks: torch.Tensor) -> dict:
     return {"instances": Instances((H, W), pred_masks=masks)}
 
 
@@ -89,7 +83,7 @@ def feed(evaluator: BoxToMaskEvaluator, records: list[dict]) -> BoxToMaskEvaluat
     evaluator.reset()
     for record in records:
         ids = [a["id"] for a in prompts(record)]
-        evaluator.process([{"image_id": record["image_id"], "annotation_ids": ids}], [answer(noisy_masks(record))])
+        evaluator.process([{"image_id": record["image_id"], "annotation_ids": ids}], [output_of(noisy_masks(record))])
     return evaluator
 
 
@@ -269,7 +263,7 @@ def test_true_masks_score_100_and_empty_ones_0() -> None:
         for record in records:
             masks = [decode(a["segmentation"], H, W).T & (expected > 0) for a in prompts(record)]
             masks = torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, H, W))
-            evaluator.process([record], [answer(masks)])
+            evaluator.process([record], [output_of(masks)])
         results = evaluator.evaluate()["box_to_mask"]
         averages = ["mIoU*", "mean IoU", *(f"IoU@{k}" for k in IOU_THRESHOLDS)]
         assert [results[name] for name in averages] == [expected] * len(averages)
@@ -283,7 +277,7 @@ def test_order_batches_and_duplicates_do_not_matter() -> None:
     shuffled = [records[i] for i in np.random.default_rng(0).permutation(len(records))]
     evaluator.reset()
     for batch in (shuffled[:4], shuffled[4:], shuffled[:2]):  # a padded shard repeats images
-        evaluator.process(batch, [answer(noisy_masks(r)) for r in batch])
+        evaluator.process(batch, [output_of(noisy_masks(r)) for r in batch])
     # Bit for bit: summed in the order of the data set, whatever the order of the batches.
     np.testing.assert_equal(evaluator.evaluate(), expected)
 
@@ -292,7 +286,7 @@ def test_nothing_scored_and_partly_scored(caplog: pytest.LogCaptureFixture) -> N
     records = make_records()
     evaluator = BoxToMaskEvaluator(register("eval_toy", records))
     evaluator.reset()
-    evaluator.process([records[0]], [answer(torch.zeros(0, H, W, dtype=torch.bool))])
+    evaluator.process([records[0]], [output_of(torch.zeros(0, H, W, dtype=torch.bool))])
     with caplog.at_level("WARNING", logger="boxsup_d2"):
         results = evaluator.evaluate()["box_to_mask"]
     assert math.isnan(results["mIoU*"])
@@ -305,13 +299,13 @@ def test_mistakes_are_named() -> None:
     evaluator.reset()
     masks = noisy_masks(records[3])
     with pytest.raises(ValueError, match="3 annotated objects, but 2 masks"):
-        evaluator.process([records[3]], [answer(masks[:2])])
+        evaluator.process([records[3]], [output_of(masks[:2])])
     with pytest.raises(ValueError, match="is not in data set 'eval_toy'"):
-        evaluator.process([{"image_id": 1}], [answer(masks)])
+        evaluator.process([{"image_id": 1}], [output_of(masks)])
     with pytest.raises(ValueError, match="load and evaluate the same data set"):
-        evaluator.process([{"image_id": 7003, "annotation_ids": [1, 2, 3]}], [answer(masks)])
+        evaluator.process([{"image_id": 7003, "annotation_ids": [1, 2, 3]}], [output_of(masks)])
     with pytest.raises(ValueError, match="frame of the original image"):
-        evaluator.process([records[3]], [answer(masks[:, :5])])
+        evaluator.process([records[3]], [output_of(masks[:, :5])])
     boxes_alone = [
         {**r, "annotations": [{k: v for k, v in a.items() if k != "segmentation"} for a in r["annotations"]]}
         for r in records

@@ -21,8 +21,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.evaluation import VOC_IOUS, BoxToMaskEvaluator, InstanceAPEvaluator, build_evaluator, register_evaluator
+from boxsup_d2.evaluation import BoxToMaskEvaluator, InstanceAPEvaluator, build_evaluator, register_evaluator
 from boxsup_d2.evaluation.instance_ap import average_precision_array
+from boxsup_d2.evaluation.metrics import IOU_THRESHOLDS
 
 H, W = 60, 80
 CLASSES = [f"class{k}" for k in range(6)]  # the last one never occurs
@@ -211,7 +212,7 @@ def test_evaluator_equals_detectron2(tmp_path: Path, fast: bool) -> None:
 def test_voc_thresholds(tmp_path: Path) -> None:
     coco, predictions = make_coco(4)
     plain = feed(InstanceAPEvaluator(register_json("ap_toy", coco, tmp_path)), predictions)
-    ours = feed(InstanceAPEvaluator("ap_toy", iou_thresholds=VOC_IOUS), predictions)
+    ours = feed(InstanceAPEvaluator("ap_toy", iou_thresholds=IOU_THRESHOLDS), predictions)
     for task in ("bbox", "segm"):
         # The average stays over COCO's ten thresholds.
         np.testing.assert_equal({k: ours[task][k] for k in plain[task]}, plain[task])
@@ -226,7 +227,7 @@ def test_voc_thresholds(tmp_path: Path) -> None:
 def test_a_model_that_predicts_nothing_has_an_ap_of_0(tmp_path: Path, fast: bool) -> None:
     coco, predictions = make_coco(5)
     evaluator = InstanceAPEvaluator(
-        register_json("ap_toy", coco, tmp_path), iou_thresholds=VOC_IOUS, use_fast_impl=fast
+        register_json("ap_toy", coco, tmp_path), iou_thresholds=IOU_THRESHOLDS, use_fast_impl=fast
     )
     results = feed(evaluator, {image: [] for image in predictions})
     assert results.keys() == {"bbox", "segm"}

@@ -15,9 +15,8 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
-from boxsup_d2.data.datasets.pascal_voc import encode_masks
-from boxsup_d2.data.formats.coco import load_coco_boxes, read_coco_json
-from boxsup_d2.data.formats.coco_checks import rle_runs, segmentation_fault
+from boxsup_d2.data.formats.coco import read_coco_json
+from boxsup_d2.data.formats.coco_dicts import load_coco_boxes
 from boxsup_d2.data.formats.export import write_mask_pngs, write_voc_png, write_yolo_seg
 from boxsup_d2.data.formats.folders import list_files
 from boxsup_d2.data.formats.inspection import Inspection, inspect_coco
@@ -26,6 +25,8 @@ from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.formats.voc import read_voc_xml
 from boxsup_d2.data.formats.yolo import read_yolo
 from boxsup_d2.data.images import image_size, read_image
+from boxsup_d2.masks.rle import encode_masks
+from boxsup_d2.masks.segmentation import rle_runs, segmentation_fault, to_rle
 
 H, W = 20, 30
 POLYGON = [[2.0, 2.0, 8.0, 2.0, 8.0, 8.0, 2.0, 8.0]]
@@ -658,3 +659,45 @@ def test_link_to_a_folder_above_is_walked_once(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     (tmp_path / "again").symlink_to(tmp_path)
     assert list_files(str(tmp_path)) == ["a.jpg"]
+
+
+def test_every_form_of_a_mask_becomes_the_same_rle():
+    mask = np.zeros((20, 30), bool)
+    mask[4:10, 5:12] = True
+    compressed = encode_masks(mask[:, :, None])[0]
+    flat = mask.flatten(order="F")
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flat, [False]])))
+    runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    polygon = [5.0, 4.0, 12.0, 4.0, 12.0, 10.0, 5.0, 10.0]
+    forms = [
+        compressed,
+        {"size": (20, 30), "counts": compressed["counts"].encode()},
+        {"size": np.array([20, 30]), "counts": runs},
+        {"size": [20, 30], "counts": np.array(runs).tolist()},
+        [polygon],
+        [polygon, [1.0, 2.0, 3.0, 4.0]],  # fewer than three points count for nothing
+        [np.array(polygon)],
+        [[np.float32(value) for value in polygon]],
+    ]
+    assert [to_rle(form, 20, 30) for form in forms] == [compressed] * len(forms)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"size": [30, 20], "counts": [600]}, r"size \[30, 20\], its image \[20, 30\]"),
+        ({"size": [20, 30], "counts": [10]}, "counts 10 pixels"),
+        ({"size": [20, 30], "counts": b"\xff"}, "cannot be read"),
+        ({"size": [20, 30]}, "no RLE"),
+        ([[1.0, 2.0, 3.0, 4.0]], "no polygon of three points"),
+        ([[0.0, 0.0, 1e9, 0.0, 0.0, 5.0]], "far outside"),
+        ([], "there is none"),
+        ([[]], "there is none"),
+        (None, "there is none"),
+        (np.zeros((20, 30)), "there is none"),
+    ],
+)
+def test_damaged_masks_do_not_reach_pycocotools(value, message, monkeypatch):
+    monkeypatch.setattr("boxsup_d2.masks.segmentation.mask_util", None)
+    with pytest.raises(ValueError, match=message):
+        to_rle(value, 20, 30)

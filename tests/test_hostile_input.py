@@ -28,8 +28,9 @@ from boxsup_d2.data.formats.export import write_voc_png, write_yolo_seg
 from boxsup_d2.data.formats.inspection import inspect_coco
 from boxsup_d2.data.formats.polygons import to_polygons
 from boxsup_d2.data.images import read_image
-from boxsup_d2.evaluation import compare_mask_files
+from boxsup_d2.evaluation.mask_files import compare_mask_files
 from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
+from boxsup_d2.report.mask_sets import MaskSet, load_collection
 
 H, W = 24, 32
 NAME = "hostile_boxes"
@@ -291,7 +292,7 @@ def check_result(result: Json, usable: Json, folder: Path) -> None:
         if old.get("iscrowd"):
             assert repr(new) == repr(old)
             continue
-        ours = {"segmentation", "area", "confidence", "confidence_exact"}
+        ours = {"segmentation", "area", "confidence", "confidence_exact", "quality"}
         assert repr({k: v for k, v in new.items() if k not in ours}) == repr(
             {k: v for k, v in old.items() if k not in ours}
         )
@@ -385,3 +386,16 @@ def test_mutations(tmp_path: Path) -> None:
 def test_many_mutations(tmp_path: Path) -> None:
     endings = run_seeds(range(60, 560), tmp_path)
     assert min(endings.values()) >= 50, endings
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, None, True, "text", 1.5, -3, [[]], [1, 2, 3, 4]])
+def test_reports_show_what_is_left_of_a_damaged_file(value, tmp_path):
+    """Any entry of any list replaced: the reading of reports leaves it out, or shows it, and never fails."""
+    (tmp_path / "truth.json").write_text(json.dumps(good_json()))
+    for key in ("images", "annotations", "categories"):
+        for field in good_json()[key][0]:
+            data = good_json()
+            data[key][0][field] = value
+            (tmp_path / "masks.json").write_text(json.dumps(data))
+            shown = load_collection([MaskSet("masks", str(tmp_path / "masks.json"))], str(tmp_path / "truth.json"))
+            assert len(shown.scenes) >= len(data["images"]) - 1

@@ -9,8 +9,8 @@ import torch
 from detectron2.structures import BoxMode
 
 import boxsup_d2.data.images as images
-from boxsup_d2.data.build import JointDataset, box_samples
-from boxsup_d2.data.dataset_mappers.box_crop import BoxCropDatasetMapper, clip_box
+from boxsup_d2.data.dataset_mappers.box_crop import BoxCropDatasetMapper, box_samples, clip_box
+from boxsup_d2.data.dataset_mappers.joint import JointDataset
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ NAME = "labelling_test_box"
 
 @META_ARCH_REGISTRY.register()
 class FakeBoxToMask(nn.Module):
-    """Answers each box with what is bright inside it, and notes every image it was asked about."""
+    """Predicts each box with what is bright inside it, and notes every image it was asked about."""
 
     log = ""
     delay = 0.0
@@ -47,9 +47,9 @@ class FakeBoxToMask(nn.Module):
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
         assert not self.training
-        return [self._answer(item) for item in batched_inputs]
+        return [self._predict(item) for item in batched_inputs]
 
-    def _answer(self, item: dict[str, Any]) -> dict[str, Instances]:
+    def _predict(self, item: dict[str, Any]) -> dict[str, Instances]:
         if self.log:
             with open(self.log, "a") as file:
                 file.write(f"{item['image_id']}\n")
@@ -144,7 +144,7 @@ def test_file_holds_the_source_and_merged_masks(tmp_path):
     assert len(provenance["checkpoint_sha256"]) == 64
 
     assert [a["id"] for a in data["annotations"]] == [a["id"] for a in source["annotations"]]
-    ours = ("segmentation", "area", "confidence", "confidence_exact")
+    ours = ("segmentation", "area", "confidence", "confidence_exact", "quality")
     for annotation, former in zip(data["annotations"], source["annotations"], strict=True):
         if former["iscrowd"]:
             assert annotation == former, "crowd regions are copied untouched"
@@ -155,6 +155,7 @@ def test_file_holds_the_source_and_merged_masks(tmp_path):
         assert annotation["area"] == mask_util.area(annotation["segmentation"]) or annotation["id"] == 2
         assert 0 <= annotation["confidence"] <= 1
         assert 0 <= annotation["confidence_exact"] <= 1
+        assert 0 <= annotation["quality"] <= 1
     empty = next(a for a in data["annotations"] if a["id"] == 2)
     assert mask_util.area(empty["segmentation"]) == empty["confidence"] == 0, "a box without area has an empty mask"
 
@@ -236,7 +237,7 @@ def test_what_decides_the_masks_is_in_the_provenance(tmp_path):
         ("SEED", 3, False),
         ("TEST.BOX_PROMPT", "tight", False),  # box-only data has no tight boxes; labels never use them
         ("MODEL.BOXCASEG.TEST_FLIP", True, True),
-        ("PSEUDO_MASKS.STEP", "other", True),
+        ("PSEUDO_MASKS.STEP", "other", False),  # a name
     ):
         cfg.merge_from_list([key, value])
         assert asks_again(cfg) == expected, key
@@ -274,6 +275,7 @@ def test_masks_that_are_there_are_kept_and_win(tmp_path):
     by_id = {annotation["id"]: annotation for annotation in data["annotations"]}
     assert by_id[first["id"]]["segmentation"] == first["segmentation"]
     assert by_id[first["id"]]["confidence"] == by_id[first["id"]]["confidence_exact"] == 1
+    assert by_id[first["id"]]["quality"] == 1
     for obj in (second, third):
         mask = mask_util.decode(by_id[obj["id"]]["segmentation"])
         assert not mask[:20].any(), "a predicted mask yields to a kept one"
@@ -345,11 +347,11 @@ def test_full_disk_at_the_end_keeps_the_results(tmp_path, monkeypatch):
     assert Path(log).read_text() == asked, "nothing is redone"
 
 
-def test_answers_that_do_not_fit_are_refused(tmp_path, monkeypatch):
+def test_predicts_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     make_source(tmp_path)
     cfg = make_cfg(tmp_path)
-    answer = FakeBoxToMask._answer
-    monkeypatch.setattr(FakeBoxToMask, "_answer", lambda self, item: {"instances": answer(self, item)["instances"][:0]})
+    plain = FakeBoxToMask._predict
+    monkeypatch.setattr(FakeBoxToMask, "_predict", lambda self, item: {"instances": plain(self, item)["instances"][:0]})
     with pytest.raises(ValueError, match=r"0 masks for 1 annotation ids of '.*99\.png'"):
         labelled(cfg)
     records = [{"file_name": "x.png", "image_id": 1, "annotations": [{"bbox": [0, 0, 1, 1]}]}]

@@ -149,6 +149,17 @@ def test_defaults_are_detectron2s_and_ours():
     assert load_config("") == cfg
 
 
+@pytest.mark.parametrize("through_base", [False, True])
+def test_config_runs_no_code(tmp_path, through_base):
+    mark = tmp_path / "ran"
+    evil = tmp_path / "evil.yaml"
+    evil.write_text(f"MODEL: {{WEIGHTS: !!python/object/apply:os.mkdir ['{mark}']}}\n")
+    leaf = write(tmp_path / "leaf.yaml", {"_BASE_": "evil.yaml"}) if through_base else str(evil)
+    with pytest.raises(ValueError, match=r"(leaf|evil)\.yaml.*holds more than plain values.*python/object/apply"):
+        load_config(leaf)
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -278,16 +289,16 @@ def test_cpu_model_in_gpu_processes_is_refused(monkeypatch, quiet_setup, tmp_pat
 
 
 # ------------------------------------------------------------------------------------------------ command line, package
-def test_train_net_answers_help(project_root):
+def test_train_net_predicts_help(project_root):
     script = project_root / "train_net.py"
     assert len(script.read_text().splitlines()) <= 100
-    answer = subprocess.run(
+    prediction = subprocess.run(
         [sys.executable, str(script), "--help"], capture_output=True, text=True, check=True, cwd=project_root
     ).stdout
     for option in ("--config-file", "--num-gpus", "--num-machines", "--machine-rank", "--dist-url", "--eval-only"):
-        assert option in answer
-    assert "--resume" in answer
-    assert "--round NAME" in answer
+        assert option in prediction
+    assert "--resume" in prediction
+    assert "--round NAME" in prediction
 
 
 def test_import_registers():

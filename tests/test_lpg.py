@@ -19,11 +19,10 @@ from torch.nn import functional as F
 from boxsup_d2.checkpoint import BoxSupCheckpointer, grow_input_channels
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.masks.label_map import covering_boxes, rasterize_boxes
-from boxsup_d2.modeling import LPG
 from boxsup_d2.modeling.backbone import TimmBackbone
 from boxsup_d2.modeling.box_to_mask import fill_boxes
 from boxsup_d2.modeling.losses import pixel_cross_entropy
-from boxsup_d2.modeling.lpg import HourglassBackbone
+from boxsup_d2.modeling.lpg import LPG, HourglassBackbone
 from boxsup_d2.modeling.lpg.checkpoint import convert_published_hourglass
 from boxsup_d2.modeling.lpg.class_prompts import ClassPrompts, first_claim_labels
 from boxsup_d2.modeling.lpg.frozen_segmenter import FrozenSegmenter
@@ -76,7 +75,7 @@ def small_cfg(backbone="build_hourglass_backbone"):
 
 
 def small_generator(segmenter=None, **changes):
-    """A narrow generator whose answers vary from pixel to pixel, in evaluation mode."""
+    """A narrow generator whose predictions vary from pixel to pixel, in evaluation mode."""
     channels = 4 if segmenter is None else 5
     torch.manual_seed(3)
     backbone = HourglassBackbone(
@@ -87,7 +86,7 @@ def small_generator(segmenter=None, **changes):
     with torch.no_grad():
         for parameter in model.head.parameters():
             parameter.mul_(4)
-        # Centred on the answers to noise, so that both answers occur.
+        # Centred on the predictions to noise, so that both predictions occur.
         margin = model.logits(torch.randn(2, channels, 64, 64))
         model.head[2].bias -= margin.mean(dim=(0, 2, 3))
     return model
@@ -627,8 +626,8 @@ def labels_step_by_step(model, item):
             probability = F.interpolate(logits, size=padded, mode="bilinear", align_corners=True).softmax(dim=1)
             layers.insert(0, probability[:, NAMES.index(item["class_names"][label])])
         logits = model.logits(torch.cat(layers)[None])
-        answer = F.interpolate(logits, size=padded, mode="bilinear", align_corners=True).argmax(dim=1)[0].bool() & union
-        class_masks[label] = answer[:height, :width]
+        inside = F.interpolate(logits, size=padded, mode="bilinear", align_corners=True).argmax(dim=1)[0].bool() & union
+        class_masks[label] = inside[:height, :width]
         labels[class_masks[label] & (labels == 0)] = label + 1
     return labels, class_masks
 
@@ -647,20 +646,20 @@ def test_inference_is_the_published_labelling(with_segmenter, samples):
             labels, class_masks = labels_step_by_step(model, item)
         assert output["label_map"].shape == (item["height"], item["width"])
         assert (output["label_map"] == labels).float().mean() > 0.999
-        answer = output["instances"]
-        assert len(answer) == len(item["instances"])
-        assert torch.equal(answer.pred_classes, item["instances"].gt_classes)
-        assert torch.equal(answer.pred_boxes.tensor, item["instances"].gt_boxes.tensor)
+        prediction = output["instances"]
+        assert len(prediction) == len(item["instances"])
+        assert torch.equal(prediction.pred_classes, item["instances"].gt_classes)
+        assert torch.equal(prediction.pred_boxes.tensor, item["instances"].gt_boxes.tensor)
         for mask, box, label, score in zip(
-            answer.pred_masks, answer.pred_boxes.tensor, answer.pred_classes, answer.scores, strict=True
+            prediction.pred_masks, prediction.pred_boxes.tensor, prediction.pred_classes, prediction.scores, strict=True
         ):
-            inside = rasterize_boxes(box[None], answer.image_size)
+            inside = rasterize_boxes(box[None], prediction.image_size)
             assert (mask == (class_masks[int(label)] & inside)).float().mean() > 0.999
             assert not (mask & ~inside).any()
             assert (0.5 < score <= 1) if mask.any() else score == 0
     labels = outputs[0]["label_map"]
     boxes = rasterize_boxes(inputs[0]["instances"].gt_boxes.tensor, (60, 70))
-    assert 0.05 < (labels[boxes] > 0).float().mean() < 0.95, "a network that answers alike everywhere tests nothing"
+    assert 0.05 < (labels[boxes] > 0).float().mean() < 0.95, "a network that predictions alike everywhere tests nothing"
 
 
 def test_images_without_prompts_and_boxes_outside_are_background():
@@ -684,7 +683,7 @@ def test_classes_that_the_data_set_lacks_are_refused():
     assert len(model([item])[0]["instances"]) == 2
 
 
-def test_flip_makes_the_answer_symmetric():
+def test_flip_makes_the_prediction_symmetric():
     """Only of images that fill their padded size, others being padded on one side."""
     model = small_generator(toy_segmenter(), test_flip=True)
     item = prompts([[3, 2, 40, 50], [10, 10, 60, 55]], [2, 0], 64, 64)
@@ -697,35 +696,10 @@ def test_flip_makes_the_answer_symmetric():
         weight = model.segmenter.network.conv.weight
         weight.zero_()[..., 4, 4] = 1
 
-    def answer(x):
+    def prediction(x):
         return model([x])[0]["instances"].pred_masks
 
-    agreement = (answer(item) == answer(mirrored).flip(-1)).float().mean()
+    agreement = (prediction(item) == prediction(mirrored).flip(-1)).float().mean()
     model.test_flip = False
-    assert (answer(item) == answer(mirrored).flip(-1)).float().mean() < agreement
+    assert (prediction(item) == prediction(mirrored).flip(-1)).float().mean() < agreement
     assert agreement > 0.9
-
-
-def test_convert_tool_knows_the_published_generator(project_root, tmp_path, capsys):
-    path = project_root / "tools" / "convert_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    names = [
-        "pre.0.conv.weight",
-        "pre.1.bn1.weight",
-        "kps.0.low2.up1.0.conv1.weight",
-        "fm.0.0.conv.bias",
-        "fm.0.1.weight",
-    ]
-    torch.save({name: torch.rand(2) for name in names}, tmp_path / "published.pth")
-    assert tool.main([str(tmp_path / "published.pth"), str(tmp_path / "ours.pth")]) == 0
-    assert "INPUT.FORMAT BGR" in capsys.readouterr().out
-    written = torch.load(tmp_path / "ours.pth", weights_only=True)["model"]
-    assert set(written) == {
-        "backbone.stem.conv.weight",
-        "backbone.down.bn1.weight",
-        "backbone.hourglass.low2.up1.0.conv1.weight",
-        "head.0.bias",
-        "head.2.weight",
-    }

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -15,13 +16,18 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from boxsup_d2.config import add_boxsup_config
+from boxsup_d2.data.build import build_train_loader
 from boxsup_d2.data.dataset_mappers import (
+    DATASET_MAPPER_REGISTRY,
     BoxPromptDatasetMapper,
     PseudoMaskDatasetMapper,
+    SampleMapper,
     build_dataset_mapper,
 )
 from boxsup_d2.data.dataset_mappers.box_prompt import tight_box
+from boxsup_d2.data.datasets import register_dataset
 from boxsup_d2.data.images import read_image
+from boxsup_d2.modeling.roi_heads.mask_head import confidence_weights
 
 SIZE = (60, 80)
 
@@ -279,7 +285,14 @@ def test_confidence_follows_its_instance(cfg, photo):
     assert fields(sample)["gt_classes"].tolist() == [1, 3, 1]
     cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_KEY = "confidence_exact"
     sample = mapped(PseudoMaskDatasetMapper(cfg, True), dataset_dict)
-    assert fields(sample)["gt_mask_confidence"][:2].tolist() == [0.75, 1.0]
+    assert fields(sample)["gt_mask_confidence"].tolist() == [0.75, 1.0, 0.5], "confidence, where its key is missing"
+    cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_KEY = "quality"
+    annotations[0]["quality"] = 0.125
+    sample = mapped(PseudoMaskDatasetMapper(cfg, True), dataset_dict)
+    quality = fields(sample)["gt_mask_confidence"]
+    assert quality.tolist() == [0.125, 1.0, 0.5]
+    assert confidence_weights(quality, 0.3, weighting=False).tolist() == [0, 1, 1], "the hard drop of the mask head"
+    assert confidence_weights(quality, 0.0, weighting=True).tolist() == [0.125, 1, 0.5], "its soft weight"
 
 
 @pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
@@ -411,3 +424,44 @@ def test_registry(cfg):
 def test_default_train_mapper_is_registered(cfg):
     assert isinstance(build_dataset_mapper(cfg, cfg.INPUT.TRAIN_MAPPER, True), PseudoMaskDatasetMapper)
     assert isinstance(build_dataset_mapper(cfg, cfg.INPUT.TRAIN_MAPPER, True).augmentations, T.AugmentationList)
+
+
+@DATASET_MAPPER_REGISTRY.register()
+class PlainTestMapper:
+    """As Detectron2 asks for it, and no more."""
+
+    def __init__(self, cfg, is_train):
+        assert is_train
+
+    def __call__(self, dataset_dict):
+        return {**dataset_dict, "width": dataset_dict["width"]}
+
+
+@DATASET_MAPPER_REGISTRY.register()
+class SampleTestMapper(PlainTestMapper, SampleMapper):
+    one_size = True
+
+    def training_samples(self, cfg):
+        return [{**record, "part": part} for record in super().training_samples(cfg) for part in "ab"]
+
+
+def test_mappers_from_outside_are_loaded(cfg, photo):
+    box = annotation((1, 2, 20, 30))
+    # Wide and tall images: Detectron2 puts only one kind into a batch.
+    sizes = [(10, 30), (30, 10)] * 4
+    records = [
+        {**record(photo, [box] * (key != 7)), "image_id": key, "height": height, "width": width}
+        for key, (height, width) in enumerate(sizes)
+    ]
+    register_dataset("outside_mappers", lambda: records, thing_classes=["a", "b", "c"])
+    cfg.merge_from_list(["DATASETS.TRAIN", ("outside_mappers",), "SOLVER.IMS_PER_BATCH", 4, "SEED", 1])
+    cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0, "INPUT.TRAIN_MAPPER", "PlainTestMapper"])
+    batches = list(islice(build_train_loader(cfg), 20))
+    assert all(len({sample["width"] for sample in batch}) == 1 for batch in batches)
+    assert {sample["image_id"] for batch in batches for sample in batch} == set(range(7)), "images without boxes go"
+
+    cfg.INPUT.TRAIN_MAPPER = "SampleTestMapper"
+    batches = list(islice(build_train_loader(cfg), 7))
+    seen = [(sample["image_id"], sample["part"]) for batch in batches for sample in batch]
+    assert sorted(seen) == sorted([(key, part) for key in range(7) for part in "ab"] * 2), "two epochs"
+    assert any(len({sample["width"] for sample in batch}) == 2 for batch in batches)

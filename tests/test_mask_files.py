@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_util
 
-from boxsup_d2.data.datasets.pascal_voc import encode_masks
-from boxsup_d2.evaluation import MaskFileScores, compare_mask_files
+from boxsup_d2.evaluation.mask_files import MaskFileScores, compare_mask_files
 from boxsup_d2.evaluation.mask_matching import match_images, match_objects
+from boxsup_d2.masks.rle import encode_masks
 
 H, W = 24, 32
 Json = dict[str, Any]
@@ -234,8 +234,6 @@ def test_what_has_no_partner_is_counted(compare: Callable[..., MaskFileScores]) 
     assert {row.iou for row in scores.rows if row.truth_id == empty["id"]} == {0.0}
     gone = {lost["id"], bare["id"], moved["id"], renamed["id"], empty["id"]}
     assert [row for row in scores.rows if row.truth_id != empty["id"]] == [r for r in rows if r.truth_id not in gone]
-    for text in ("predicted images without a partner", "AP50", "mean of all instances"):
-        assert text in scores.table()
 
 
 def test_crowd_regions_are_no_objects(compare: Callable[..., MaskFileScores]) -> None:
@@ -277,6 +275,11 @@ def test_ap_and_its_ranking(compare: Callable[..., MaskFileScores]) -> None:
     assert compare(bad, true).ap["AP"] == 1.0
     assert compare(bad, true, rank_by="confidence").ap["AP"] == high
     del bad["annotations"][0]["score"]
+    for annotation in bad["annotations"]:
+        annotation["quality"] = 1 - annotation["confidence"]
+    assert compare(bad, true).ranking == "quality"
+    assert compare(bad, true).ap["AP"] == 1.0
+    del bad["annotations"][0]["quality"]
     assert compare(bad, true).ranking == "confidence"
     with pytest.raises(ValueError, match=r"predicted\.json': 1 annotations have no number 'score'.*first id 100"):
         compare(bad, true, rank_by="score")

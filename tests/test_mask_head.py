@@ -209,12 +209,12 @@ def test_inference_is_stock():
     stock, ours = make_heads()
     features = torch.randn(3, CHANNELS, POOLED, POOLED)
     boxes = Boxes(torch.tensor([[0.0, 0, 9, 9]] * 3))
-    answers = []
+    predictions = []
     for head in (stock, ours):
         instances = Instances((40, 50), pred_boxes=boxes, pred_classes=torch.tensor([0, 2, 1]))
         with torch.no_grad():
-            answers.append(head.eval()(features, [instances])[0].pred_masks)
-    assert torch.equal(*answers)
+            predictions.append(head.eval()(features, [instances])[0].pred_masks)
+    assert torch.equal(*predictions)
 
 
 def test_reads_the_config():

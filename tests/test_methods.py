@@ -15,7 +15,7 @@ from boxsup_d2.checkpoint import convert
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.labelling.driver import build_provenance
 from boxsup_d2.methods import file_config, load_model, method_config, methods
-from boxsup_d2.modeling.box_to_mask import fill_boxes
+from boxsup_d2.modeling.box_to_mask import MethodInfo, fill_boxes
 from boxsup_d2.modeling.boxcaseg import checkpoint as boxcaseg_checkpoint
 from boxsup_d2.modeling.lpg import checkpoint as lpg_checkpoint
 from boxsup_d2.modeling.sam.meta_arch import load_network
@@ -72,7 +72,7 @@ def trained(tmp_path_factory):
 
 # ------------------------------------------------------------------------------------------------ the registry
 def test_registry_is_complete():
-    assert list(methods()) == ["box", "grabcut", "boxcaseg", "lpg", "salient-onnx", "sam"]
+    assert {"box", "grabcut", "boxcaseg", "boxmask", "lpg", "salient-onnx", "sam"} <= set(methods())
     for name, method in methods().items():
         assert method.info.name == name
         assert method.info.summary
@@ -369,7 +369,7 @@ def test_onnx_file_is_part_of_a_labellings_identity(tmp_path, monkeypatch):
 
     def provenance(path):
         cfg = method_config("salient-onnx", path, device="cpu")
-        return build_provenance(cfg, load_model(cfg), "methods_test_no_set", [], weights_path(cfg))
+        return build_provenance(cfg, load_model(cfg), "voc_2012_val_box", [], weights_path(cfg))
 
     first, second = make_onnx(tmp_path / "a.onnx"), make_onnx(tmp_path / "b.onnx")
     other = make_onnx(tmp_path / "c.onnx", (1, 3, 64, 64))
@@ -387,6 +387,21 @@ def test_settings_of_these_methods_decide_labels_only():
     split = split_settings({"MODEL.SALIENT_ONNX.CONTEXT": 0.2, "MODEL.SAM.CUT_TO_BOX": False, "MODEL.FPN.NORM": "GN"})
     assert set(split.labelling) == {"MODEL.SALIENT_ONNX.CONTEXT", "MODEL.SAM.CUT_TO_BOX"}
     assert set(split.training) == {"MODEL.FPN.NORM"}
+
+
+def test_declarations_reach_no_further_than_they_say(monkeypatch):
+    """A key that begins like a declared one is another key, and a method speaks for its own sections only."""
+    greedy = MethodInfo(inference_keys=("MODEL.SAM.CUT",), neutral_keys=("INPUT.MAX_SIZE_TEST",))
+    monkeypatch.setattr(methods()["sam"], "info", greedy)
+    split = split_settings({"MODEL.SAM.CUT_TO_BOX": False, "MODEL.SAM.CUT": 1, "INPUT.MAX_SIZE_TEST": 5})
+    assert set(split.training) == {"MODEL.SAM.CUT_TO_BOX"}
+    assert set(split.labelling) == {"MODEL.SAM.CUT", "INPUT.MAX_SIZE_TEST"}
+
+
+def test_two_methods_of_one_name_are_refused(monkeypatch):
+    monkeypatch.setattr(methods()["sam"], "info", MethodInfo(name="lpg"))
+    with pytest.raises(ValueError, match=r"Two methods are called 'lpg': .*LPG and .*SAM"):
+        methods()
 
 
 # ------------------------------------------------------------------------------------------------ Segment Anything
@@ -509,13 +524,14 @@ def test_sam_is_not_trained_and_hashed_with_its_weights(sam_folder):
     cfg = method_config("sam", sam_folder, device="cpu")
     model = load_model(cfg)
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    found = build_provenance(cfg, model, "methods_test_no_set", [], weights_path(cfg))
+    found = build_provenance(cfg, model, "voc_2012_val_box", [], weights_path(cfg))
     assert found["checkpoint"] == sam_folder
     assert found["checkpoint_sha256"] == weights_sha256(sam_folder), "by its files, which need not be loaded"
-    hub = [weights_sha256("some/name", model)]
+    name = "facebook/sam2.1-hiera-tiny"  # the dot is no file's
+    hub = [weights_sha256(name, model, on_hub=True)]
     with torch.no_grad():
         next(model.parameters()).add_(1)
-    hub.append(weights_sha256("some/name", model))
+    hub.append(weights_sha256(name, model, on_hub=True))
     assert hub[0] != hub[1], "of a name on a hub, by what was loaded"
     with pytest.raises(RuntimeError, match="--eval-only"):
         model.train()([prompt(torch.zeros(3, 9, 9, dtype=torch.uint8), [[0, 0, 5, 5]])])

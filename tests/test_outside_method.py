@@ -133,7 +133,7 @@ def test_plugin_that_fails_is_told_and_left_out(installed: Path, project_root: P
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), str(project_root)])}
     code = "import boxsup_d2; from boxsup_d2.methods import methods; print(*methods())"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert "outside_method' cannot be imported (ModuleNotFoundError: No module named 'no_such_package')" in done.stderr
+    assert "outside_method' cannot be used (ModuleNotFoundError: No module named 'no_such_package')" in done.stderr
     assert done.stdout.split()[:2] == ["box", "grabcut"]
 
 

@@ -67,29 +67,29 @@ BOXES = [[[5, 6, 30.5, 40], [20, 2, 60, 45.2], [0, 0, 64, 48]], [[3, 4, 30, 44],
 CLASSES = [[2, 0, 1], [1, 1]]
 
 
-def test_answers_in_prompt_order(model):
+def test_predicts_in_prompt_order(model):
     inputs = [prompt(random_image(s), b, c) for s, b, c in zip(SIZES, BOXES, CLASSES, strict=True)]
     before = [x["instances"].gt_boxes.tensor.clone() for x in inputs]
     with torch.no_grad():
-        answers = [x["instances"] for x in model(inputs)]
-        for answer, item, boxes in zip(answers, inputs, before, strict=True):
+        predictions = [x["instances"] for x in model(inputs)]
+        for prediction, item, boxes in zip(predictions, inputs, before, strict=True):
             size = tuple(item["image"].shape[1:])
-            assert answer.image_size == size
-            assert answer.pred_masks.shape == (len(boxes), *size)
-            assert answer.pred_masks.dtype == torch.bool
-            assert len(set(answer.scores.tolist())) == len(answer)  # there is something to confuse
-            assert torch.equal(answer.pred_boxes.tensor, boxes)
+            assert prediction.image_size == size
+            assert prediction.pred_masks.shape == (len(boxes), *size)
+            assert prediction.pred_masks.dtype == torch.bool
+            assert len(set(prediction.scores.tolist())) == len(prediction)  # there is something to confuse
+            assert torch.equal(prediction.pred_boxes.tensor, boxes)
             assert torch.equal(item["instances"].gt_boxes.tensor, boxes)
-            assert torch.equal(answer.pred_classes, item["instances"].gt_classes)
-            assert ((answer.scores > 0.5) & (answer.scores < 1)).all()
+            assert torch.equal(prediction.pred_classes, item["instances"].gt_classes)
+            assert ((prediction.scores > 0.5) & (prediction.scores < 1)).all()
 
         backwards = [
             prompt(x["image"], x["instances"].gt_boxes.tensor.flip(0), x["instances"].gt_classes.flip(0))
             for x in inputs
         ]
-        for answer, reverse in zip(answers, model(backwards), strict=True):
-            assert torch.equal(answer.pred_masks.flip(0), reverse["instances"].pred_masks)
-            torch.testing.assert_close(answer.scores.flip(0), reverse["instances"].scores)
+        for prediction, reverse in zip(predictions, model(backwards), strict=True):
+            assert torch.equal(prediction.pred_masks.flip(0), reverse["instances"].pred_masks)
+            torch.testing.assert_close(prediction.scores.flip(0), reverse["instances"].scores)
 
 
 def test_equals_detectron2_with_given_boxes(model):
@@ -105,12 +105,12 @@ def test_equals_detectron2_with_given_boxes(model):
         inputs = [{"image": resized, "height": 48, "width": 64}]
         raw = GeneralizedRCNN.inference(model, inputs, [given], do_postprocess=False)[0]
         expected = paste_masks_in_image(raw.pred_masks[:, 0], Boxes(boxes), (48, 64))
-        answer = model([prompt(image, boxes, classes)])[0]["instances"]
+        prediction = model([prompt(image, boxes, classes)])[0]["instances"]
     # The two resizes differ by at most one grey level in single pixels.
-    assert (answer.pred_masks != expected).float().mean() < 0.01
+    assert (prediction.pred_masks != expected).float().mean() < 0.01
     inside = raw.pred_masks[:, 0] >= 0.5
     for i in range(3):
-        assert answer.scores[i].item() == pytest.approx(raw.pred_masks[i, 0][inside[i]].mean().item(), abs=0.01)
+        assert prediction.scores[i].item() == pytest.approx(raw.pred_masks[i, 0][inside[i]].mean().item(), abs=0.01)
 
 
 def test_resize_is_that_of_the_training_images(model):
@@ -128,8 +128,8 @@ def test_images_and_boxes_do_not_influence_each_other(model):
     inputs = [prompt(random_image((48, 64)), BOXES[0], CLASSES[0]) for _ in range(2)]
     with torch.no_grad():
         together = model(inputs)
-        for item, answer in zip(inputs, together, strict=True):
-            assert torch.equal(model([item])[0]["instances"].pred_masks, answer["instances"].pred_masks)
+        for item, prediction in zip(inputs, together, strict=True):
+            assert torch.equal(model([item])[0]["instances"].pred_masks, prediction["instances"].pred_masks)
 
 
 def test_no_boxes(model):
@@ -137,12 +137,12 @@ def test_no_boxes(model):
     some = prompt(random_image((50, 36)), [[3, 4, 30, 44]], [1])
     with torch.no_grad():
         assert [len(x["instances"]) for x in model([empty, empty])] == [0, 0]
-        answers = [x["instances"] for x in model([empty, some, empty])]
-    assert [tuple(x.pred_masks.shape) for x in answers] == [(0, 48, 64), (1, 50, 36), (0, 48, 64)]
-    assert answers[0].pred_masks.dtype == torch.bool
+        predictions = [x["instances"] for x in model([empty, some, empty])]
+    assert [tuple(x.pred_masks.shape) for x in predictions] == [(0, 48, 64), (1, 50, 36), (0, 48, 64)]
+    assert predictions[0].pred_masks.dtype == torch.bool
 
 
-def test_degenerate_boxes_are_answered_too(model):
+def test_degenerate_boxes_have_masks_too(model):
     boxes = [
         [5, 5, 5, 5],
         [10, 10, 30, 30],
@@ -152,12 +152,12 @@ def test_degenerate_boxes_are_answered_too(model):
         [70, 60, 90, 90],
     ]
     with torch.no_grad():
-        answer = model([prompt(random_image((48, 64)), boxes, [0, 1, 2, 0, 1, 2])])[0]["instances"]
-    assert answer.pred_masks.shape == (6, 48, 64)
-    assert torch.isfinite(answer.scores).all()
-    assert torch.equal(answer.pred_boxes.tensor, torch.tensor(boxes, dtype=torch.float32))
-    assert answer.pred_masks[0].sum() <= 1
-    assert not answer.pred_masks[[2, 5]].any()
+        prediction = model([prompt(random_image((48, 64)), boxes, [0, 1, 2, 0, 1, 2])])[0]["instances"]
+    assert prediction.pred_masks.shape == (6, 48, 64)
+    assert torch.isfinite(prediction.scores).all()
+    assert torch.equal(prediction.pred_boxes.tensor, torch.tensor(boxes, dtype=torch.float32))
+    assert prediction.pred_masks[0].sum() <= 1
+    assert not prediction.pred_masks[[2, 5]].any()
 
 
 def test_without_resizing():

@@ -1,4 +1,4 @@
-"""Semantic pseudo labels: label maps out of box-to-mask answers, their writer, and the data set that it makes."""
+"""Semantic pseudo labels: label maps of box-to-mask outputs, their writer, and the data set that it makes."""
 
 import errno
 import json
@@ -54,7 +54,7 @@ def test_pixels_that_boxes_touch():
     assert not rasterize_boxes(boxes[:0], (5, 5)).any()
 
 
-def answer(masks: torch.Tensor, **fields: Any) -> dict[str, Any]:
+def output_of(masks: torch.Tensor, **fields: Any) -> dict[str, Any]:
     return {"instances": Instances(tuple(masks.shape[1:]), pred_masks=masks), **fields}
 
 
@@ -68,7 +68,7 @@ def test_painted_labels_match_slow_reference(seed):
     classes = torch.randint(0, 4, (count,))
     areas = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).tolist()
     for rows in (None, list(range(0, count, 2))):
-        labels = label_map(answer(masks), boxes, classes, rows)
+        labels = label_map(output_of(masks), boxes, classes, rows)
         assert (labels.dtype, labels.shape) == (np.uint8, (height, width))
         for y in range(height):
             for x in range(width):
@@ -81,28 +81,28 @@ def test_the_methods_own_label_map_comes_before_masks():
     masks = torch.ones(1, 4, 5, dtype=torch.bool)
     for dtype in (torch.int32, torch.uint8):
         own = torch.randint(0, 255, (4, 5), dtype=dtype)
-        labels = label_map(answer(masks, label_map=own), torch.tensor([[0.0, 0, 5, 4]]), torch.tensor([3]))
+        labels = label_map(output_of(masks, label_map=own), torch.tensor([[0.0, 0, 5, 4]]), torch.tensor([3]))
         assert np.array_equal(labels, own.numpy())
         assert labels.dtype == np.uint8
         labels[:] = 255
-        assert not (own == 255).any(), "the answer stays as it is"
+        assert not (own == 255).any(), "the output is not changed"
 
 
-def test_answers_that_make_no_label_map_are_refused():
+def test_outputs_that_make_no_label_map_are_refused():
     masks, boxes = torch.ones(2, 4, 5, dtype=torch.bool), torch.zeros(2, 4)
-    with pytest.raises(ValueError, match="2 masks answer 1 boxes"):
-        label_map(answer(masks), boxes[:1], torch.zeros(1))
+    with pytest.raises(ValueError, match="2 masks for 1 boxes"):
+        label_map(output_of(masks), boxes[:1], torch.zeros(1))
     with pytest.raises(ValueError, match="room for 254"):
-        label_map(answer(masks), boxes, torch.tensor([0, 254]))
+        label_map(output_of(masks), boxes, torch.tensor([0, 254]))
     for wrong in (-1, 255):
         with pytest.raises(ValueError, match=r"Labels from .* must be 0 to 254"):
-            label_map(answer(masks, label_map=torch.tensor([[0, wrong]])), boxes, torch.tensor([0, 0]))
+            label_map(output_of(masks, label_map=torch.tensor([[0, wrong]])), boxes, torch.tensor([0, 0]))
     prompts = Instances((4, 6), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(2, dtype=torch.int64))
     item = {"file_name": "x.png", "instances": prompts, "num_classes": 3}
     with pytest.raises(ValueError, match=r"x\.png.*\(4, 5\), the image \(4, 6\)"):
-        prompted_label_map(item, answer(masks))
+        prompted_label_map(item, output_of(masks))
     with pytest.raises(ValueError, match=r"x\.png.*has class 3, the data set has 3 classes"):
-        prompted_label_map(item, answer(masks, label_map=torch.full((4, 6), 4)))
+        prompted_label_map(item, output_of(masks, label_map=torch.full((4, 6), 4)))
 
 
 def test_known_masks_are_painted_over_and_crowds_ignored():
@@ -131,7 +131,7 @@ def test_label_maps_of_filled_boxes_on_real_images(shared, monkeypatch):
         truth = read_label_map(record["sem_seg_file_name"])
         boxes = torch.tensor([obj["bbox"] for obj in record["annotations"]]).reshape(-1, 4)
         classes = torch.tensor([obj["category_id"] for obj in record["annotations"]], dtype=torch.int64)
-        labels = label_map(answer(fill_boxes(boxes, truth.shape)), boxes, classes)
+        labels = label_map(output_of(fill_boxes(boxes, truth.shape)), boxes, classes)
         known = truth != 255
         confusion += np.bincount(truth[known].astype(int) * 21 + labels[known], minlength=441).reshape(21, 21)
     union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
@@ -217,7 +217,7 @@ def test_manifest_label_maps_and_data_set(tmp_path):
 
 def test_the_label_map_of_a_semantic_method_is_written(tmp_path, monkeypatch):
     make_source(tmp_path)
-    plain = FakeBoxToMask._answer
+    plain = FakeBoxToMask._predict
 
     def semantic(self: Any, item: dict[str, Any]) -> dict[str, Any]:
         assert (item["num_classes"], item["class_names"]) == (2, ["b", "a"])
@@ -225,7 +225,7 @@ def test_the_label_map_of_a_semantic_method_is_written(tmp_path, monkeypatch):
         labels[:10], labels[10:20] = 2, 1
         return {**plain(self, item), "label_map": labels}
 
-    monkeypatch.setattr(FakeBoxToMask, "_answer", semantic)
+    monkeypatch.setattr(FakeBoxToMask, "_predict", semantic)
     cfg = sem_seg_cfg(tmp_path)
     label(cfg)
     folder = manifest_path(cfg).with_suffix("")
@@ -360,7 +360,7 @@ def test_damaged_manifests_are_named(tmp_path):
     for content, message in (
         (json.dumps(broken), "1 images without an id, file_name or png.*1 images without a height"),
         (json.dumps({"images": [], "annotations": []}), "no manifest of semantic labels.*rename it"),
-        (path.read_text()[:-30], "no whole json"),
+        (path.read_text()[:-30], "no valid json"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=message) as error:
@@ -417,7 +417,7 @@ def test_refined_masks_come_before_label_maps():
 
     class Method(nn.Module):
         def forward(self, inputs: Any) -> Any:
-            return [answer(torch.ones(1, 8, 8, dtype=torch.bool), label_map=torch.zeros(8, 8))]
+            return [output_of(torch.ones(1, 8, 8, dtype=torch.bool), label_map=torch.zeros(8, 8))]
 
     prompts = Instances((8, 8), gt_boxes=Boxes(torch.tensor([[1.0, 1, 7, 7]])), gt_classes=torch.tensor([0]))
     item = {"image": torch.zeros(3, 8, 8, dtype=torch.uint8), "instances": prompts}

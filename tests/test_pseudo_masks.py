@@ -21,14 +21,13 @@ from boxsup_d2.crf.refine import (
     CRF_VGG16,
     CRFRefinedModel,
     dense_crf,
-    refine_instance_masks,
 )
 from boxsup_d2.data.formats import pseudo_masks as file_format
 from boxsup_d2.labelling.shards import MaskShardIndex, ShardWriter, mask_record
 from boxsup_d2.masks.confidence import box_iou_exact, mask_confidence, published_confidence
 from boxsup_d2.masks.label_map import rasterize_boxes
-from boxsup_d2.masks.merge import merge_image, merge_masks
-from boxsup_d2.masks.paste import min_max_normalize, paste_masks, paste_patches
+from boxsup_d2.masks.merge import merge_image
+from boxsup_d2.masks.paste import MaskPatch, min_max_normalize, paste_masks, paste_patches
 from boxsup_d2.masks.rle import decode, empty_rle, encode_window, has_mask
 
 
@@ -107,10 +106,7 @@ def test_merge_reproduces_the_published_file(shared, name):
             assert result.confidence == pytest.approx(expected[row]["confidence"], abs=1e-6)
         masks = torch.from_numpy(np.stack([mask_util.decode(rle).astype(bool) for rle in predicted]))
         assert merge_image(masks, boxes) == merged
-        tensors = merge_masks(masks, boxes)
-        assert all(
-            (t.numpy() == decode(m.segmentation, height, width).T).all() for m, t in zip(merged, tensors, strict=True)
-        )
+        tensors = torch.from_numpy(np.stack([decode(m.segmentation, height, width).T for m in merged]))
         assert mask_confidence(tensors, boxes).tolist() == [m.confidence for m in merged]
         assert box_iou_exact(tensors, boxes).tolist() == [m.confidence_exact for m in merged]
 
@@ -143,15 +139,40 @@ def test_merge_matches_slow_reference(seed):
         assert result.area == expected[index].sum()
     tensors = torch.from_numpy(expected)
     assert mask_confidence(tensors, boxes).tolist() == [m.confidence for m in merged]
-    without_kept = slow_merge(masks, boxes, kept[:0])
-    assert (merge_masks(torch.from_numpy(masks), boxes).numpy() == without_kept).all()
+    for result, mask in zip(
+        merge_image(torch.from_numpy(masks), boxes), slow_merge(masks, boxes, kept[:0]), strict=True
+    ):
+        assert (decode(result.segmentation, *mask.shape) == mask.T).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_quality_falls_with_the_pixels_that_a_mask_loses(seed):
+    rng = np.random.default_rng(seed)
+    masks = torch.from_numpy(rng.random((6, 12, 10)) < 0.4)
+    masks[2] = False
+    boxes = [[0.0, 0.0, float(side), float(side)] for side in rng.permutation(6) + 2]
+    quality = rng.random(6).tolist()
+    kept = [mask_util.encode(np.asfortranarray((rng.random((12, 10)) < 0.2).astype(np.uint8)))]
+    merged = merge_image(masks, boxes, kept=kept, quality=quality)
+    for before, after, mask in zip(quality, merged, masks, strict=True):
+        share = after.area / max(int(mask.sum()), 1)
+        assert after.quality == pytest.approx(before * share, abs=1e-4)
+        assert 0 <= after.quality <= 1
+    assert merged[2].quality == 0, "an empty mask"
+    # What is measured of the masks does not depend on it, nor its order on that of the boxes.
+    plain = merge_image(masks, boxes, kept=kept)
+    assert [m._replace(quality=0) for m in plain] == [m._replace(quality=0) for m in merged]
+    backwards = merge_image(masks.flip(0), boxes[::-1], kept=kept, quality=quality[::-1])
+    assert backwards[::-1] == merged
+    alone = merge_image(masks[:1], boxes[:1], quality=[0.87654])
+    assert alone[0].quality == 0.8765
 
 
 def test_merge_rejects_what_does_not_fit():
+    with pytest.raises(ValueError, match="2 qualities for 1 boxes"):
+        merge_image(torch.zeros(1, 4, 4, dtype=torch.bool), [[0, 0, 1, 1]], quality=[0.5, 0.5])
     with pytest.raises(ValueError, match="2 masks for 1 boxes"):
         merge_image(torch.zeros(2, 4, 4, dtype=torch.bool), [[0, 0, 1, 1]])
-    with pytest.raises(ValueError, match="2 masks for 1 boxes"):
-        merge_masks(torch.zeros(2, 4, 4, dtype=torch.bool), [[0, 0, 1, 1]])
     with pytest.raises(ValueError, match="needs height and width"):
         merge_image([empty_rle(4, 4)], [[0, 0, 1, 1]])
     with pytest.raises(ValueError, match=r"size \[5, 4\], its image \[4, 4\]"):
@@ -236,7 +257,26 @@ def test_crf_reproduces_the_published_labels(shared, name, params):
     torch.testing.assert_close(result.sum(0), torch.ones(result.shape[1:]))
 
 
-def test_crf_snaps_masks_to_edges():
+class Given(torch.nn.Module):
+    """A box-to-mask method with these masks, and patches if there are any."""
+
+    def __init__(self, masks: torch.Tensor, patches: list[MaskPatch] | None = None) -> None:
+        super().__init__()
+        self.masks, self.patches = masks, patches
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        instances = Instances(tuple(self.masks.shape[1:]), pred_masks=self.masks)
+        return [{"instances": instances} | ({} if self.patches is None else {"patches": self.patches})]
+
+
+def refined_masks(image: torch.Tensor, boxes: torch.Tensor, *given: Any) -> torch.Tensor:
+    """Masks of the method :class:`Given`, refined; the image is H×W×3."""
+    item = {"image": image.permute(2, 0, 1), "instances": Instances(tuple(image.shape[:2]), gt_boxes=Boxes(boxes))}
+    (output,) = CRFRefinedModel(Given(*given)).eval()([item])
+    return output["instances"].pred_masks
+
+
+def test_crf_moves_masks_to_edges():
     pytest.importorskip("pydensecrf", reason="pydensecrf2 is optional")
     image = torch.full((60, 80, 3), 40, dtype=torch.uint8)
     image[20:40, 30:50] = 220
@@ -245,14 +285,14 @@ def test_crf_snaps_masks_to_edges():
     rough = torch.zeros_like(truth)
     rough[0, 22:42, 28:47] = True
     boxes = torch.tensor([[26.0, 18, 54, 44], [0, 0, 10, 10]])
-    refined = refine_instance_masks(image, rough, boxes)
+    refined = refined_masks(image, boxes, rough)
     assert iou(refined[:1], truth[:1]) > 0.95 > iou(rough[:1], truth[:1])
     assert not refined[1].any(), "an empty mask stays empty"
-    probs = rough.float() * 0.8 + 0.1
-    assert torch.equal(refine_instance_masks(image, probs * (rough.any(-1).any(-1))[:, None, None], boxes), refined)
-    assert refine_instance_masks(image, rough[:0], boxes[:0]).shape == (0, 60, 80)
+    patches = [MaskPatch(26, 18, rough[0, 18:44, 26:54] * 0.8 + 0.1), MaskPatch(0, 0, torch.full((10, 10), 0.1))]
+    assert torch.equal(refined_masks(image, boxes, rough, patches), refined)
+    assert refined_masks(image, boxes[:0], rough[:0]).shape == (0, 60, 80)
     with pytest.raises(ValueError, match="argument 2 is longer"):
-        refine_instance_masks(image, torch.ones(1, *image.shape[:2]), torch.ones(2, 4))
+        refined_masks(image, boxes, rough[:1])
     with pytest.raises(ValueError, match="expected H×W×3"):
         dense_crf(image, torch.rand(2, 5, 5))
 
@@ -292,7 +332,7 @@ def test_crf_workers_give_every_image_its_own_masks(monkeypatch):
         for item, one, two in zip(batch, alone(batch), shared(batch), strict=True):
             rough = Rough()([item])[0]["instances"].pred_masks
             image, boxes = item["image"].permute(1, 2, 0), item["instances"].gt_boxes.tensor
-            expected = refine_instance_masks(image, rough, boxes)
+            expected = refined_masks(image, boxes, rough)
             assert not torch.equal(expected, rough)
             assert torch.equal(one["instances"].pred_masks, expected)
             assert torch.equal(two["instances"].pred_masks, expected)
@@ -311,25 +351,33 @@ def test_crf_starts_from_probabilities_where_a_method_gives_them():
     image, boxes = item["image"].permute(1, 2, 0), item["instances"].gt_boxes.tensor
     maps = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(2))
 
-    class Probable(torch.nn.Module):
-        def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            instances = Instances((30, 40), pred_masks=paste_masks(maps, boxes, 30, 40))
-            return [{"instances": instances, "patches": paste_patches(maps, boxes, 30, 40)}]
-
-    probs = torch.zeros(3, 30, 40)
-    for prob, patch in zip(probs, paste_patches(maps, boxes, 30, 40), strict=True):
+    masks, patches = paste_masks(maps, boxes, 30, 40), paste_patches(maps, boxes, 30, 40)
+    refined = refined_masks(image, boxes, masks, patches)
+    for row, (patch, mask) in enumerate(zip(patches, refined, strict=True)):
+        # The same by hand: the patch, and a quarter of its sides around it that is background.
+        window = [
+            slice(max(side.start - (side.stop - side.start) // 4 - 1, 0), side.stop + (side.stop - side.start) // 4 + 1)
+            for side in patch.window
+        ]
+        prob = torch.zeros(30, 40)
         prob[patch.window] = patch.prob
-    (output,) = CRFRefinedModel(Probable()).eval()([item])
-    refined = output["instances"].pred_masks
-    assert torch.equal(refined[[0, 2]], refine_instance_masks(image, probs, boxes)[[0, 2]])
-    assert not torch.equal(refined, refine_instance_masks(image, probs > 0.5, boxes))
-    probs[:, :, 20:] = float("nan")
-    expected = refine_instance_masks(image, probs.nan_to_num(0), boxes)
-    assert torch.equal(refine_instance_masks(image, probs, boxes), expected), "what is no number is background"
-    method = Probable()
-    method.forward = lambda inputs: [{"instances": Instances((30, 40), pred_masks=refined), "patches": []}]
-    with pytest.raises(ValueError, match="Probable: 0 patches for 3 masks"):
-        CRFRefinedModel(method).eval()([item])
+        own = prob[window[0], window[1]]
+        expected = torch.zeros(30, 40, dtype=torch.bool)
+        found = dense_crf(image[window[0], window[1]], torch.stack([1 - own, own]), CRF_RESNET101).argmax(0).bool()
+        expected[window[0], window[1]] = found
+        outside = torch.ones(30, 40, dtype=torch.bool)
+        outside[patch.window] = False
+        expected[outside] = False
+        assert torch.equal(mask, expected if expected.any() else masks[row])
+    assert not torch.equal(refined, refined_masks(image, boxes, masks))
+    broken = [MaskPatch(left, top, prob.clone()) for left, top, prob in patches]
+    for left, _, prob in broken:
+        prob[:, max(20 - left, 0) :] = float("nan")
+    known = [MaskPatch(left, top, prob.nan_to_num(0)) for left, top, prob in broken]
+    expected = refined_masks(image, boxes, masks, known)
+    assert torch.equal(refined_masks(image, boxes, masks, broken), expected), "NaN is background"
+    with pytest.raises(ValueError, match="Given: 0 patches for 3 masks"):
+        refined_masks(image, boxes, masks, [])
 
 
 def test_missing_pydensecrf_says_what_to_install(monkeypatch):
@@ -370,9 +418,9 @@ def test_reading_other_files_fails_clearly(tmp_path):
     assert file_format.read_provenance(str(path)) is None
     file_format.write_pseudo_masks(str(path), SOURCE, {"step": "a"}, lambda annotation: annotation)
     path.write_text(path.read_text()[:-30])
-    with pytest.raises(ValueError, match=r"x_pseudo\.json.*no whole json"):
+    with pytest.raises(ValueError, match=r"x_pseudo\.json.*no valid json"):
         file_format.read_pseudo_masks(str(path))
-    for text, message in (('{"images": []}', "no COCO json"), (json.dumps(SOURCE), "does not say where")):
+    for text, message in (('{"images": []}', "COCO instances json"), (json.dumps(SOURCE), "does not say where")):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             file_format.read_pseudo_masks(str(path))
@@ -435,4 +483,5 @@ def test_shards_survive_torn_lines_and_hold_few_results(tmp_path):
     assert len(index._cache) <= 3
     assert index.empty == 0
     assert list(index.confidences) == [merged[0].confidence] * 19
+    assert list(index.qualities) == [1.0] * 19
     assert MaskShardIndex(str(tmp_path / "absent")).image_ids == set()

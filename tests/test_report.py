@@ -19,7 +19,7 @@ from test_labelling import NAME, make_cfg, make_source
 
 from boxsup_d2.data.formats.pseudo_masks import provenance_digest, read_provenance
 from boxsup_d2.data.images import encode_label_map
-from boxsup_d2.evaluation import mask_iou, summarize_box_to_mask
+from boxsup_d2.evaluation.metrics import mask_iou, summarize_box_to_mask
 from boxsup_d2.labelling import report as label_report
 from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
 from boxsup_d2.report import MaskSet, write_report
@@ -220,16 +220,48 @@ def test_sets_lie_side_by_side_whatever_their_order(tmp_path):
     assert "1 objects of 'other' have no partner in 'masks'" in page.text
 
 
+def test_quality_is_shown_and_the_first_to_sort_by_where_a_file_has_it(tmp_path):
+    masks = make_files(tmp_path)
+    older = report(tmp_path)
+    assert "quality" not in older.data["values"]
+    assert '<th scope="col">Quality</th>' not in older.text
+    for number, annotation in enumerate(masks["annotations"]):
+        annotation["quality"] = number / 100
+    masks["annotations"][0]["quality"] = None
+    save(tmp_path, "newer", masks)
+    page = report(tmp_path, "newer", "masks")
+    assert [measure["key"] for measure in page.data["measures"]][:2] == ["quality", "confidence"]
+    expected = {str(annotation["id"]): annotation["quality"] for annotation in masks["annotations"]}
+    assert page.data["values"]["quality"][0] == [expected[key] for key in page.data["ids"]]
+    assert set(page.data["values"]["quality"][1]) == {None}
+    assert page.data["values"]["confidence"][0] == page.data["values"]["confidence"][1]
+
+
+def test_sample_of_the_images_is_spread_over_the_qualities(tmp_path):
+    masks = make_files(tmp_path, images=8)
+    for annotation in masks["annotations"]:  # against the order of the confidences
+        annotation["quality"] = 1 - annotation["confidence"]
+    save(tmp_path, "newer", masks)
+    lowest = {
+        image["id"]: min((a["quality"] for a in masks["annotations"] if a["image_id"] == image["id"]), default=1.0)
+        for image in masks["images"]
+    }
+    data = report(tmp_path, "newer", max_images=1).data
+    worst = min(masks["images"], key=lambda image: lowest[image["id"]])
+    assert data["files"] == [worst["file_name"]]
+
+
 def test_summaries_are_means_over_what_is_there():
     rows = [
         [Measured(area=0, confidence=0.5, box_iou=0.0, iou=0.0), Measured()],
-        [Measured(area=9, confidence=1.0, box_iou=0.5, iou=0.6), Measured(area=4)],
+        [Measured(area=9, quality=0.4, confidence=1.0, box_iou=0.5, iou=0.6), Measured(area=4)],
         [Measured(area=9, confidence=None, box_iou=1.0, iou=None), Measured(area=4)],
     ]
     first, second = summary_rows(rows, [0, 0, 2], 3)
-    assert (first["objects"], first["answered"], first["empty"], first["compared"]) == (3, 3, 1, 2)
+    assert (first["objects"], first["masks"], first["empty"], first["compared"]) == (3, 3, 1, 2)
     assert (first["confidence"], first["box_iou"], first["miou"], first["at"][50]) == (0.75, 0.5, 0.3, 0.5)
-    assert (second["answered"], second["compared"]) == (2, 0)
+    assert first["quality"] == 0.4
+    assert (second["masks"], second["compared"]) == (2, 0)
     assert np.isnan([second["miou"], second["confidence"]]).all()
     assert summary_rows([], [], 3) == []
     classes = class_rows(rows, [0, 0, 2], ["a", "b", "c"])
@@ -373,7 +405,7 @@ def test_what_cannot_be_read_is_grey_and_listed(tmp_path):
         "0002.jpg",
         "1 images of another size",
         "annotations of unknown categories (e.g. 4)",
-        "annotations without a box (e.g. 5)",
+        "boxes that are not four numbers (e.g. id 5: [1, 1, 5])",
         "1 images without an id or a file_name",
         "masks that cannot be read",
     ):

@@ -158,6 +158,13 @@ def test_worst_come_first_and_class_and_text_filter(show):
         shown = [float(re.search(r"([\d.]+)( px)?$", name)[1]) for name in names]
         assert shown == sorted(shown), key
         assert shown[0] < shown[-1]
+    page.select_option("#sort", "box_iou:0")
+    limit = sorted(data["values"]["box_iou"][0])[total // 3]
+    page.fill("#below", str(limit))
+    count = sum(value < limit for value in data["values"]["box_iou"][0])
+    assert page.locator("#status").text_content() == f"{count} of {total} objects"
+    page.fill("#below", "")
+    assert page.locator("#status").text_content() == f"{total} of {total} objects"
     page.select_option("#class", label="dog")
     count = data["labels"].count(data["classes"].index("dog"))
     assert page.locator("#status").text_content() == f"{count} of {total} objects"

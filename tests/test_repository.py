@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: modules import, tools answer, configs build, documents tell the truth."""
+"""What holds for the repository as a whole: modules import, tools run, configs build, documents are right."""
 
 from __future__ import annotations
 
@@ -27,6 +27,14 @@ SCRIPTS = sorted(
 SCRIPT_PARTS = [path for path in SCRIPTS if path.name.startswith("_")]
 SCRIPTS = [path for path in SCRIPTS if path not in SCRIPT_PARTS]
 OUR_CODE = sorted([*PACKAGE.rglob("*.py"), *SCRIPTS, *SCRIPT_PARTS])
+# From the ground floor up, as docs/architecture.md lists them.
+ROOMS = [
+    *("version", "compat", "utils", "config", "masks", "crf", "data", "toy", "checkpoint", "modeling", "plugins"),
+    *("same_work", "methods", "model_zoo", "evaluation", "report", "labelling", "engine", "rounds", "api", "cli"),
+    "__main__",
+]
+# Where config keys are made: the shared ones, and those of single methods.
+KEY_FILES = sorted([PACKAGE / "config" / "keys.py", *PACKAGE.glob("modeling/*/config.py")])
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *(path for f in ("docs", "datasets", "configs") for path in ROOT.glob(f"{f}/**/*.md"))]
@@ -70,6 +78,29 @@ def test_module_imports_and_says_what_it_is_for(name: str) -> None:
     assert (module.__doc__ or "").strip(), f"{name} has no docstring"
 
 
+def room_of(module: str) -> str:
+    """The room that a module is in: the first name below the package."""
+    return module.split(".")[1]
+
+
+def test_imports_point_downwards() -> None:
+    """Also those inside functions: what a room uses, it stands on."""
+    upwards = []
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts == ("boxsup_d2", "__init__"):  # the roof: offers what all rooms hold
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            imported += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in imported:
+                if name == "boxsup_d2":
+                    upwards.append(f"{relative(path)} imports the package itself")
+                elif name.startswith("boxsup_d2.") and ROOMS.index(room_of(name)) > ROOMS.index(parts[1]):
+                    upwards.append(f"{relative(path)} imports {name}")
+    assert upwards == []
+
+
 def test_every_package_folder_is_a_package() -> None:
     folders = {path.parent for path in PACKAGE.rglob("*.py")}
     assert [relative(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
@@ -95,7 +126,7 @@ def test_optional_packages_stay_optional() -> None:
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=relative)
-def test_script_answers_help(path: Path) -> None:
+def test_script_shows_help(path: Path) -> None:
     result = run_python(str(path), "--help")
     assert result.returncode == 0, result.stderr
     assert "usage:" in result.stdout
@@ -111,7 +142,7 @@ def test_files_and_functions_are_of_readable_length(path: Path) -> None:
     assert len(text.splitlines()) <= 400
     for node in ast.walk(ast.parse(text)):
         # The list of config keys is one function by Detectron2's idiom.
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name != "add_boxsup_config":
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name != "_add_shared_config":
             assert (node.end_lineno or 0) - node.lineno < 100, f"{node.name} is too long"
 
 
@@ -188,21 +219,33 @@ def test_constraints_pin_every_requirement_within_its_range() -> None:
 
 
 @pytest.mark.timeout(120)
-def test_wheel_holds_every_module(tmp_path: Path) -> None:
-    """Built from a copy: building writes beside the sources."""
+@pytest.mark.parametrize("archive", ["checkout", "sdist"])
+def test_wheel_holds_every_module_and_config(tmp_path: Path, archive: str) -> None:
+    """Built from a copy, since building writes beside the sources, or from what the source distribution holds."""
     source = tmp_path / "source"
-    shutil.copytree(PACKAGE, source / "boxsup_d2", ignore=shutil.ignore_patterns("__pycache__"))
+    ignored = shutil.ignore_patterns("__pycache__")
+    for folder in (PACKAGE, ROOT / "configs"):  # the package links to the configs
+        shutil.copytree(folder, source / folder.name, symlinks=True, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    code = f"from setuptools.build_meta import build_wheel; build_wheel({str(tmp_path)!r})"
-    result = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    data = [PACKAGE / "py.typed", *(PACKAGE / "report" / "assets").iterdir(), *(PACKAGE / "cli/recipes").iterdir()]
+
+    def build(what: str) -> Path:
+        code = f"from setuptools import build_meta; build_meta.build_{what}({str(tmp_path)!r})"
+        result = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        (built,) = [path for path in tmp_path.iterdir() if path.suffix in (".whl", ".gz")]
+        return built
+
+    if archive == "sdist":
+        sources = build("sdist")
+        shutil.unpack_archive(sources, tmp_path, filter="data")
+        sources.unlink()
+        (source,) = tmp_path.glob("boxsup_d2-*")
+    with zipfile.ZipFile(build("wheel")) as wheel:
+        held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    data = [PACKAGE / "py.typed", *(PACKAGE / "report" / "assets").iterdir()]
     expected = {relative(path) for path in [*PACKAGE.rglob("*.py"), *data]}
-    assert held == expected
+    assert held == expected | {f"boxsup_d2/model_zoo/{relative(path)}" for path in CONFIGS}
 
 
 # ------------------------------------------------------------------------------------------------- configs
@@ -259,13 +302,13 @@ def keys_read_in(path: Path) -> set[str]:
 
 
 def test_every_config_key_is_read() -> None:
-    read = set().union(*(keys_read_in(path) for path in OUR_CODE if path.name != "config.py"))
+    read = set().union(*(keys_read_in(path) for path in OUR_CODE if path not in KEY_FILES))
     assert [key for key in our_config_keys() if key not in read] == []
 
 
 def test_every_config_key_says_why() -> None:
     """A key has a comment above it, its own or that of the group it stands in."""
-    lines = (PACKAGE / "config.py").read_text().splitlines()
+    lines = [line for path in KEY_FILES for line in path.read_text().splitlines()]
     bare = []
     for number, line in enumerate(lines):
         if re.match(r"\s+cfg\.[A-Z_.]+ = ", line) and not line.rstrip().endswith("CN()"):

@@ -17,8 +17,8 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from boxsup_d2.checkpoint import BoxSupCheckpointer
 from boxsup_d2.checkpoint.checkpointer import recognise
 from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.modeling import DeepLabSegmentor, MultiScaleSegmentor
 from boxsup_d2.modeling.backbone import DilatedResNet, VGG16LargeFOV
+from boxsup_d2.modeling.deeplab import DeepLabSegmenter, SemanticSegmenterWithTTA
 from boxsup_d2.modeling.deeplab.checkpoints import convert_torchvision_vgg16, is_torchvision_vgg16
 from boxsup_d2.modeling.deeplab.meta_arch import reduce_labels
 from boxsup_d2.modeling.sem_seg_heads import ASPPSumHead, LargeFOVHead
@@ -29,7 +29,7 @@ BGR_MEAN = [104.008, 116.669, 122.675]
 def published_cfg(kind: str, num_classes: int = 21):
     cfg = get_cfg()
     add_boxsup_config(cfg)
-    cfg.MODEL.META_ARCHITECTURE = "DeepLabSegmentor"
+    cfg.MODEL.META_ARCHITECTURE = "DeepLabSegmenter"
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = BGR_MEAN, [1.0, 1.0, 1.0]
     head = cfg.MODEL.SEM_SEG_HEAD
@@ -88,7 +88,7 @@ def test_published_multi_scale_checkpoint_gives_the_published_logits(golden, tmp
     assert len(logits) == 4
     for i, ours in enumerate(logits):
         assert close(ours, numbers[f"deeplabv2_r101_msc_train_frozenbn.out{i}"]), i
-    # Frozen statistics are the same in evaluation; the maximum is the answer.
+    # Frozen statistics are the same in evaluation; the maximum is the result.
     assert close(logits[-1], numbers[f"{name}.out0"])
 
 
@@ -161,7 +161,7 @@ def test_torchvision_resnet_loads_and_computes_the_same_up_to_the_holes(tmp_path
         stem = theirs.layer2(theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))))
         expected = ours.layer4(ours.layer3(stem))
         assert torch.allclose(ours(x)["res5"], expected, atol=1e-5)
-        # Without stride and with dilation 2, the first block's answer at even positions is that of torchvision's
+        # Without stride and with dilation 2, the first block's output at even positions is that of torchvision's
         # strided block with the same dilation.
         theirs.layer3[0].conv2.dilation = theirs.layer3[0].conv2.padding = (2, 2)
         assert torch.allclose(ours.layer3(stem)[..., ::2, ::2], theirs.layer3(stem), atol=1e-5)
@@ -256,8 +256,8 @@ class Pass(nn.Module):
         return self.conv(features["x"])
 
 
-def toy_segmentor(backbone=None, **kwargs) -> DeepLabSegmentor:
-    return DeepLabSegmentor(
+def toy_segmenter(backbone=None, **kwargs) -> DeepLabSegmenter:
+    return DeepLabSegmenter(
         backbone=backbone or EveryPixel(),
         sem_seg_head=Pass(),
         pixel_mean=[0.0, 0.0, 0.0],
@@ -299,7 +299,7 @@ def slow_loss(logits, labels, ignore, scale=1.0, stride=4):
 @pytest.mark.parametrize("size", [(33, 64), (65, 16), (321, 70)])
 def test_labels_are_those_of_the_pixels_that_logits_stand_for(size):
     """A network that finds the label in every eighth pixel makes no mistake, also far from the first."""
-    model = toy_segmentor(EveryPixel(stride=8)).train()
+    model = toy_segmenter(EveryPixel(stride=8)).train()
     labels = torch.randint(0, 3, size)
     image = 255 * F.one_hot(labels, 3).permute(2, 0, 1)
     assert model([{"image": image, "sem_seg": labels}])["loss_sem_seg"].item() < 1e-6
@@ -315,7 +315,7 @@ def test_labels_of_scaled_images_are_those_under_their_pixels():
 
 @pytest.mark.parametrize("scales", [(), (0.5, 0.75)])
 def test_losses_have_the_same_keys_and_reach_every_parameter(scales):
-    model = toy_segmentor(msc_scales=scales).train()
+    model = toy_segmenter(msc_scales=scales).train()
     batch = samples()
     losses = model(batch)
     expected = {"loss_sem_seg"}
@@ -335,7 +335,7 @@ def test_losses_have_the_same_keys_and_reach_every_parameter(scales):
 
 
 def test_losses_of_several_scales_are_each_at_its_own_size():
-    model = toy_segmentor(msc_scales=(0.5, 0.75)).train()
+    model = toy_segmenter(msc_scales=(0.5, 0.75)).train()
     batch = samples(side=65)
     losses = model(batch)
     labels = torch.stack([x["sem_seg"] for x in batch])
@@ -348,22 +348,22 @@ def test_losses_of_several_scales_are_each_at_its_own_size():
 
 
 def test_padding_to_the_backbones_need_brings_no_labels_and_is_cut_off_again():
-    model = toy_segmentor(EveryPixel(stride=4, size_divisibility=32))
+    model = toy_segmenter(EveryPixel(stride=4, size_divisibility=32))
     batch = samples(side=50)
     loss = model.train()(batch)["loss_sem_seg"]
-    plain = toy_segmentor(EveryPixel(stride=4)).train()
+    plain = toy_segmenter(EveryPixel(stride=4)).train()
     for sample in batch:  # the same padding by hand
         sample["image"] = F.pad(sample["image"], (0, 14, 0, 14))
         sample["sem_seg"] = F.pad(sample["sem_seg"], (0, 14, 0, 14), value=255)
     assert loss.item() == pytest.approx(plain(batch)["loss_sem_seg"].item(), rel=1e-5)
     images = torch.rand(2, 3, 50, 70) * 255
-    assert torch.equal(model.eval().class_logits(images), toy_segmentor().eval().class_logits(images))
+    assert torch.equal(model.eval().class_logits(images), toy_segmenter().eval().class_logits(images))
 
 
 @pytest.mark.parametrize(("pad", "divisibility", "seen"), [(0, 0, (33, 53)), (65, 0, (65, 65)), (40, 32, (64, 64))])
 def test_inference_puts_pixels_where_they_were(pad, divisibility, seen):
     """The network picks every fourth pixel of a ramp; upsampling gives the ramp back, whatever the padding."""
-    model = toy_segmentor(EveryPixel(4, divisibility), test_pad=pad).eval()
+    model = toy_segmenter(EveryPixel(4, divisibility), test_pad=pad).eval()
     y, x = torch.meshgrid(torch.arange(33.0), torch.arange(50.0), indexing="ij")
     image = torch.stack([y / 20, x / 20, torch.ones_like(x)])
     (out,) = model([{"image": image, "height": 33, "width": 50}])
@@ -374,7 +374,7 @@ def test_inference_puts_pixels_where_they_were(pad, divisibility, seen):
 
 
 def test_inference_gives_probabilities_in_the_wanted_frame_image_by_image():
-    model = toy_segmentor(test_pad=65).eval()
+    model = toy_segmenter(test_pad=65).eval()
     batch = [
         {"image": torch.randint(0, 256, (3, 40, 50)), "height": 80, "width": 100},
         {"image": torch.randint(0, 256, (3, 64, 30))},
@@ -388,7 +388,7 @@ def test_inference_gives_probabilities_in_the_wanted_frame_image_by_image():
 
 
 def test_images_larger_than_the_padding_are_taken_whole():
-    model = toy_segmentor(test_pad=33).eval()
+    model = toy_segmenter(test_pad=33).eval()
     (out,) = model([{"image": torch.randint(0, 256, (3, 70, 20))}])
     assert out["sem_seg"].shape == (3, 70, 20)
     assert model.backbone.seen == [(73, 33)]
@@ -414,32 +414,32 @@ def test_detectron2s_fpn_head_on_a_timm_network_serves_as_a_small_segmenter():
 
 # ------------------------------------------------------------------------------------------------- several scales
 def test_one_scale_without_flip_is_the_model_itself():
-    model = toy_segmentor().eval()
+    model = toy_segmenter().eval()
     (sample,) = samples(1)
-    assert torch.equal(MultiScaleSegmentor(model)([sample])[0]["sem_seg"], model([sample])[0]["sem_seg"])
+    assert torch.equal(SemanticSegmenterWithTTA(model)([sample])[0]["sem_seg"], model([sample])[0]["sem_seg"])
 
 
-def test_flipping_makes_the_answer_of_the_mirror_image_the_mirror_answer():
-    model = toy_segmentor().eval()  # which picks columns 0, 4, 8 ...: not symmetric by itself in 32 columns
+def test_flipping_gives_the_mirrored_output_for_the_mirrored_image():
+    model = toy_segmenter().eval()  # which picks columns 0, 4, 8 ...: not symmetric by itself in 32 columns
     image = torch.rand(3, 32, 32) * 4
 
     def ask(x, flip):
-        return MultiScaleSegmentor(model, (1.0, 0.75), flip)([{"image": x}])[0]["sem_seg"]
+        return SemanticSegmenterWithTTA(model, (1.0, 0.75), flip)([{"image": x}])[0]["sem_seg"]
 
     assert torch.allclose(ask(image.flip(-1), True).flip(-1), ask(image, True), atol=1e-5)
     assert not torch.allclose(ask(image.flip(-1), False).flip(-1), ask(image, False), atol=1e-2)
 
 
 def test_scales_are_averaged_in_the_original_frame():
-    model = toy_segmentor(EveryPixel(stride=1)).eval()
+    model = toy_segmenter(EveryPixel(stride=1)).eval()
     image = torch.randint(0, 3, (3, 24, 30)).float()
-    both = MultiScaleSegmentor(model, (0.5, 1.5))([{"image": image, "height": 48, "width": 60}])[0]["sem_seg"]
+    both = SemanticSegmenterWithTTA(model, (0.5, 1.5))([{"image": image, "height": 48, "width": 60}])[0]["sem_seg"]
     assert model.backbone.seen == [(12, 15), (36, 45)]
     alone = [
-        MultiScaleSegmentor(model, (s,))([{"image": image, "height": 48, "width": 60}])[0]["sem_seg"]
+        SemanticSegmenterWithTTA(model, (s,))([{"image": image, "height": 48, "width": 60}])[0]["sem_seg"]
         for s in (0.5, 1.5)
     ]
     assert both.shape == (3, 48, 60)
     assert torch.allclose(both, (alone[0] + alone[1]) / 2, atol=1e-6)
     with pytest.raises(ValueError, match="SEM_SEG_SCALES"):
-        MultiScaleSegmentor(model, ())
+        SemanticSegmenterWithTTA(model, ())

@@ -28,10 +28,9 @@ from boxsup_d2.evaluation import (
     BoxToSemSegEvaluator,
     SemanticEvaluator,
     build_evaluator,
-    confusion_matrix,
-    summarize_semantic,
 )
-from boxsup_d2.modeling import MultiScaleSegmentor
+from boxsup_d2.evaluation.semantic_metrics import confusion_matrix, summarize_semantic
+from boxsup_d2.modeling.deeplab import SemanticSegmenterWithTTA
 
 CLASSES = ["background", "cat", "dog", "cow"]
 H, W = 12, 16
@@ -118,7 +117,7 @@ def register(folder: Path, count: int = 6, name: str = "sem_seg_toy") -> list[di
     return records
 
 
-def answer(record: dict) -> dict:
+def output_of(record: dict) -> dict:
     """Unsure probabilities that are right for about half of the pixels; the fourth class never occurs."""
     rng = np.random.default_rng(int(record["image_id"]))
     truth = np.asarray(Image.open(record["sem_seg_file_name"]))
@@ -131,7 +130,7 @@ def feed(evaluator, records):
     evaluator.reset()
     for record in records:
         image = torch.from_numpy(np.random.default_rng(record["image_id"]).integers(0, 256, (3, H, W), dtype=np.uint8))
-        evaluator.process([{**record, "image": image}], [answer(record)])
+        evaluator.process([{**record, "image": image}], [output_of(record)])
     return evaluator
 
 
@@ -139,7 +138,7 @@ def test_evaluator_scores_the_data_set(tmp_path, caplog):
     records = register(tmp_path)
     results = feed(SemanticEvaluator("sem_seg_toy", str(tmp_path / "out")), records).evaluate()["sem_seg"]
     gts = [np.asarray(Image.open(r["sem_seg_file_name"])) for r in records]
-    expected = summed(gts, [answer(r)["sem_seg"].argmax(0).numpy() for r in records], 4)
+    expected = summed(gts, [output_of(r)["sem_seg"].argmax(0).numpy() for r in records], 4)
     assert results["mIoU"] == pytest.approx(100 * expected.miou)
     assert results["pACC"] == pytest.approx(100 * expected.pixel_accuracy)
     assert results["fwIoU"] == pytest.approx(100 * expected.fwiou)
@@ -168,14 +167,14 @@ def test_a_part_of_the_data_set_is_said_to_be_one(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("by_class", [True, False])
-def test_label_maps_of_box_to_mask_answers_are_scored(tmp_path, by_class):
+def test_label_maps_of_box_to_mask_outputs_are_scored(tmp_path, by_class):
     """The method's own one, of masks alone the painted ones: what the writer of pseudo labels would write."""
     records = register(tmp_path)
     evaluator = build_evaluator(make_cfg(), "sem_seg_toy", "box_to_sem_seg", str(tmp_path / "out"))
     assert isinstance(evaluator, BoxToSemSegEvaluator)
     gts, preds = [], []
     for record in records:
-        own = answer(record)["sem_seg"].argmax(dim=0)
+        own = output_of(record)["sem_seg"].argmax(dim=0)
         prompts = Instances((H, W), gt_classes=torch.tensor([2, 0]))
         prompts.gt_boxes = Boxes(torch.tensor([[0.0, 0, W, H], [0, 0, 5, H]]))
         masks = torch.zeros(2, H, W, dtype=torch.bool)
@@ -195,18 +194,18 @@ def test_what_does_not_fit_is_named(tmp_path):
     records = register(tmp_path)
     evaluator = SemanticEvaluator("sem_seg_toy")
     with pytest.raises(ValueError, match=r"'x.jpg' is not in data set 'sem_seg_toy'"):
-        evaluator.process([{"file_name": "x.jpg"}], [answer(records[0])])
+        evaluator.process([{"file_name": "x.jpg"}], [output_of(records[0])])
     with pytest.raises(ValueError, match=r"0\.png' of image '0.jpg'.*different sizes"):
         evaluator.process([records[0]], [{"sem_seg": torch.rand(4, 5, 5)}])
     Path(records[1]["sem_seg_file_name"]).write_bytes(b"\x89PNG")
     with pytest.raises(ValueError, match=r"1\.png' is damaged"):
-        evaluator.process([records[1]], [answer(records[0])])
+        evaluator.process([records[1]], [output_of(records[0])])
     Path(records[1]["sem_seg_file_name"]).unlink()
     with pytest.raises(FileNotFoundError, match=r"1\.png.*DETECTRON2_DATASETS"):
-        evaluator.process([records[1]], [answer(records[0])])
+        evaluator.process([records[1]], [output_of(records[0])])
     Image.new("RGB", (W, H)).save(tmp_path / "2.png")
     with pytest.raises(ValueError, match=r"2\.png'.*mode is RGB"):
-        evaluator.process([records[2]], [answer(records[0])])
+        evaluator.process([records[2]], [output_of(records[0])])
     del records[3]["sem_seg_file_name"]
     with pytest.raises(ValueError, match=r"'3.jpg' has no sem_seg_file_name"):
         SemanticEvaluator("sem_seg_toy")
@@ -240,7 +239,7 @@ def test_the_config_decides_what_goes_around_the_model():
     model = nn.Identity()
     assert _tested_model(make_cfg(), model, "sem_seg") is model
     several = _tested_model(make_cfg(SEM_SEG_SCALES=(1.0, 1.5)), model, "sem_seg")
-    assert isinstance(several, MultiScaleSegmentor)
+    assert isinstance(several, SemanticSegmenterWithTTA)
     assert several.scales == (1.0, 1.5)
     assert not several.flip
     assert _tested_model(make_cfg(SEM_SEG_FLIP=True), model, "sem_seg").flip
@@ -302,7 +301,7 @@ def test_pool_gives_every_image_its_result_in_order_and_bounds_what_is_under_way
     results, largest = [], 0
     for key, (image, prob) in enumerate(inputs):
         results += pool.submit(key, image, prob)
-        largest = max(largest, len(pool._pending))
+        largest = max(largest, len(pool._pool._pending))
     assert largest <= 2, "the third makes submit wait"
     results += pool.drain()
     assert [key for key, _ in results] == list(range(len(inputs)))
@@ -326,7 +325,8 @@ def _page_faults_of_a_second_large_block() -> int:
     not (sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt")), reason="glibc's allocator has the switch"
 )
 def test_workers_reuse_the_memory_that_they_freed(pool):
-    assert pool._pool.submit(_page_faults_of_a_second_large_block).result() < 100  # of the block's 4,096 pages
+    faults = pool._pool._executor.submit(_page_faults_of_a_second_large_block).result()
+    assert faults < 100  # of the block's 4,096 pages
 
 
 def test_scores_that_are_no_probabilities_are_refused_with_the_images_name(pool):
@@ -362,7 +362,7 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang():
     with CRFPool(CRF_RESNET101, workers=1) as pool:
         pool.submit("a", image, prob)
         list(pool.drain())
-        (process,) = pool._pool._processes
+        (process,) = pool._pool._executor._processes
         os.kill(process, signal.SIGKILL)
 
         def go_on():

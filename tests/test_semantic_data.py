@@ -19,10 +19,10 @@ from pycocotools import mask as mask_util
 
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data import build_test_loader, build_train_loader
-from boxsup_d2.data.build import class_samples, sem_seg_dicts
 from boxsup_d2.data.dataset_mappers import ClassMaskDatasetMapper, SemSegDatasetMapper
-from boxsup_d2.data.dataset_mappers.class_mask import class_target
+from boxsup_d2.data.dataset_mappers.class_mask import class_samples, class_target
 from boxsup_d2.data.dataset_mappers.scaled_crop import CropWindow, crop_image, crop_labels, random_window
+from boxsup_d2.data.dataset_mappers.sem_seg import sem_seg_dicts
 from boxsup_d2.data.datasets import VOC_CLASSES_IN_COCO, dataset_to_coco, register_dataset
 from boxsup_d2.data.images import encode_label_map, read_label_map
 

@@ -32,7 +32,7 @@ def cfg():
 
 
 # ------------------------------------------------------------------------------------------------- parameter groups
-class Segmentor(nn.Module):
+class Segmenter(nn.Module):
     def __init__(self, head):
         super().__init__()
         self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
@@ -47,7 +47,7 @@ def settings(optimizer, model):
 
 def test_published_deeplab_recipe_of_learning_rates_and_weight_decays(cfg):
     cfg.SOLVER.BIAS_LR_FACTOR, cfg.SOLVER.WEIGHT_DECAY_BIAS = 2.0, 0.0
-    model = Segmentor(LargeFOVHead(in_feature="x", in_channels=4, num_classes=2, hidden_channels=8))
+    model = Segmenter(LargeFOVHead(in_feature="x", in_channels=4, num_classes=2, hidden_channels=8))
     found = settings(build_optimizer(cfg, model), model)
     assert found["backbone.0.weight"] == pytest.approx((0.001, 0.0005))
     assert found["backbone.0.bias"] == pytest.approx((0.002, 0))
@@ -55,7 +55,7 @@ def test_published_deeplab_recipe_of_learning_rates_and_weight_decays(cfg):
     assert found["sem_seg_head.fc7.bias"] == pytest.approx((0.002, 0))
     assert found["sem_seg_head.fc8.weight"] == pytest.approx((0.01, 0.0005))
     assert found["sem_seg_head.fc8.bias"] == pytest.approx((0.02, 0))
-    model = Segmentor(ASPPSumHead(in_feature="x", in_channels=4, num_classes=2))
+    model = Segmenter(ASPPSumHead(in_feature="x", in_channels=4, num_classes=2))
     found = settings(build_optimizer(cfg, model), model)
     for i in range(4):
         assert found[f"sem_seg_head.convs.{i}.weight"] == pytest.approx((0.01, 0.0005))
@@ -64,7 +64,7 @@ def test_published_deeplab_recipe_of_learning_rates_and_weight_decays(cfg):
 
 def test_schedule_keeps_the_ratios(cfg):
     cfg.SOLVER.LR_SCHEDULER_NAME, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER = "WarmupPolyLR", 0, 10
-    model = Segmentor(ASPPSumHead(in_feature="x", in_channels=4, num_classes=2))
+    model = Segmenter(ASPPSumHead(in_feature="x", in_channels=4, num_classes=2))
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     for _ in range(4):

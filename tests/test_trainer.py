@@ -79,27 +79,35 @@ class CountingHook(HookBase):
 class TrainerOfSomebody(Trainer):
     """What a Detectron2 user overrides: a hook more, and other loaders and evaluators."""
 
-    built: ClassVar[list[tuple[str, str]]] = []
+    built: ClassVar[list[str]] = []
 
     def build_hooks(self):
         return [CountingHook(), *super().build_hooks()]
 
     @classmethod
-    def build_test_loader(cls, cfg, dataset_name, task=None):
-        cls.built.append(("loader", task))
-        return super().build_test_loader(cfg, dataset_name, task)
+    def build_train_loader(cls, cfg):
+        cls.built.append("train loader")
+        return super().build_train_loader(cfg)
 
     @classmethod
-    def build_evaluator(cls, cfg, dataset_name, output_folder=None, task=None):
-        cls.built.append(("evaluator", task))
-        return super().build_evaluator(cfg, dataset_name, output_folder, task)
+    def build_test_loader(cls, cfg, dataset_name):
+        cls.built.append("test loader")
+        return super().build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+        cls.built.append("evaluator")
+        return super().build_evaluator(cfg, dataset_name, output_folder)
 
 
 def test_runners_take_a_subclass(cfg, tmp_path):
     """Of a step, and of rounds: its hooks run, and its builders make what it is tested with."""
     run_step(cfg, resume=False, eval_only=False, trainer_class=TrainerOfSomebody)
     assert CountingHook.steps == 6
-    assert TrainerOfSomebody.built == [("loader", "box_to_mask"), ("evaluator", "box_to_mask")]
+    assert TrainerOfSomebody.built == ["train loader", "test loader", "evaluator"]
+    Path(cfg.OUTPUT_DIR, "last_checkpoint").write_text("model_0000002.pth")
+    TrainerOfSomebody(cfg).resume_or_load(resume=True)
+    assert TrainerOfSomebody.built[3:] == ["train loader"] * 2, "after a restart as well"
     steps = [{"NAME": "mine", "CONFIG": str(ROOT / "configs/quick/voc-joint.yaml"), "OPTS": [*SMALL]}]
     rounds = tmp_path / "rounds.yaml"
     rounds.write_text(yaml.safe_dump({"ROUNDS": [{"NAME": "1", "STEPS": steps}]}))
@@ -165,8 +173,10 @@ def test_a_resumed_run_sees_other_samples_than_the_first_one_did(cfg):
     cfg.SEED = 1
     from boxsup_d2.data import build_train_loader
 
-    resumed = next(iter(build_train_loader(cfg, start_iter=3)))
-    same = next(iter(build_train_loader(cfg, start_iter=0)))
+    later = cfg.clone()
+    later.SEED = 4
+    resumed = next(iter(build_train_loader(later)))
+    same = next(iter(build_train_loader(cfg)))
     order = [x["is_salient"] for x in seen]
     assert [x["is_salient"] for x in same] == order
     assert any(not torch.equal(a["image"], b["image"]) for a, b in zip(seen, resumed, strict=True))
@@ -276,7 +286,7 @@ def test_two_cpu_processes_train_label_and_evaluate_together(toy, tmp_path, monk
     labelled = json.loads((tmp_path / "out/pseudo_masks/voc_2012_train_aug_box_pseudo.json").read_text())
     assert all(a.get("segmentation") for a in labelled["annotations"])
     saved = torch.load(tmp_path / "out/model_final.pth", weights_only=True)
-    # One process with the saved weights answers as the two did: they shared rank 0's batch-norm statistics.
+    # One process with the saved weights predictions as the two did: they shared rank 0's batch-norm statistics.
     two = json.loads((tmp_path / "out/inference/voc_2012_val_instance/box_to_mask_instances.json").read_text())
     cfg = load_config(str(ROOT / "configs/quick/voc-joint.yaml"), [*SMALL, "OUTPUT_DIR", str(tmp_path / "one")])
     cfg.MODEL.WEIGHTS, cfg.PSEUDO_MASKS.DATASETS = str(tmp_path / "out/model_final.pth"), ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.data.build import JointDataset, box_samples, build_train_loader
-from boxsup_d2.data.dataset_mappers.box_crop import BoxCropDatasetMapper
+from boxsup_d2.data.build import build_train_loader
+from boxsup_d2.data.dataset_mappers.box_crop import BoxCropDatasetMapper, box_samples
+from boxsup_d2.data.dataset_mappers.joint import JointDataset
 from boxsup_d2.data.datasets import load_coco_boxes, load_coco_masks, register_listed
 from boxsup_d2.same_work import split_settings
 
@@ -177,3 +179,11 @@ def test_where_data_lie_decides_nothing_and_a_test_set_no_weights() -> None:
     assert settings("here").training != settings("here", MASKS="kept").training
     assert "DATASETS.REGISTER.b" in settings("here").evaluation
     assert "DATASETS.REGISTER.b" not in settings("here").training
+
+
+def test_metadata_goes_to_worker_processes():
+    """Mappers that keep metadata are pickled with it; files that a set lacks here are no hindrance."""
+    for name in DatasetCatalog.list():
+        copy = pickle.loads(pickle.dumps(MetadataCatalog.get(name)))
+        assert copy.name == name
+        assert copy.evaluator_type == MetadataCatalog.get(name).evaluator_type

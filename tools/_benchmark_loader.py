@@ -19,9 +19,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 
 from boxsup_d2.config import add_boxsup_config
-from boxsup_d2.data.build import JointDataset, box_samples
 from boxsup_d2.data.dataset_mappers import BoxCropDatasetMapper, BoxPromptDatasetMapper
-from boxsup_d2.data.dataset_mappers.box_crop import clip_box
+from boxsup_d2.data.dataset_mappers.box_crop import box_samples, clip_box
+from boxsup_d2.data.dataset_mappers.joint import JointDataset
 from boxsup_d2.modeling.box_to_mask import truncate_boxes
 from boxsup_d2.modeling.boxcaseg.meta_arch import BoxCaseg
 from boxsup_d2.toy.scenes import TRAIN_PHOTOS, VAL_PHOTOS

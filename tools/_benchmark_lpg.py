@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 import boxsup_d2
 from boxsup_d2.masks.label_map import rasterize_boxes
-from boxsup_d2.modeling import LPG
-from boxsup_d2.modeling.lpg import HourglassBackbone, build_hourglass_backbone
+from boxsup_d2.modeling.lpg import LPG, HourglassBackbone, build_hourglass_backbone
 from boxsup_d2.modeling.lpg.frozen_segmenter import FrozenSegmenter
 
 CLASSES = 60  # of COCO without VOC's
@@ -44,7 +43,7 @@ def default_config() -> CfgNode:
 
 
 def generator(with_segmenter: bool, device: str) -> LPG:
-    """The published generator with random weights, centred so that it answers both ways."""
+    """The published generator with random weights, centred so that both of its labels occur."""
     cfg = default_config()
     cfg.MODEL.BACKBONE.NAME = build_hourglass_backbone.__name__
     torch.manual_seed(0)
@@ -85,9 +84,9 @@ def label_batched(model: LPG, inputs: list[dict[str, Any]], batch: int) -> list[
 
 @torch.no_grad()
 def label_one_by_one(model: LPG, inputs: list[dict[str, Any]]) -> list[Tensor]:
-    """The same by the steps of the published procedure: all of them for every image and class."""
+    """The same by the published procedure: every step for every image and class."""
     side = model.backbone.size_divisibility
-    answers = []
+    maps = []
     for item in inputs:
         size = (item["height"], item["width"])
         padded = [-(-n // side) * side for n in size]
@@ -105,10 +104,10 @@ def label_one_by_one(model: LPG, inputs: list[dict[str, Any]]) -> list[Tensor]:
                 logits = F.interpolate(network.class_logits(image[None]), padded, mode="bilinear", align_corners=True)
                 layers.insert(0, logits.softmax(dim=1)[:, label + 1])
             logits = model.logits(torch.cat(layers)[None])
-            answer = F.interpolate(logits, padded, mode="bilinear", align_corners=True).argmax(dim=1)[0].bool() & union
-            labels[answer[: size[0], : size[1]] & (labels == 0)] = label + 1
-        answers.append(labels)
-    return answers
+            found = F.interpolate(logits, padded, mode="bilinear", align_corners=True).argmax(dim=1)[0].bool() & union
+            labels[found[: size[0], : size[1]] & (labels == 0)] = label + 1
+        maps.append(labels)
+    return maps
 
 
 def benchmark_lpg(args: argparse.Namespace) -> Result:
@@ -117,7 +116,7 @@ def benchmark_lpg(args: argparse.Namespace) -> Result:
     inputs = image_prompts(args.labelled, args.label_side)
     batch = default_config().PSEUDO_MASKS.IMS_PER_BATCH
     for what, with_segmenter in (("round 1, boxes", False), ("round 2, boxes and class probability", True)):
-        # The layout that steps give every network, and torch's own, as published.
+        # The layout of our training and labelling, and torch's default, as published.
         batched = generator(with_segmenter, args.device).to(memory_format=torch.channels_last)
         single = generator(with_segmenter, args.device)
         equal = [
@@ -145,7 +144,7 @@ def benchmark_lpg(args: argparse.Namespace) -> Result:
         )
     remarks.append(
         f"Per image; {len(inputs)} images of {inputs[0]['width']}×{inputs[0]['height']} with 1.5 classes on average, "
-        f"{batch} at once, on {args.device}. The segmenter is a thin stand-in with {1 + CLASSES} outputs: a real one "
-        "costs more, and the more is gained by running it once per image and not per class."
+        f"{batch} at once, on {args.device}. The segmenter is a thin substitute with {1 + CLASSES} outputs; with a "
+        "real one, running it once per image and not per class saves more."
     )
     return {"rows": rows, "remarks": remarks}

@@ -1,4 +1,4 @@
-"""``benchmark.py merge``: the pixels of every image shared out among its instances."""
+"""``benchmark.py merge``: merging the masks of every image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INSTANCES_PER_IMAGE = 2.5  # of VOC, about
 
 
 def instance_pool(count: int, seed: int = 0) -> list[tuple[list[list[float]], list[dict[str, Any]]]]:
-    """Images with one to four instances each: boxes x, y, w, h, and RLEs of an ellipse in each that lacks a bite."""
+    """Images with one to four instances each: boxes x, y, w, h, and RLEs of an ellipse with a hole in each."""
     rng = np.random.default_rng(seed)
     pool = []
     for index in range(count):

@@ -1,4 +1,4 @@
-"""``benchmark.py semantic-loader``: samples of class masks and of label maps, ours and those of a plain loader."""
+"""``benchmark.py semantic-loader``: samples of class masks and of label maps, ours and a plain loader's."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from boxsup_d2.data.build import class_samples
 from boxsup_d2.data.dataset_mappers import ClassMaskDatasetMapper, SemSegDatasetMapper
-from boxsup_d2.data.dataset_mappers.class_mask import class_target
+from boxsup_d2.data.dataset_mappers.class_mask import class_samples, class_target
 from boxsup_d2.data.images import encode_label_map
+from boxsup_d2.masks.label_map import IGNORE_LABEL
 
 CLASS_SIZE, LABEL_SIZE = 512, 321  # sides of the crops of LPG's generator and of its segmenters
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
@@ -104,7 +104,7 @@ def benchmark_semantic_loader(args: argparse.Namespace) -> Result:
         def plain_labels() -> None:
             for record in dicts:
                 labels = np.asarray(Image.open(record["sem_seg_file_name"]))
-                _, (crop,) = plain_sample(record["file_name"], [labels], [255], LABEL_SIZE, rng)
+                _, (crop,) = plain_sample(record["file_name"], [labels], [IGNORE_LABEL], LABEL_SIZE, rng)
                 crop.long()
 
         runs: dict[str, Callable[[], Any]] = {

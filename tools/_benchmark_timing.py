@@ -1,4 +1,4 @@
-"""How the benchmarks take time; see benchmark.py."""
+"""Timing of the benchmarks; see benchmark.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-# A benchmark gives rows (one line of its table each) and remarks on how they came about.
+# A benchmark returns rows (one line of its table each) and remarks on them.
 Result = dict[str, Any]
 
 
@@ -45,10 +45,10 @@ def interleaved(
 
 
 def governing(timing: Timing, device: str) -> float:
-    """Seconds that ratios are made of: CPU time, which other processes do not distort; on a GPU, wall time."""
+    """Seconds to compare: CPU time, which other processes do not distort; on a GPU, wall time."""
     return timing.cpu if device == "cpu" else timing.wall
 
 
 def device_sync(device: str) -> Callable[[], None]:
-    """Waits until the device has done what it was given."""
+    """A function that waits until the device is idle."""
     return (lambda: torch.cuda.synchronize(device)) if device.startswith("cuda") else (lambda: None)

@@ -1,4 +1,4 @@
-"""Pictures of the demo: contact sheets of boxes and of what several methods make of them. A part of ``demo.py``."""
+"""Pictures of the demo: contact sheets of boxes and the masks of several methods. A part of ``demo.py``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def draw_pictures(output: Path) -> list[tuple[str, Path]]:
 
 
 def _draw_train(output: Path, path: Path) -> Path:
-    """Image, boxes, proxy masks: what the retrained network learns from."""
+    """Image, boxes, proxy masks, which the retrained network learns from."""
     name = "voc_2012_train_aug_box"
     register_pseudo_masks(str(output / "joint" / "pseudo_masks" / f"{name}_pseudo.json"))
     records = DatasetCatalog.get(f"{name}_pseudo")
@@ -61,12 +61,12 @@ def _draw_train(output: Path, path: Path) -> Path:
 
 
 def _draw_val(output: Path, path: Path) -> Path:
-    """Boxes, truth, and the answers of BoxCaseg and of both retrained networks to the boxes."""
+    """Boxes, truth, and the masks that BoxCaseg and both retrained networks predict from the boxes."""
     configs = {step: load_config(str(output / step / "config.yaml")) for step in ("joint", "retrain-filled", "retrain")}
     name = configs["joint"].DATASETS.TEST[0]
     truth = {record["image_id"]: record for record in DatasetCatalog.get(name)}
     inputs = _spread([batch[0] for batch in build_test_loader(configs["joint"], name, box_prompts=True)])
-    answers = {step: _predict(cfg, output / step / "model_final.pth", inputs) for step, cfg in configs.items()}
+    predictions = {step: _predict(cfg, output / step / "model_final.pth", inputs) for step, cfg in configs.items()}
     rows = []
     for index, item in enumerate(inputs):
         image = item["image"].permute(1, 2, 0).numpy()
@@ -77,7 +77,7 @@ def _draw_val(output: Path, path: Path) -> Path:
         boxes = item["instances"].gt_boxes.tensor.numpy()
         rows.append(
             [overlay(image, boxes=boxes), overlay(image, masks=np.array(true, bool))]
-            + [overlay(image, masks=masks[index]) for masks in answers.values()]
+            + [overlay(image, masks=masks[index]) for masks in predictions.values()]
         )
     titles = ["boxes", "truth", "BoxCaseg", "retrained: filled", "retrained: proxies"]
     return _write_sheet(path, titles, rows)
@@ -85,7 +85,7 @@ def _draw_val(output: Path, path: Path) -> Path:
 
 @torch.no_grad()
 def _predict(cfg: CfgNode, weights: Path, inputs: list[dict[str, Any]]) -> list[np.ndarray]:
-    """Masks (N x H x W bool) that a trained step answers to the box prompts of each image."""
+    """Masks (N x H x W bool) that a trained step predicts from the boxes of each image."""
     model = Trainer.build_model(cfg).eval()
     BoxSupCheckpointer(model).load(str(weights))
     return [model([item])[0]["instances"].pred_masks.cpu().numpy() for item in inputs]

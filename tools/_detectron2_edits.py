@@ -1,7 +1,7 @@
 """The edits that make Detectron2 v0.6, as published on the package index, run on current Python, torch and NumPy.
 
-Used by ``tools/install_detectron2.py`` and nothing else. Every edit is what Detectron2's main branch did later, is
-made once however often it runs, and fails when the code that it is about is not there. Standard library only.
+Used by ``tools/install_detectron2.py``. Every edit is one that Detectron2's main branch made later; running it twice
+changes nothing, and it fails when the code to change is missing. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# The build files of our own that replace the archive's, whose setup.py compiles an extension that is not there and
-# pins packages of 2021. torch and torchvision must be there before (see `check_environment`); naming them here as well
-# lets pip warn when somebody removes them.
+# Replaces the archive's build files, whose setup.py compiles an extension that is not there and pins packages of 2021.
+# torch and torchvision must be installed before (see `check_environment`); named here, pip warns when they are removed.
 PYPROJECT = """\
 [build-system]
 requires = ["setuptools>=64"]
@@ -68,7 +67,7 @@ PROJECTS = {
 
 
 class InstallError(RuntimeError):
-    """Something that the user can act upon; the message says how."""
+    """An error with a message that tells the user what to do."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +75,11 @@ class Edit:
     """One change to the sources, as a pure function on a file's text.
 
     Attributes:
-        name: what the messages call it.
+        name: for messages.
         files: paths below the source root that the edit must change, or find changed.
         pattern: regular expression of what is replaced.
         replacement: the replacement, as for `re.sub`.
-        done: regular expression that is found where the edit was made before, or the code never needed it.
+        done: regular expression that is found where the edit was made before or is not needed.
         reason: what breaks without it.
     """
 
@@ -95,8 +94,7 @@ class Edit:
         """The edited text; the text itself where the edit was made before.
 
         Raises:
-            InstallError: neither the code to change nor the changed code is there, so the file is not what this
-                edit was written for.
+            InstallError: neither the code to change nor the changed code is there.
         """
         edited, count = re.subn(self.pattern, self.replacement, text, flags=re.MULTILINE)
         if count == 0 and not re.search(self.done, text, flags=re.MULTILINE):
@@ -116,7 +114,7 @@ EDITS = (
             "detectron2/layers/rotated_boxes.py",
             "detectron2/evaluation/fast_eval_api.py",
         ),
-        # Unindented only: the replacement itself holds the line indented.
+        # Unindented only: the replacement has the line indented.
         pattern=r"^from detectron2 import _C$",
         replacement="try:\n    from detectron2 import _C\nexcept ImportError:  # built without the C++ extension\n"
         "    _C = None",
@@ -184,8 +182,7 @@ EDITS = (
     ),
 )
 
-# What must be gone from all of `detectron2/` afterwards: an edit's list of files that misses one is found here, not by
-# a user weeks later.
+# What must be gone from all of `detectron2/` afterwards, in case an edit's list of files misses one.
 LEFT_OVERS = {
     "C++ extension imported without a guard": r"^from detectron2 import _C$",
     "removed NumPy alias": r"\bnp\.(int|float|bool|str|object)\b",
@@ -209,7 +206,7 @@ def apply_edits(source: Path, edits: Sequence[Edit] = EDITS) -> list[str]:
         for name in edit.files:
             path = source / name
             if not path.is_file():
-                raise InstallError(f"edit '{edit.name}' needs {name}, which the archive does not hold")
+                raise InstallError(f"edit '{edit.name}' needs {name}, which is not in the archive")
             text = path.read_text(encoding="utf-8")
             edited = edit.apply(text, name)
             if edited != text:
@@ -220,7 +217,7 @@ def apply_edits(source: Path, edits: Sequence[Edit] = EDITS) -> list[str]:
 
 
 def check_left_overs(source: Path) -> None:
-    """Raise InstallError when code that an edit is about is still somewhere in the package."""
+    """Raise InstallError when code that an edit should have changed is still in the package."""
     for path in sorted((source / "detectron2").rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         for what, pattern in LEFT_OVERS.items():
@@ -229,7 +226,7 @@ def check_left_overs(source: Path) -> None:
 
 
 def move_projects(source: Path) -> None:
-    """Copy the projects that upstream ships to `detectron2/projects`, where their importers look for them.
+    """Copy the projects that upstream ships to `detectron2/projects`, from where they are imported.
 
     Raises:
         InstallError: a project is neither in its old nor in its new place.
@@ -240,7 +237,7 @@ def move_projects(source: Path) -> None:
         if target.is_dir():
             continue
         if not (source / origin).is_dir():
-            raise InstallError(f"the archive does not hold {origin}")
+            raise InstallError(f"{origin} is not in the archive")
         shutil.copytree(source / origin, target)
 
 

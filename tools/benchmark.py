@@ -1,17 +1,16 @@
 #!/usr/bin/env python
-"""What the project's hot paths cost, beside the plain way of doing the same, in one run.
+"""The cost of the project's hot paths, beside a plain way of doing the same.
 
   loader           ms per training crop and per test crop: ours, and a plain scikit-image loader of the published kind
   semantic-loader  ms per sample of class masks and of label maps: ours, and a plain Pillow loader
-  merge            sharing the pixels of all images out among their instances: time, memory, and whether it is linear
+  merge            merging the masks of every image: time, memory, and whether it is linear
   mask-head        what the confidence-governed mask head adds to a training step of Mask R-CNN
   crf              DenseCRF of class probabilities: one process, and a pool of them
   labels           labelling by LPG's generator, images and classes batched or one by one
   all              all of them, one after the other
 
-Variants take turns, repeat by repeat, and medians are printed, so that a busy machine slows all of them alike.
-Everything but the CRF's pool runs in one process on one thread. CPU time stands beside wall time, which other
-processes distort.
+Variants take turns and medians are printed, so that a busy machine slows all of them alike. Everything but the CRF's
+pool runs in one process on one thread. CPU time is printed as well, since other processes distort wall time.
 
 Examples:
 
@@ -46,7 +45,7 @@ from boxsup_d2.evaluation.tables import format_table
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What figures depend on."""
+    """What the results depend on."""
     return {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -59,7 +58,7 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-# Merging comes first: the peak memory of what ran before it would hide its own.
+# Merging comes first: the peak memory of others would hide its own.
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "merge": benchmark_merge,
     "loader": benchmark_loader,
@@ -85,8 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
         return parent
 
     common = options(("--repeats", None, "rounds whose median is taken (default: 5 loaders, 7 mask-head, 3 others)"))
-    common.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...; merging is the CPU's anyway")
-    common.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    common.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...; merging always takes the CPU")
+    common.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     jpegs = options(("--images", 40, "JPEGs (default 40)"), ("--boxes", 3, "boxes per image (default 3)"))
     own = {
         "loader": jpegs,
@@ -135,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(result["remarks"]), flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
-        print(f"\nFigures: {args.json}")
+        print(f"\nResults: {args.json}")
     return 0
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """The main job of ``make demo``: BoxCaseg from boxes to a trained Mask R-CNN, on toy scenes, in minutes on a CPU.
 
-Writes the toy scenes, runs the rounds config ``configs/toy/BoxCaseg-rounds.yaml`` by ``train_net.py`` as a user would,
-prints one table, draws pictures of the masks, and checks that learning paid. Running it again goes on where it
-stopped and skips what is done. It is a toy: no figure here says anything about real images.
+Writes the toy scenes, runs the rounds config ``configs/toy/BoxCaseg-rounds.yaml`` by ``train_net.py``, prints a table,
+draws pictures of the masks, and checks the gains. Running it again continues where it stopped and skips what is done.
+No number of the toy scenes says anything about real images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 ROUNDS_CONFIG = ROOT / "configs" / "toy" / "BoxCaseg-rounds.yaml"
@@ -32,7 +31,7 @@ STEPS = {
     "retrain-filled": "retrain Mask R-CNN on the filled boxes",
     "grabcut": "GrabCut, for comparison",
 }
-# What must come out, in points of percent: the first by its specification, the others far above the noise of seeds.
+# Smallest gains in percentage points; the second and third are far above the noise of seeds.
 MIN_GAIN_PROXY = 15.0
 MIN_GAIN_RETRAINED = 4.0
 MIN_GAIN_AP50 = 5.0
@@ -41,11 +40,11 @@ MIN_GAIN_AP50 = 5.0
 def main() -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder of everything that it makes")
+    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="output folder")
     parser.add_argument("--no-pictures", action="store_true", help="only the table")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of all steps' configs")
     args = parser.parse_args()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     output = args.output.resolve()
     datasets = output / "datasets"
     try:
@@ -61,12 +60,12 @@ def main() -> int:
         print(f"The demo stopped: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nInterrupted. Run the same command again to go on from here.", file=sys.stderr)
+        print("\nInterrupted. Run the same command again to continue from here.", file=sys.stderr)
         return 130
     print_table(results)
     for name, path in pictures:
         print(f"{name}: {shown(path)}")
-    print(f"Time: {(time.perf_counter() - begun) / 60:.1f} minutes")
+    print(f"Time: {(time.perf_counter() - start) / 60:.1f} minutes")
     return 0 if check(results) else 1
 
 
@@ -84,16 +83,16 @@ def write_scenes(root: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------- running
 def run_rounds(output: Path, opts: list[str]) -> None:
-    """Run ``train_net.py`` on the rounds config as a child process and show how far it is.
+    """Run ``train_net.py`` on the rounds config as a child process and show its progress.
 
     Raises:
-        RuntimeError: if it fails; says where it wrote why.
+        RuntimeError: if it fails; names the log.
     """
     output.mkdir(parents=True, exist_ok=True)
     console = output / "console.txt"
     command = [sys.executable, str(ROOT / "train_net.py"), "--num-gpus", str(PROCESSES)]
     command += ["--config-file", str(ROUNDS_CONFIG), "OUTPUT_DIR", str(output), *opts]
-    # The same figures everywhere: the CPU, on machines with GPUs as well.
+    # On the CPU also where there is a GPU, for the same results everywhere.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     progress = Progress(output)
     with console.open("w") as file:
@@ -112,33 +111,33 @@ def run_rounds(output: Path, opts: list[str]) -> None:
         tail = "\n".join(console.read_text(errors="replace").splitlines()[-12:])
         raise RuntimeError(
             f"train_net.py ended with status {child.returncode}. Its last lines:\n{tail}\n"
-            f"All of it is in {shown(console)}; running the same command again goes on from the last checkpoint."
+            f"The whole log is {shown(console)}. Run the same command again to continue from the last checkpoint."
         )
 
 
 class Progress:
-    """Shows the progress of a rounds run by what it writes: ``rounds.json``, and ``metrics.json`` of the steps."""
+    """Shows the progress of a rounds run from its files: ``rounds.json``, and ``metrics.json`` of the steps."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, line_every: float = 20) -> None:
+        """
+        Args:
+            output: folder of the run.
+            line_every: seconds between two lines, where there is no terminal.
+        """
+        from boxsup_d2.utils.progress import ProgressBar
+
         self.output = output
         self.iterations = {name: _max_iter(name) for name in STEPS}
-        self.bar = tqdm(
-            total=sum(self.iterations.values()),
-            unit="it",
-            dynamic_ncols=True,
-            # Where there is no terminal, a line every 20 seconds instead of a moving bar.
-            disable=not sys.stderr.isatty(),
-        )
-        self.begun = self.said = time.perf_counter()
+        self.bar = ProgressBar("starting", sum(self.iterations.values()), unit="iteration", line_every=line_every)
         self.finished: set[str] = set()
 
     def update(self) -> None:
-        """Look once."""
+        """Read the files and show the progress."""
         states = {name: entry["status"] for name, entry in _read_state(self.output).items() if name in STEPS}
         finished = {name for name, status in states.items() if status == "finished"}
         for name, title in STEPS.items():
             if name in finished - self.finished:
-                self.bar.write(f"      done: {title}", file=sys.stdout)
+                print(f"      done: {title}", flush=True)
         self.finished = finished
         done = sum(self.iterations[name] for name in finished)
         text = "starting"
@@ -148,15 +147,10 @@ class Progress:
             trained = iteration >= self.iterations[current]
             text = f"{current}: " + ("labelling, evaluating" if trained else f"loss {loss:.2f}" if loss else "training")
             done += iteration
-        self.bar.set_description_str(text, refresh=False)
-        self.bar.update(done - self.bar.n if not self.bar.disable else 0)
-        self.bar.refresh()
-        if self.bar.disable and time.perf_counter() - self.said > 20:
-            self.said = time.perf_counter()
-            print(f"      {self.said - self.begun:4.0f} s, iteration {done} of {self.bar.total}, {text}", flush=True)
+        self.bar.update(done - self.bar.done, text)
 
     def close(self) -> None:
-        """Take a last look and leave the line."""
+        """Show the progress once more and end the bar."""
         self.update()
         self.bar.close()
 
@@ -177,7 +171,7 @@ def _read_state(output: Path) -> dict[str, dict[str, Any]]:
 
 
 def _last_metrics(path: Path) -> tuple[int, float | None]:
-    """Iterations done and total loss, by the last line that Detectron2 has written."""
+    """Iterations done and total loss, from the last line of ``metrics.json``."""
     if not path.is_file():
         return 0, None
     for line in reversed(path.read_text().splitlines()):
@@ -200,7 +194,7 @@ def read_results(output: Path) -> dict[str, dict[str, dict[str, float]]]:
     steps = _read_state(output)
     missing = [name for name in STEPS if not steps.get(name, {}).get("results")]
     if missing:
-        raise RuntimeError(f"{output / 'rounds.json'} holds no results of {', '.join(missing)}")
+        raise RuntimeError(f"{output / 'rounds.json'} has no results of {', '.join(missing)}")
     return {name: steps[name]["results"] for name in STEPS}
 
 
@@ -227,7 +221,7 @@ def print_table(results: dict[str, dict[str, dict[str, float]]]) -> None:
 
 
 def check(results: dict[str, dict[str, dict[str, float]]]) -> bool:
-    """Print whether learning paid; True if it did everywhere."""
+    """Print whether every gain is large enough; True if all are."""
     masks = {step: found["box_to_mask"]["mIoU*"] for step, found in results.items()}
     ap50 = {step: results[step]["segm"]["AP50"] for step in ("retrain", "retrain-filled")}
     passed = True

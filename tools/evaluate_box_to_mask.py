@@ -36,6 +36,7 @@ from boxsup_d2.data.datasets import register_coco_masks, register_listed
 from boxsup_d2.data.images import read_image
 from boxsup_d2.evaluation.ground_truth import ImageTruth, load_ground_truth
 from boxsup_d2.evaluation.metrics import bootstrap_interval, mask_iou, summarize_box_to_mask
+from boxsup_d2.modeling.box_to_mask import predicted_quality
 
 
 @dataclass
@@ -162,7 +163,7 @@ def evaluate(
         scores.seconds += time.process_time() - start
         void = truth.void_mask()
         score = [float(v) for v in answer.scores]
-        quality = [float(v) for v in answer.quality] if answer.has("quality") else score
+        quality = predicted_quality(answer)
         for position, i in enumerate(kept):
             true = truth.mask(i)
             scores.image.append(index)

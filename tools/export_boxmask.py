@@ -2,7 +2,7 @@
 """Write the network of a BoxMask checkpoint as the small file that ships: averaged weights in half precision.
 
     python tools/export_boxmask.py --config-file configs/zoo/boxmask.yaml output/zoo/boxmask/model_final.pth \
-        boxsup_d2/model_zoo/boxmask.safetensors
+        boxsup_d2/model_zoo/weights/boxmask.safetensors
 
 Prints the file's size and sha256, and compares half with full precision on a data set where ``--check`` names one.
 """

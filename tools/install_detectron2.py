@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Install Detectron2 from the package index, where it has no official release.
 
-The index carries ``pb1-detectron2`` 0.6: the Python files of Detectron2's tag v0.6 without its C++ sources, so that
-``pip install pb1-detectron2`` fails to build. Everything that boxsup_d2 needs is pure Python, and runs on current
-Python, torch, NumPy and Pillow after a few edits, which Detectron2's main branch made later. This tool fetches that
-archive, checks its sha256, makes the edits, and installs the result as the distribution ``detectron2``.
+The index has ``pb1-detectron2`` 0.6: the Python files of Detectron2's tag v0.6 without its C++ sources, so that
+``pip install pb1-detectron2`` fails to build. boxsup_d2 needs only pure Python, which runs on current Python, torch,
+NumPy and Pillow after a few edits that Detectron2's main branch made later. This tool fetches the archive, checks its
+sha256, makes the edits, and installs the result as the distribution ``detectron2``.
 
-An installation that is already there is left alone, whatever its version. Only the standard library is used, so that
-the tool also runs where nothing else is installed yet and can say what is missing.
+An existing installation of any version is left alone. Only the standard library is used, so that the tool can say what
+is missing.
 """
 
 from __future__ import annotations
@@ -40,18 +40,15 @@ def check_sha256(archive: Path, expected: str = SHA256) -> None:
     """Raise InstallError unless the file has the expected sha256."""
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     if digest != expected:
-        raise InstallError(
-            f"{archive} has sha256 {digest}, expected {expected}: delete the file and run this again to fetch it anew"
-        )
+        raise InstallError(f"{archive} has sha256 {digest}, expected {expected}: delete the file and run this again")
 
 
 def extract(archive: Path, target: Path) -> Path:
-    """Extract a .tar.gz whose members all lie in one folder; returns that folder.
-
-    Refuses whatever is not a plain file or folder and every path that leaves `target`, before writing anything.
+    """Extract a .tar.gz whose members are all in one folder; returns that folder.
 
     Raises:
-        InstallError: the archive is damaged, or holds such a member.
+        InstallError: the archive is damaged, or has a member that is no plain file or folder, or leaves `target`;
+            nothing is written then.
     """
     try:
         with tarfile.open(archive, "r:gz") as tar:
@@ -59,15 +56,15 @@ def extract(archive: Path, target: Path) -> Path:
             for member in members:
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts or "\\" in member.name:
-                    raise InstallError(f"{archive} holds {member.name!r}, which leaves the folder: not extracted")
+                    raise InstallError(f"{archive} has {member.name!r}, which leaves the folder: not extracted")
                 if not (member.isfile() or member.isdir()):
-                    raise InstallError(f"{archive} holds {member.name!r}, a link or device: not extracted")
+                    raise InstallError(f"{archive} has {member.name!r}, a link or device: not extracted")
             roots = {PurePosixPath(member.name).parts[0] for member in members if PurePosixPath(member.name).parts}
             if len(roots) != 1:
-                raise InstallError(f"{archive} holds {len(roots)} top folders instead of one")
+                raise InstallError(f"{archive} has {len(roots)} top folders instead of one")
             for member in members:
                 member.mode = 0o755 if member.isdir() else 0o644
-            # The check above is our own; where Python offers its filter (3.10.12 and later), it checks once more.
+            # Python's own check comes on top where it is there (3.10.12 and later).
             options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
             tar.extractall(target, members=members, **options)  # type: ignore[arg-type]
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -93,9 +90,8 @@ def run_pip(arguments: Sequence[str], advice: str, pip_folder: Path | None = Non
 def pip_that_downloads(folder: Path) -> Path | None:
     """A folder with a pip that can fetch the archive; None when this Python's own can.
 
-    The archive declares an extra that names a download outside the index. pip 26.3 and later refuse even to download
-    such a package, though no dependency is asked for; a pip from before fetches it, and the extra is dropped when
-    `write_build_files` replaces the metadata.
+    The archive declares an extra that names a download outside the index. pip 26.3 and later refuse to download such a
+    package, even without dependencies; an older pip fetches it. `write_build_files` drops the extra.
     """
     version = importlib.metadata.version("pip")
     if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < FIRST_PIP_THAT_REFUSES:
@@ -177,7 +173,7 @@ def verify() -> None:
         "detectron2.model_zoo.get_config_file('COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml'); "
         "print('Detectron2', detectron2.__version__, 'imports from', detectron2.__path__[0])"
     )
-    # From another folder, so that a folder named detectron2 beside the caller is not taken for it.
+    # From another folder, so that it cannot import a folder named detectron2 beside the caller.
     with tempfile.TemporaryDirectory() as folder:
         if subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=folder, check=False).returncode != 0:
             raise InstallError("Detectron2 was installed, but does not import (see above); INSTALL.md lists the causes")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""A picture for the documents: photographs that may be redistributed, their boxes, and what methods make of them.
+"""A picture for the documents: photographs that may be redistributed, their boxes, and the masks of methods.
 
-The photographs are scikit-image's (its data/README.txt says whose they are; all of these are free), so that anybody may
-draw the picture again. A column per method, in the order given; weights as ``boxsup label`` takes them.
+The photographs are in scikit-image (its data/README.txt names the authors; all are free). A row per method, in the
+order given; weights as ``boxsup label`` takes them.
 
 Examples:
 

@@ -84,8 +84,8 @@ class BoxSupCheckpointer(DetectionCheckpointer):
         except pickle.UnpicklingError as error:
             raise RuntimeError(
                 f"checkpoint '{filename}' is damaged, or holds more than tensors, which torch's safe loader refuses "
-                "because it could run code. If you trust its source, convert it once with tools/convert_checkpoint.py "
-                "--trust."
+                "because it could run code. If you trust its source, convert it once with "
+                f"'boxsup convert --trust {filename} --out new.pth'."
             ) from error
         except (RuntimeError, EOFError, OSError, SafetensorError) as error:
             raise RuntimeError(

@@ -118,10 +118,8 @@ def convert(content: Any) -> tuple[str, dict[str, Any]]:
     return form, {**converted, "__author__": f"{form}{_CONVERTED_BY} {__version__}"}
 
 
-def published_format(content: Any) -> CheckpointFormat | None:
-    """The published network that a checkpoint's content is of, whose inputs are normalised in a way of its own.
-
-    Files that :func:`convert` made of a published one count as that; None for any other.
+def checkpoint_format(content: Any) -> CheckpointFormat | None:
+    """The kind of a checkpoint's content; files that :func:`convert` made of one count as that. None: ours or unknown.
 
     Args:
         content: of :func:`read_checkpoint`.
@@ -132,9 +130,8 @@ def published_format(content: Any) -> CheckpointFormat | None:
     author = content.get("__author__") if isinstance(content, Mapping) else None
     for known in known_formats():
         if isinstance(author, str) and author.startswith(known.name + _CONVERTED_BY):
-            return known if known.help else None
-    found = find_format({str(name): value for name, value in _parameters(content)[1].items()})
-    return found if found is not None and found.help else None
+            return known
+    return find_format({str(name): value for name, value in _parameters(content)[1].items()})
 
 
 def _parameters(content: Any) -> tuple[bool, Mapping[Any, Any]]:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from boxsup_d2.checkpoint.formats import known_formats
 from boxsup_d2.cli.errors import BadInput
 
 _EPILOG = """
@@ -13,7 +14,10 @@ examples:
   a pickle that holds more than tensors, if you trust where it comes from:
     $ boxsup convert published.pth --out boxcaseg.pth --trust
 
-Published checkpoints are read as they are by every other command; converted ones are smaller and can run no code.
+It knows Detectron2's own form and those listed below, as .pth or .pkl, alone or beside optimizer and schedule.
+
+Other commands and train_net.py read these forms as they are, so long as torch's safe loader does; a converted file
+holds parameters alone: it is smaller, and can run no code.
 """
 
 
@@ -21,11 +25,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     """Add the subcommand; returns its parser."""
     parser = commands.add_parser(
         "convert",
-        help="published BoxCaseg and LPG checkpoints to ours",
-        description="Convert a published checkpoint of BoxCaseg or LPG.",
-        epilog=_EPILOG,
+        help="published checkpoints as files for MODEL.WEIGHTS",
+        description="Convert a published checkpoint into one that MODEL.WEIGHTS can name.",
+        epilog=f"{_EPILOG}\nforms:\n" + "\n".join(f"  {known.name}" for known in known_formats()) + "\n",
     )
-    parser.add_argument("checkpoint", metavar="CKPT", help="a published checkpoint")
+    parser.add_argument("checkpoint", metavar="CKPT", help="a published checkpoint, .pth or .pkl")
     parser.add_argument("--out", required=True, metavar="F", help="file to write (.pth)")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
     parser.add_argument("--trust", action="store_true", help="let the file run code while it is read")

@@ -1,4 +1,4 @@
-"""Errors as the command line tells them: one line, and an exit code that says whose turn it is."""
+"""Errors on the command line: one line, and an exit code."""
 
 import contextlib
 import re
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 # Exit codes, beside 0.
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
-# What the package raises for things that can be wrong outside of it, with messages that say what to do.
+# What the package raises for mistakes that are not its own; the messages say what to do.
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
 
 # The last line of a traceback: it is not indented and names the error.
@@ -15,12 +15,12 @@ _RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception|Exit)): (.*)", re.MU
 
 
 class BadInput(Exception):
-    """The command or the data cannot be used as they are: nothing was done, and the message says what to change."""
+    """The command or the data cannot be used: nothing was done, and the message says what to change."""
 
 
 @contextlib.contextmanager
 def bad_input() -> Iterator[None]:
-    """Errors of the block are errors of the input: :class:`BadInput` with the same message."""
+    """Turn expected errors of the block into :class:`BadInput` with the same message."""
     try:
         yield
     except EXPECTED as error:
@@ -28,7 +28,7 @@ def bad_input() -> Iterator[None]:
 
 
 def message_of(error: BaseException) -> str:
-    """What to tell about an error; of one in another process, what was raised there, without its traceback."""
+    """The message of an error; of one from another process, what was raised there, without its traceback."""
     text = str(error).strip()
     if type(error).__name__ == "ProcessRaisedException":
         raised = text

@@ -22,7 +22,7 @@ examples:
 
 Objects are matched by annotation id, else by class and box; images by file name, else by id. mIoU* is the mean over
 classes of the mean IoU of their objects; IoU@50 the share of objects whose IoU is at least 0.5; AP ranks masks by
-'score' or 'confidence'.
+the first of 'score', 'quality' and 'confidence' that all of them have.
 """
 
 
@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("predicted", metavar="PRED.json", help="json with masks, such as 'boxsup label' writes")
     parser.add_argument("truth", metavar="TRUTH.json", help="json with true masks, of all or some of the objects")
     parser.add_argument(
-        "--rank-by", metavar="FIELD", help="field that ranks masks for AP (default: score or confidence)"
+        "--rank-by", metavar="FIELD", help="field that ranks masks for AP (default: score, quality or confidence)"
     )
     parser.add_argument("--csv", metavar="F", help="write the IoU of every object")
     parser.add_argument("--json-out", metavar="F", help="write all figures, in percent")

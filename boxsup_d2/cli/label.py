@@ -3,15 +3,17 @@
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 from typing import Any
 
 from boxsup_d2.cli.errors import BadInput, bad_input
 from boxsup_d2.cli.sources import Source, add_source_arguments, read_source
+from boxsup_d2.methods import DEFAULT_METHOD, methods
 
 _EPILOG = """
 examples:
-  masks by GrabCut, on the CPU, without any training (about 0.2 s a box):
+  masks by the network that ships, without any training:
     $ boxsup label --json boxes.json --images photos --out masks.json
   by a network that 'boxsup train' left:
     $ boxsup label --json boxes.json --images photos --config my/boxcaseg/config.yaml
@@ -20,12 +22,12 @@ examples:
   from Pascal VOC's files to YOLO's:
     $ boxsup label --voc-xml Annotations --images JPEGImages --yolo-seg labels
 
-What comes out is your json: its ids, order, crowd regions and fields that nobody knows are as they were; every other
-annotation has 'segmentation' (run lengths, which any COCO tool reads), 'area', and 'confidence' between 0 and 1: how
-well the mask fills its box. Masks that were there are kept, with confidence 1.
+The output is your json: its ids, order, crowd regions and unknown fields are unchanged; every other annotation has
+'segmentation' (run lengths, which any COCO tool reads), 'area', and between 0 and 1 'quality', the IoU with the true
+mask to be expected, and 'confidence', how well the mask fills its box. Masks that were there are kept, with 1 for both.
 
-Work under way lies beside the output in <out>.work: the same command goes on there after a crash or Ctrl-C, and does
-nothing once the output is whole.
+Unfinished work is in <out>.work: the same command resumes it after a crash or Ctrl-C, and does nothing when the output
+is complete.
 """
 
 
@@ -35,15 +37,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "label",
         help="boxes to masks: a json with boxes in, the same json with masks out",
         description="Give every box of a json its mask.",
-        epilog=_EPILOG,
+        epilog=f"{_EPILOG}\n{_list_of_methods()}\n",
     )
     add_source_arguments(parser, only_json=False)
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--method",
-        metavar="NAME",
-        help="box (the whole box), grabcut (default; colours alone), boxcaseg or lpg (networks: need --weights), "
-        "salient-onnx, sam (need their packages and weights)",
+        "--method", metavar="NAME", help=f"one of those below (default: {DEFAULT_METHOD}, or that of --config)"
     )
     method.add_argument("--weights", metavar="F", help="trained weights; default: model_final.pth beside --config")
     method.add_argument("--config", metavar="F", help="a config of a network, such as those that 'boxsup train' leaves")
@@ -60,6 +59,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         action="store_true",
         help="replace what is there that another command wrote, --png, --voc-png and --yolo-seg included",
     )
+    results.add_argument(
+        "--min-quality", type=_share, metavar="Q", help="leave boxes whose mask has a lower quality (0..1) without one"
+    )
     results.add_argument("--polygons", action="store_true", help="polygons instead of run lengths; not exact")
     for option, what in _EXPORTS.items():
         results.add_argument(f"--{option}", metavar="DIR", help=f"also write {what}")
@@ -67,6 +69,18 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--report", metavar="F", help="also write a page to look at the masks, as 'boxsup report' does"
     )
     return parser
+
+
+def _list_of_methods() -> str:
+    """A line on each method: what it does, and what it needs."""
+    infos = [method.info for method in methods().values()]
+    width = max(len(info.name) for info in infos)
+    lines = ["methods:"]
+    for info in infos:
+        needs = ["--weights"] if info.weights_key and not info.weights else []
+        needs += [f"the extra '{info.extra}'"] if info.extra else []
+        lines.append(f"  {info.name:{width}}  {info.summary}{'; needs ' if needs else ''}{' and '.join(needs)}")
+    return "\n".join(lines)
 
 
 _EXPORTS = {
@@ -93,6 +107,13 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be 0 or more, not {value}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {text}")
     return value
 
 
@@ -126,7 +147,7 @@ def run(args: argparse.Namespace) -> None:
     job = _job(args, source, out, processes, LabelJob)
     with bad_input():
         check_classes(job, source.usable["categories"])
-        request = request_of(job, job_config(job), source.sha256, polygons=args.polygons)
+        request = request_of(job, job_config(job), source.sha256, polygons=args.polygons, min_quality=args.min_quality)
     work = _work_folder(out)
     if is_done(out, request, force=args.force):
         show(f"'{short(out)}' is done: the same command has written it. Nothing was labelled.")
@@ -144,9 +165,21 @@ def run(args: argparse.Namespace) -> None:
         with acquire_lock(work, "lock"):
             source.write(work)
             launch(label, processes, args=(job,))
-            summary = finish(job.result, out, source, request, exports, polygons=args.polygons)
+            summary = finish(
+                job.result,
+                out,
+                source,
+                request,
+                exports,
+                polygons=args.polygons,
+                min_quality=args.min_quality,
+                overwrite=job.overwrite,
+            )
             shutil.rmtree(work, ignore_errors=True)
-        show(_told(summary, short(out)))
+        show(_summary_line(summary, short(out)))
+        look = _look_line(summary, short(out), short(source.image_root), report=bool(args.report))
+        if look:
+            show(look)
     if args.report:
         from boxsup_d2.cli.report import write
 
@@ -154,11 +187,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kind: Any) -> Any:
-    """What every process has to know."""
+    """The job, as every process needs it."""
     work = _work_folder(out)
     config, weights, method = args.config, args.weights, args.method
     if method is None and config is None:
-        method = "grabcut"
+        method = DEFAULT_METHOD
     if config and not weights:
         beside = os.path.join(os.path.dirname(os.path.abspath(config)), "model_final.pth")
         weights = beside if os.path.isfile(beside) else None
@@ -167,7 +200,7 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
     return kind(
         json_file=source.json_file(work),
         image_root=source.image_root,
-        # Results for other images are never gone on from, though the engine knows images by their names alone.
+        # Work on other images is not resumed, though labelling knows images by their names alone.
         output_dir=os.path.join(work, source.sha256[:16], method or "network"),
         method=method,
         config=config,
@@ -181,13 +214,27 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
 
 
 def _work_folder(out: str) -> str:
-    """Where the work for an output lies until it is done."""
+    """Folder of unfinished work."""
     return f"{out}.work"
 
 
-def _told(summary: dict[str, Any], out: str) -> str:
+def _summary_line(summary: dict[str, Any], out: str) -> str:
     kept = f", {summary['kept']} masks kept" if summary.get("kept") else ""
+    boxes = f", {summary['left_as_boxes']} of them left as boxes" if summary.get("left_as_boxes") else ""
+    quality = f"mean quality {summary['mean_quality']:.2f}, " if "mean_quality" in summary else ""
     return (
-        f"{summary['instances']} masks on {summary['images']} images{kept}; mean confidence "
+        f"{summary['instances']} masks on {summary['images']} images{boxes}{kept}; {quality}mean confidence "
         f"{summary['mean_confidence_exact']:.2f}, {summary['share_empty']:.1%} empty -> '{out}'"
     )
+
+
+def _look_line(summary: dict[str, Any], out: str, image_root: str, *, report: bool) -> str:
+    """How many masks deserve a look, and the command that shows them; "": none does."""
+    from boxsup_d2.masks.confidence import DOUBTFUL_QUALITY
+
+    doubtful = summary.get("doubtful", 0)
+    if not doubtful:
+        return ""
+    command = "" if report else f": boxsup report {shlex.quote(out)} --images {shlex.quote(image_root)}"
+    masks = "mask deserves" if doubtful == 1 else "masks deserve"
+    return f"{doubtful} {masks} a look (quality below {DOUBTFUL_QUALITY}){command}"

@@ -7,16 +7,14 @@ from operator import itemgetter
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.utils import comm
 
-from boxsup_d2.cli.console import ProgressBar
 from boxsup_d2.config import use_available_device
 from boxsup_d2.data.datasets import register_listed
 from boxsup_d2.data.formats.coco import coco_header
 from boxsup_d2.data.formats.problems import brief
 from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
 from boxsup_d2.methods import file_config, load_model, method_config
-from boxsup_d2.modeling.box_to_mask import box_to_mask_classes
+from boxsup_d2.modeling.box_to_mask import box_to_mask_classes, method_info
 from boxsup_d2.same_work import labelling_identity, weights_path, weights_sha256
 
 # Name of the data set while it is labelled.
@@ -112,8 +110,15 @@ def check_classes(job: LabelJob, categories: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def request_of(job: LabelJob, cfg: CfgNode, source_sha256: str, *, polygons: bool) -> dict[str, Any]:
+def request_of(
+    job: LabelJob, cfg: CfgNode, source_sha256: str, *, polygons: bool, min_quality: float | None = None
+) -> dict[str, Any]:
     """What decides what the output holds; two commands with the same one write the same file.
+
+    Args:
+        job, cfg: the labelling, and its config.
+        source_sha256: hash of the boxes.
+        polygons, min_quality: see :func:`boxsup_d2.cli.label_output.finish`.
 
     Raises:
         FileNotFoundError: the weights are missing.
@@ -121,7 +126,12 @@ def request_of(job: LabelJob, cfg: CfgNode, source_sha256: str, *, polygons: boo
     identity = labelling_identity(cfg, source_sha256)
     if job.method:
         identity["method"] = job.method
-    return {**identity, "weights_sha256": weights_sha256(weights_path(cfg)), "polygons": polygons}
+    request = {
+        **identity,
+        "weights_sha256": weights_sha256(weights_path(cfg), on_hub=method_info(cfg).weights_on_hub),
+        "polygons": polygons,
+    }
+    return request if min_quality is None else {**request, "min_quality": min_quality}
 
 
 def label(job: LabelJob) -> None:
@@ -129,4 +139,4 @@ def label(job: LabelJob) -> None:
     cfg = job_config(job)
     register_listed(cfg.DATASETS.REGISTER)
     model = load_model(cfg)
-    label_datasets(cfg, model, progress=ProgressBar if comm.is_main_process() else None)
+    label_datasets(cfg, model)

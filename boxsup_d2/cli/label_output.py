@@ -1,4 +1,4 @@
-"""From the engine's file to what the user asked for: his json with masks, and other formats."""
+"""From the file that labelling wrote to the output: the user's json with masks, and other formats."""
 
 import json
 import os
@@ -7,18 +7,22 @@ from typing import Any
 from boxsup_d2.cli.errors import BadInput
 from boxsup_d2.cli.sources import Source
 from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY, read_provenance, read_pseudo_masks, write_pseudo_masks
+from boxsup_d2.masks.confidence import DOUBTFUL_QUALITY
+from boxsup_d2.masks.rle import has_mask
 from boxsup_d2.utils.files import atomic_write
 
-# Keys of an annotation that labelling decides; ids are made where there is none, or one twice.
-_ANSWER = ("id", "segmentation", "area", "confidence", "confidence_exact")
+# Keys of an annotation that labelling sets; an id is made where there is none, or one twice.
+_LABELLED = ("id", "segmentation", "area", "confidence", "confidence_exact", "quality")
+# Those of them that a box without a mask has not.
+_OF_MASKS = ("segmentation", "confidence", "confidence_exact")
 # Keys of an image that are read from its file where the json has none.
 _FILLED = ("height", "width")
-# Keys of the provenance that this module adds: what was asked for, and the other formats that were written.
+# Keys that this module adds to the provenance: the request, and the other formats that were written.
 _REQUEST, _EXPORTS = "request", "exports"
 
 
 def is_done(out: str, request: dict[str, Any], *, force: bool) -> bool:
-    """Whether the output is there already, made of the same by the same.
+    """Whether the same request has written the output already.
 
     Raises:
         BadInput: another file is there, and not ``force``.
@@ -34,32 +38,49 @@ def is_done(out: str, request: dict[str, Any], *, force: bool) -> bool:
         what = "was not written by this program"
     else:
         former = provenance.get(_REQUEST) or provenance
-        differs = sorted(key for key, value in request.items() if former.get(key) != value)
+        keys = {*request, *(former if _REQUEST in provenance else ())}
+        differs = sorted(key for key in keys if former.get(key) != request.get(key))
         what = f"was written by {former.get('method')} on {provenance.get('date')} (other {', '.join(differs)})"
     raise BadInput(f"'{out}' {what}: replace it with --force, or name another --out.")
 
 
 def finish(
-    result: str, out: str, source: Source, request: dict[str, Any], exports: dict[str, str], *, polygons: bool
+    result: str,
+    out: str,
+    source: Source,
+    request: dict[str, Any],
+    exports: dict[str, str],
+    *,
+    polygons: bool,
+    min_quality: float | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write everything that was asked for; the output json last, so that one that is there means that all is done.
+    """Write all outputs; the json last, so that it exists only when all is done.
 
     Args:
-        result: file that the engine wrote.
+        result: file that labelling wrote.
         out: json to write.
         source: the user's boxes.
-        request: what was asked for, see :func:`boxsup_d2.cli.label_job.request_of`.
+        request: see :func:`boxsup_d2.cli.label_job.request_of`.
         exports: other formats → folders.
         polygons: polygons instead of RLE.
+        min_quality: boxes whose new mask has a lower quality are left without a mask; None: none is.
+        overwrite: boxes that had a mask have a new one.
 
     Returns:
-        The summary of the labelling.
+        The summary of the labelling; with ``min_quality`` it counts those boxes as ``left_as_boxes``, and no longer as
+        ``doubtful``.
     """
     labelled = read_pseudo_masks(result)
     provenance = labelled["info"][PROVENANCE_KEY]
     provenance = {**provenance, "source_json": os.path.basename(source.path), _REQUEST: request, _EXPORTS: exports}
+    if min_quality is not None:
+        left = _leave_as_boxes(labelled, source, min_quality, overwrite=overwrite)
+        summary = provenance["summary"]
+        doubtful = 0 if min_quality >= DOUBTFUL_QUALITY else summary.get("doubtful", left) - left
+        provenance["summary"] = {**summary, "doubtful": doubtful, "left_as_boxes": left}
     _export(labelled, exports)
-    if polygons:  # of what was usable alone: the rest may lack sizes or images, and goes through as it is
+    if polygons:  # the usable part only: other entries may lack sizes or images
         from boxsup_d2.data.formats.polygons import to_polygons
 
         labelled = to_polygons(labelled)
@@ -67,11 +88,28 @@ def finish(
         **source.data,
         "images": _merged(source.data["images"], source.usable["images"], labelled["images"], _FILLED),
         "annotations": _merged(
-            source.data["annotations"], source.usable["annotations"], labelled["annotations"], _ANSWER
+            source.data["annotations"], source.usable["annotations"], labelled["annotations"], _LABELLED
         ),
     }
     write_pseudo_masks(out, final, provenance)
     return provenance["summary"]
+
+
+def _leave_as_boxes(labelled: dict[str, Any], source: Source, min_quality: float, *, overwrite: bool) -> int:
+    """Take new masks of a lower quality away; returns how many.
+
+    Such an annotation keeps its box and, to say why, the quality: the confidences are of a mask that it has not.
+    """
+    left, annotations = 0, []
+    for before, after in zip(source.usable["annotations"], labelled["annotations"], strict=True):
+        new = not after.get("iscrowd") and (overwrite or not has_mask(before.get("segmentation")))
+        if new and after.get("quality", after.get("confidence", 0.0)) < min_quality:
+            left += 1
+            after = {key: value for key, value in after.items() if key not in _OF_MASKS}
+            after["area"] = after["bbox"][2] * after["bbox"][3]
+        annotations.append(after)
+    labelled["annotations"] = annotations
+    return left
 
 
 def missing_exports(out: str, exports: dict[str, str]) -> dict[str, str]:
@@ -99,7 +137,7 @@ def export(out: str, image_root: str, exports: dict[str, str]) -> None:
 
 
 def claim_folders(exports: dict[str, str], source: Source, work: str, *, force: bool) -> None:
-    """See to it that other formats replace nothing of the user's, and remember in ``work`` that their folders are ours.
+    """Check that other formats replace no file of the user, and note in ``work`` that their folders are ours.
 
     Args:
         exports: formats → folders that are about to be written.
@@ -152,19 +190,20 @@ def _export(data: dict[str, Any], exports: dict[str, str]) -> None:
 def _merged(
     entries: list[dict[str, Any]], usable: list[dict[str, Any]], results: list[dict[str, Any]], keys: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """The user's entries, with what was decided of those that were usable; the others are as they were.
+    """The user's entries; those that were usable with their results, the others unchanged.
 
     Args:
-        entries: images or annotations, in his order.
-        usable: some of them, in the same order, ``keys`` apart.
-        results: what became of each usable one.
-        keys: what is taken from the results.
+        entries: images or annotations, in the user's order.
+        usable: some of them, in the same order; ``keys`` may differ.
+        results: one for each usable entry.
+        keys: taken from the results.
     """
     merged, position = [], 0
     for entry in entries:
         if position < len(usable) and _same(entry, usable[position], keys):
             result = results[position]
-            entry = {**entry, **{key: result[key] for key in keys if key in result}}
+            entry = {key: value for key, value in entry.items() if key not in keys or key in result}
+            entry |= {key: result[key] for key in keys if key in result}
             position += 1
         merged.append(entry)
     if position < len(usable):
@@ -173,5 +212,5 @@ def _merged(
 
 
 def _same(entry: dict[str, Any], usable: dict[str, Any], keys: tuple[str, ...]) -> bool:
-    """Whether the inspection made the one of the other."""
+    """Whether ``usable`` is this entry after the inspection."""
     return entry is usable or all(entry.get(key) == value for key, value in usable.items() if key not in keys)

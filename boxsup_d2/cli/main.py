@@ -1,22 +1,22 @@
-"""The parser of ``boxsup`` and what becomes of errors."""
+"""The parser of ``boxsup``, and its exit codes."""
 
 import argparse
 import multiprocessing
 import sys
 from collections.abc import Sequence
 
-from boxsup_d2.cli import convert, evaluate, label, report, train
+from boxsup_d2.cli import convert, evaluate, label, models, report, train
 from boxsup_d2.cli.errors import BAD_INPUT, EXPECTED, FAILED, INTERRUPTED, BadInput, message_of
 from boxsup_d2.version import __version__
 
 _EPILOG = """
 from boxes to masks, and to a network of your own:
-  $ boxsup label --json boxes.json --images photos --out masks.json         masks by GrabCut; needs no training
+  $ boxsup label --json boxes.json --images photos --out masks.json         masks by a network that ships
   $ boxsup report masks.json --images photos                                a page to look at them
   $ boxsup train --json boxes.json --images photos --salient DUTS --out my  a network from your boxes
   $ boxsup eval masks.json truth.json                                       where you have true masks
 
-'boxsup COMMAND --help' explains a command and what its options cost. An interrupted command goes on when it is run
+'boxsup COMMAND --help' explains a command and what its options cost. An interrupted command resumes when it is run
 again. Exit codes: 0 done, 1 the work failed, 2 bad usage or bad input (nothing was done), 130 interrupted.
 """
 
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"boxsup_d2 {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    for module in (label, train, evaluate, report, convert):
+    for module in (label, train, evaluate, report, models, convert):
         command = module.add_parser(commands)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")

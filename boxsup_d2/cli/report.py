@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--images", metavar="DIR", required=True, help="folder that the file names are relative to")
     parser.add_argument("--truth", metavar="F", help="COCO json with true masks: IoU of every mask, and the averages")
     parser.add_argument("--out", default="report.html", metavar="F", help="page to write (default: %(default)s)")
-    parser.add_argument("--max-images", type=int, metavar="N", help="show so many at most, over all confidences")
+    parser.add_argument("--max-images", type=int, metavar="N", help="show so many at most, from worst to best")
     return parser
 
 

@@ -1,17 +1,17 @@
-"""Boxes in, whatever they are written in: reading, and the inspection that comes before any work.
+"""Reading boxes in any format, and their inspection before any work.
 
-The formats are :mod:`boxsup_d2.data.formats`'s. A source is inspected as a whole; with ``--keep-going`` its good part
-is worked on, and the rest of the file goes through untouched.
+Formats are those of :mod:`boxsup_d2.data.formats`. With ``--keep-going`` the good part of a source is used, and the
+rest is copied to the output unchanged.
 """
 
 import argparse
-import hashlib
 import json
 import os
 from dataclasses import dataclass
 from typing import Any
 
 from boxsup_d2.cli.errors import BadInput, bad_input
+from boxsup_d2.utils.files import json_sha256
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Source:
     Attributes:
         path: the json or folder that they came from, absolute.
         image_root: folder of the images, absolute.
-        data: COCO dict as it was read; what is written in the end is made of it.
-        usable: COCO dict of its good part, image sizes filled in.
-        sha256: of the json, or of what was made of the other format's files; of its usable part; and of the sizes of
-            the image files, which change with their content, but not where a folder is moved or copied.
-        as_it_is: whether the file at ``path`` can be registered directly, because all of it is usable.
+        data: COCO dict as it was read, from which the output is made.
+        usable: COCO dict of its good part, with image sizes.
+        sha256: of the json (of another format, of the COCO dict), of its usable part, and of the sizes of the image
+            files: they change with the content, but not when a folder is moved or copied.
+        as_it_is: whether all of the file at ``path`` is usable, so that it can be registered itself.
     """
 
     path: str
@@ -100,15 +100,15 @@ def read_source(args: argparse.Namespace) -> Source:
     for what, count in inspection.filled.items():
         tell(f"{what}: {count}")
     as_it_is = bool(args.json) and not mistakes and not inspection.filled
-    if not as_it_is:  # what is usable changes when missing images come back
-        digest = hashlib.sha256((digest + json.dumps(usable, sort_keys=True)).encode()).hexdigest()
+    if not as_it_is:  # the usable part changes when missing images come back
+        digest = json_sha256([digest, usable])
     sizes = [os.path.getsize(os.path.join(image_root, image["file_name"])) for image in usable["images"]]
-    digest = hashlib.sha256(f"{digest}{sizes}".encode()).hexdigest()
+    digest = json_sha256([digest, sizes])
     return Source(path, image_root, data, usable, digest, as_it_is)
 
 
 def _refuse_wrong_folder(path: str, image_root: str, images: list[Any]) -> None:
-    """Not one image: that is the folder's name, rather than as many mistakes in the json."""
+    """If no image at all is there, the folder is wrong and not the json."""
     from boxsup_d2.data.paths import missing_files
 
     names = [image["file_name"] for image in images if isinstance(image, dict) and image.get("file_name")]
@@ -140,5 +140,5 @@ def _read(args: argparse.Namespace) -> tuple[str, str, dict[str, Any], str, Any]
         data = read_voc_xml(path, image_root, unreadable)
     else:
         data = read_yolo(path, image_root, args.names, unreadable)
-    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    digest = json_sha256(data)
     return path, image_root, data, digest, unreadable

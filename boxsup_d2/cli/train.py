@@ -16,19 +16,19 @@ examples:
     $ boxsup train --json boxes.json --images photos --salient DIR --out my --mask-rcnn
   masks for some of the boxes are in the json already: they teach, and are kept
     $ boxsup train --json some_masks.json --images photos --out my
-  go on with a network that was trained before:
+  start from a network that was trained before:
     $ boxsup train --json boxes.json --images photos --init other/boxcaseg/model_final.pth --out my
 
 Where do masks come from? The box losses say where an object ends, not what it looks like. A network needs some true
-masks, of any objects: those in the json, --salient, or --init. With none of these it learns from boxes alone and
-answers from its box head, and its masks are worse than the filled boxes: mIoU* 46.3 against 55.4, and 77.7 with salient
-images (docs/benchmarks.md). Classes and their number are the json's. Nothing has to be validated.
+masks, of any objects: those in the json, --salient, or --init. With none of these it learns from boxes alone, and
+the masks of its box head are worse than the filled boxes: mIoU* 46.3 against 55.4, and 77.7 with salient images
+(docs/benchmarks.md). Classes and their number are the json's. Nothing has to be validated.
 
 What it costs: --size small took 24 minutes on one thread of a busy CPU (1,200 iterations); the Mask R-CNN takes about
 as long again. --size full is the published network, for GPUs, and downloads its ImageNet weights.
 
 All is written to --out: configs/ (yours to edit; the same command then uses them as they are), a folder per step with
-weights, log and masks, and rounds.json. The same command goes on after a crash or Ctrl-C and skips what is done.
+weights, log and masks, and rounds.json. The same command resumes after a crash or Ctrl-C and skips what is done.
 """
 
 
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"--init: there is no file '{args.init}'.")
 
     from boxsup_d2.cli.console import short, show
-    from boxsup_d2.cli.train_config import COST_OF_BOXES_ALONE, plan_training, write_configs
+    from boxsup_d2.cli.train_config import COST_OF_BOXES_ALONE, NETWORK, plan_training, write_configs
     from boxsup_d2.cli.train_job import check_init, run_rounds_config, summary
     from boxsup_d2.engine.launch import launch
 
@@ -106,11 +106,11 @@ def run(args: argparse.Namespace) -> None:
     processes = 1 if args.num_gpus is None else args.num_gpus
     with bad_input():
         plan = plan_training(args, source, folders, out, processes)
-        rounds_config = write_configs(os.path.join(out, "configs"), plan.files, force=args.force)
+        rounds_config = write_configs(os.path.join(out, "configs"), plan, force=args.force)
         source.write(os.path.join(out, "configs"))
         if args.init:
-            check_init(os.path.join(out, "configs", "boxcaseg.yaml"), args.init, args.opts)
-    show(f"{plan.told} -> '{short(out)}'")
+            check_init(os.path.join(out, "configs", f"{NETWORK}.yaml"), args.init, args.opts)
+    show(f"{plan.summary} -> '{short(out)}'")
     if plan.boxes_alone:
         show(COST_OF_BOXES_ALONE, style="yellow")
     arguments = (rounds_config, tuple(args.opts), processes, args.verbose, not args.init)

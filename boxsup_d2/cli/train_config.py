@@ -1,15 +1,22 @@
 """The configs that ``boxsup train`` writes: a rounds config for data of the user, made to be read and edited.
 
-The recipes are those of ``configs/quick`` and ``configs/BoxCaseg``, which also lie in ``recipes`` of this package, so
-that an installation without the repository finds them.
+They say what depends on the data and the command line. The rest is a shipped config (:mod:`boxsup_d2.model_zoo`), of
+which a copy lies beside them: another version of the package changes nothing in a training that was started.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import posixpath
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
 
 from boxsup_d2.cli.errors import BadInput
 from boxsup_d2.cli.sources import Source
@@ -17,13 +24,15 @@ from boxsup_d2.data.datasets.salient import load_salient
 from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY
 from boxsup_d2.masks.rle import has_mask
 from boxsup_d2.methods import method_config
+from boxsup_d2.model_zoo import get_config, get_config_file
 from boxsup_d2.utils.files import atomic_write
 
 BOXES, SALIENT = "my_boxes", "my_salient"  # names of the data sets
+NETWORK, MASK_RCNN = "boxcaseg", "mask-rcnn"  # names of the steps; the first one is its method's, too
 
 COST_OF_BOXES_ALONE = (
-    "No masks to learn from: none in the json, no --salient, no --init. The network learns the box losses alone and "
-    "answers from its box head. What that costs, on VOC (docs/benchmarks.md): mIoU* 46.3, less than the filled "
+    "No masks to learn from: none in the json, no --salient, no --init. The network learns the box losses alone, and "
+    "its masks come from the box head. What that costs, on VOC (docs/benchmarks.md): mIoU* 46.3, less than the filled "
     "boxes (55.4) and GrabCut's masks, which need no training; with salient images it is 77.7."
 )
 
@@ -35,50 +44,43 @@ _RECORD = "written.json"
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What differs between the sizes.
+    """Names of the shipped configs that a size starts from.
 
     Attributes:
-        bases: files of ``recipes`` for the box-to-mask network and the Mask R-CNN.
-        batches: samples per update of the two.
-        rates: their learning rates.
-        iterations: their updates; None: ``epochs``.
-        epochs: passes over the data of the box-to-mask network, as published.
-        mask_rcnn: further settings of the Mask R-CNN.
+        network: the box-to-mask network.
+        boxes_alone: the same where there are no masks to learn from.
+        mask_rcnn: the Mask R-CNN.
     """
 
-    bases: tuple[str, str]
-    batches: tuple[int, int]
-    rates: tuple[float, float]
-    iterations: tuple[int | None, int]
-    epochs: int = 0
-    mask_rcnn: str = ""
+    network: str
+    boxes_alone: str
+    mask_rcnn: str
 
 
 _RECIPES = {
-    "small": _Recipe(("Base-BoxCaseg.yaml", "Base-Mask-RCNN.yaml"), (24, 4), (0.001, 0.001), (1200, 1800)),
+    "small": _Recipe("quick/Base-BoxCaseg.yaml", "quick/boxes-alone.yaml", "quick/Base-Mask-RCNN.yaml"),
     "full": _Recipe(
-        ("Base-BoxCaseg-HRNet-W48.yaml", "Base-Mask-RCNN-FPN.yaml"),
-        (32, 6),
-        (0.004, 0.0075),
-        (None, 22500),
-        epochs=40,
-        mask_rcnn='  WEIGHTS: "detectron2://ImageNetPretrained/MSRA/R-50.pkl"\n  RESNETS:\n    DEPTH: 50\n',
+        "BoxCaseg/voc-joint-HRNet-W48.yaml",
+        "BoxCaseg/boxes-alone-HRNet-W48.yaml",
+        "BoxCaseg/voc-mask-rcnn-R50-FPN.yaml",
     ),
 }
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A training that was asked for.
+    """How a training will be done.
 
     Attributes:
+        request: all that decides about the files, apart from what the package ships; as json holds it.
         files: names in the folder of the configs → their texts; the first one is the rounds config.
-        told: what will be done, for people.
+        summary: of the data, for the terminal.
         boxes_alone: whether there are no masks to learn from.
     """
 
+    request: dict[str, Any]
     files: dict[str, str]
-    told: str
+    summary: str
     boxes_alone: bool
 
 
@@ -106,59 +108,76 @@ def plan_training(
     taught = masks + salient_images
     boxes_alone = not taught and not args.init
     few = 0 < taught < _FEW_MASKS * (len(objects) - masks + taught) and len(objects) > masks
+    use_masks, classes = "none" if predicted else "kept", len(source.usable["categories"])
+    network = recipe.boxes_alone if boxes_alone else recipe.network
     texts = {
-        "rounds.yaml": _rounds(args, source, salient, out, "none" if predicted else "kept"),
-        "boxcaseg.yaml": _boxcaseg(args, recipe, ranks, salient is not None, few, boxes_alone),
+        "rounds.yaml": _rounds(args, source, salient, out, use_masks),
+        f"{NETWORK}.yaml": _network(args, network, ranks, salient is not None, few),
+        **_with_bases(network),
     }
     if args.mask_rcnn:
-        texts["mask-rcnn.yaml"] = _mask_rcnn(args, recipe, ranks, len(source.usable["categories"]))
-    for base in recipe.bases[: 1 + args.mask_rcnn]:
-        texts[base] = files("boxsup_d2.cli").joinpath("recipes", base).read_text(encoding="utf-8")
-    told = (
-        f"{len(objects) - masks} boxes, {masks} boxes with masks, {salient_images} salient images; "
-        f"{len(source.usable['categories'])} classes"
+        texts[f"{MASK_RCNN}.yaml"] = _mask_rcnn(args, recipe.mask_rcnn, ranks, classes)
+        texts.update(_with_bases(recipe.mask_rcnn))
+    summary = (
+        f"{len(objects) - masks} boxes, {masks} boxes with masks, {salient_images} salient images; {classes} classes"
     )
     if predicted:
-        told += f" (the masks in '{source.path}' are predictions of this program: only its boxes are used)"
-    return Plan(texts, told, boxes_alone)
+        summary += f" (the masks in '{source.path}' are predictions of this program: only its boxes are used)"
+    request = {
+        "size": args.size,
+        "init": _init(args.init) if args.init else "",
+        "mask_rcnn": args.mask_rcnn,
+        "iterations": [args.iterations, args.mask_rcnn_iterations],
+        "processes": ranks,
+        "boxes": [source.json_file(os.path.join(out, "configs")), source.image_root, use_masks, classes],
+        "salient": list(salient or ()),
+        "few_masks": few,
+        "boxes_alone": boxes_alone,
+        "out": out,
+    }
+    return Plan(request, texts, summary, boxes_alone)
 
 
-def write_configs(folder: str, texts: dict[str, str], *, force: bool) -> str:
-    """Write the configs, those apart that the same command wrote before: what the user edited stays edited.
+def write_configs(folder: str, plan: Plan, *, force: bool) -> str:
+    """Write the configs, unless the same request has written them before.
+
+    Then edits of the user stay, and so does what another version of the package wrote; lost files come back.
 
     Args:
         folder: to write to.
-        texts: name → text; the first one is the rounds config.
+        plan: the training.
         force: replace edited files.
 
     Returns:
         Path of the rounds config.
 
     Raises:
-        BadInput: a file was edited, and another command wants to replace it.
+        BadInput: a file was edited, and another request wants to replace it.
     """
     record_path = os.path.join(folder, _RECORD)
-    record: dict[str, str] = {}
+    record: dict[str, Any] = {}
     if os.path.isfile(record_path):
         with open(record_path, encoding="utf-8") as file:
             record = json.load(file)
-    wanted = {name: _digest(text) for name, text in texts.items()}
-    lost = [name for name in texts if not os.path.isfile(os.path.join(folder, name))]
-    if record == wanted and not force:
-        texts = {name: texts[name] for name in lost}
-    if texts:
-        edited = [name for name, digest in record.items() if _digest_of(os.path.join(folder, name)) not in ("", digest)]
-        if edited and not force and record != wanted:
+    same, texts, written = record.get("request") == plan.request, plan.files, record.get("files", {})
+    if same and not force:
+        texts = {name: text for name, text in texts.items() if not os.path.isfile(os.path.join(folder, name))}
+    elif not force:
+        found = {name: _digest_of(os.path.join(folder, name)) for name in written}
+        edited = [name for name, digest in found.items() if digest not in ("", written[name])]
+        if edited:
             raise BadInput(
                 f"{', '.join(edited)} in '{folder}' was edited, and another command than this one wrote it. Run that "
-                "again to use the edited files, or add --force to write them anew, or name another --out."
+                "again to use the edited files, or add --force to replace them, or name another --out."
             )
+    if texts:
         for name, text in texts.items():
             with atomic_write(os.path.join(folder, name)) as file:
                 file.write(text)
+        files = {**(written if same else {}), **{name: _digest(text) for name, text in texts.items()}}
         with atomic_write(record_path) as file:
-            json.dump(wanted, file, indent=1)
-    return os.path.join(folder, next(iter(wanted)))
+            json.dump({"request": plan.request, "files": files}, file, indent=1)
+    return os.path.join(folder, next(iter(plan.files)))
 
 
 def _digest(text: str) -> str:
@@ -172,107 +191,109 @@ def _digest_of(path: str) -> str:
         return _digest(file.read())
 
 
+def _with_bases(name: str) -> dict[str, str]:
+    """File names and texts of a shipped config and of those that it inherits from; all of them lie in one folder."""
+    text = Path(get_config_file(name)).read_text(encoding="utf-8")
+    base = yaml.safe_load(text).get("_BASE_")
+    inherited = _with_bases(posixpath.join(posixpath.dirname(name), base)) if base else {}
+    return {posixpath.basename(name): text, **inherited}
+
+
+def _yaml(comments: Iterable[str], config: dict[str, Any]) -> str:
+    """A config below the comments on it; long paths are not broken into lines."""
+    return "".join(f"# {line}\n" for line in comments) + yaml.safe_dump(config, sort_keys=False, width=sys.maxsize)
+
+
 def _rounds(args: argparse.Namespace, source: Source, salient: tuple[str, str] | None, out: str, use_masks: str) -> str:
-    """The rounds config; strings are written as json, which is yaml as well."""
-    text = (
-        "# Written by `boxsup train`; edit it, and run the same command again. From a checkout of boxsup_d2 this does\n"
-        "# the same:\n"
-        "#   python train_net.py --config-file <this file>\n"
-        "# Finished steps are skipped, changed ones start anew; their former folders are kept.\n"
-        f"OUTPUT_DIR: {json.dumps(out)}\n"
-        "DATASETS:\n"
-        "  REGISTER:\n"
-        f'    - NAME: "{BOXES}"\n'
-        f"      JSON: {json.dumps(source.json_file(os.path.join(out, 'configs')))}\n"
-        f"      IMAGES: {json.dumps(source.image_root)}\n"
-        f'      MASKS: "{use_masks}"  # "kept": boxes that have a mask teach by it, and keep it; "none": boxes alone\n'
-    )
+    boxes = {"NAME": BOXES, "JSON": source.json_file(os.path.join(out, "configs")), "IMAGES": source.image_root}
+    data_sets = [{**boxes, "MASKS": use_masks}]
+    steps: list[dict[str, Any]] = [{"NAME": NETWORK, "CONFIG": f"{NETWORK}.yaml"}]
+    comments = [
+        "Written by `boxsup train`. Edit it, and run the same command again, or from a checkout of boxsup_d2:",
+        "  python train_net.py --config-file <this file>",
+        "Finished steps are skipped, changed ones restart; their former folders are kept.",
+        'MASKS: with "kept", boxes that have a mask teach by it, and keep it; with "none", boxes teach alone.',
+        f"Step {NETWORK} learns from the boxes, then gives each of them a mask.",
+    ]
     if salient:
-        text += (
-            f'    - NAME: "{SALIENT}"\n'
-            f"      IMAGES: {json.dumps(salient[0])}\n"
-            f"      SALIENT_MASKS: {json.dumps(salient[1])}\n"
-        )
-    text += (
-        "ROUNDS:\n"
-        '  - NAME: "1"\n'
-        "    STEPS:\n"
-        '      - NAME: "boxcaseg"        # learns from the boxes, then gives each of them a mask\n'
-        '        CONFIG: "boxcaseg.yaml"\n'
-    )
+        data_sets.append({"NAME": SALIENT, "IMAGES": salient[0], "SALIENT_MASKS": salient[1]})
     if args.mask_rcnn:
-        text += (
-            '      - NAME: "mask-rcnn"       # learns from these masks\n'
-            '        CONFIG: "mask-rcnn.yaml"\n'
-            '        PSEUDO_MASKS: ["boxcaseg"]\n'
-        )
-    return text + "VERSION: 2\n"
+        steps.append({"NAME": MASK_RCNN, "CONFIG": f"{MASK_RCNN}.yaml", "PSEUDO_MASKS": [NETWORK]})
+        comments.append(f"Step {MASK_RCNN} learns from these masks.")
+    config = {
+        "OUTPUT_DIR": out,
+        "DATASETS": {"REGISTER": data_sets},
+        "ROUNDS": [{"NAME": "1", "STEPS": steps}],
+        "VERSION": 2,
+    }
+    return _yaml(comments, config)
 
 
-def _boxcaseg(
-    args: argparse.Namespace,
-    recipe: _Recipe,
-    ranks: int,
-    with_salient: bool,
-    few_masks: bool,
-    boxes_alone: bool,
-) -> str:
-    train = [BOXES, SALIENT] if with_salient else [BOXES]
-    batch, rate = _batch(recipe, 0, ranks)
-    text = f'_BASE_: "{recipe.bases[0]}"\n'
-    model = ""
+def _network(args: argparse.Namespace, name: str, ranks: int, with_salient: bool, few_masks: bool) -> str:
+    recipe, base = get_config(name), posixpath.basename(name)
+    comments = [
+        f"The box-to-mask network: what differs from the recipe, {base}.",
+        "DATASETS.TEST is empty, since measuring would need true masks.",
+    ]
+    config: dict[str, Any] = {"_BASE_": base}
     if args.init:
         init = _init(args.init)
-        model += f"  WEIGHTS: {json.dumps(init)}\n{_normalisation(init)}"
-        rate /= 10
-    if boxes_alone:
-        model += '  BOXCASEG:\n    TEST_HEAD: "box"  # nothing teaches the salient head\n'
-    elif args.size == "full":
-        model += "  BOXCASEG:\n    ALPHA: 0.7\n"
-    text += f"MODEL:\n{model}" if model else ""
-    text += f"DATASETS:\n  TRAIN: {json.dumps(train)}\n  TEST: []  # nothing is measured: that would need true masks\n"
-    text += f'PSEUDO_MASKS:\n  DATASETS: ["{BOXES}"]\n'
+        config["MODEL"] = {"WEIGHTS": init, **_normalisation(init)}
+        comments.append("SOLVER.BASE_LR is a tenth of the recipe's: the weights are trained already.")
+    config["DATASETS"] = {"TRAIN": [BOXES, SALIENT] if with_salient else [BOXES], "TEST": []}
+    config["PSEUDO_MASKS"] = {"DATASETS": [BOXES]}
     if few_masks:
-        text += "DATALOADER:\n  BOX_RATIO: 0.6875  # masks are few: a fixed share of every batch has one\n"
-    text += f"SOLVER:\n  IMS_PER_BATCH: {batch}\n  BASE_LR: {rate:g}"
-    text += "  # a tenth of the recipe's: the weights are trained already\n" if args.init else "\n"
-    iterations = args.iterations or recipe.iterations[0]
-    return text + (_iterations(iterations) if iterations else f"  MAX_EPOCHS: {recipe.epochs}\n") + "VERSION: 2\n"
+        config["DATALOADER"] = {"BOX_RATIO": 0.6875}
+        comments.append("DATALOADER.BOX_RATIO: masks are few, so a fixed share of every batch has one.")
+    config["SOLVER"] = _batch(recipe, ranks, 0.1 if args.init else 1)
+    if args.iterations and recipe.SOLVER.MAX_EPOCHS:
+        config["SOLVER"]["MAX_EPOCHS"] = 0
+    if args.iterations or not recipe.SOLVER.MAX_EPOCHS:
+        config["SOLVER"].update(_iterations(args.iterations or recipe.SOLVER.MAX_ITER))
+    return _yaml(comments, {**config, "VERSION": 2})
 
 
-def _mask_rcnn(args: argparse.Namespace, recipe: _Recipe, ranks: int, classes: int) -> str:
-    batch, rate = _batch(recipe, 1, ranks)
-    iterations = args.mask_rcnn_iterations or (args.iterations and args.iterations * 3 // 2) or recipe.iterations[1]
-    steps = f"  STEPS: [{max(iterations * 2 // 3, 1)}]\n" if args.size == "full" else ""
-    return (
-        f'_BASE_: "{recipe.bases[1]}"\n'
-        f"MODEL:\n{recipe.mask_rcnn}"
-        f"  ROI_HEADS:\n    NUM_CLASSES: {classes}  # as many as the json has\n"
-        f'DATASETS:\n  TRAIN: ["{BOXES}_pseudo"]\n  TEST: []\n'
-        f"SOLVER:\n  IMS_PER_BATCH: {batch}\n  BASE_LR: {rate:g}\n{_iterations(iterations)}{steps}"
-        "VERSION: 2\n"
-    )
+def _mask_rcnn(args: argparse.Namespace, name: str, ranks: int, classes: int) -> str:
+    recipe, base = get_config(name), posixpath.basename(name)
+    usual = recipe.SOLVER.MAX_ITER
+    iterations = args.mask_rcnn_iterations or (args.iterations and args.iterations * 3 // 2) or usual
+    solver = {**_batch(recipe, ranks), **_iterations(iterations)}
+    if recipe.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        solver["STEPS"] = [max(step * iterations // usual, 1) for step in recipe.SOLVER.STEPS]
+    comments = [
+        f"The Mask R-CNN: what differs from the recipe, {base}.",
+        "NUM_CLASSES is as many as the json has. DATASETS.TEST is empty, since measuring would need true masks.",
+    ]
+    config = {
+        "_BASE_": base,
+        "MODEL": {"ROI_HEADS": {"NUM_CLASSES": classes}},
+        "DATASETS": {"TRAIN": [f"{BOXES}_pseudo"], "TEST": []},
+        "SOLVER": solver,
+        "VERSION": 2,
+    }
+    return _yaml(comments, config)
 
 
-def _iterations(number: int) -> str:
+def _iterations(number: int) -> dict[str, int]:
     # A warm-up as long as a short training would be all of it; the recipes' longest is 1,000 iterations.
-    return f"  MAX_ITER: {number}\n  WARMUP_ITERS: {min(100, number // 10)}\n"
+    return {"MAX_ITER": number, "WARMUP_ITERS": min(100, number // 10)}
 
 
-def _batch(recipe: _Recipe, step: int, ranks: int) -> tuple[int, float]:
+def _batch(recipe: CfgNode, ranks: int, share_of_rate: float = 1) -> dict[str, Any]:
     """Samples per update, rounded up so that they divide over the processes, and the rate in proportion."""
-    batch, rate = recipe.batches[step], recipe.rates[step]
+    batch = recipe.SOLVER.IMS_PER_BATCH
     rounded = -(-batch // ranks) * ranks
-    return rounded, rate * rounded / batch
+    rate = recipe.SOLVER.BASE_LR * rounded / batch * share_of_rate
+    return {"IMS_PER_BATCH": rounded, "BASE_LR": float(f"{rate:g}")}  # six digits: it is read by people
 
 
-def _normalisation(init: str) -> str:
+def _normalisation(init: str) -> dict[str, list[float]]:
     """How the network to start from was shown its images, where that is known: published ones in another way."""
     try:
-        trained = method_config("boxcaseg", init).MODEL
+        trained = method_config(NETWORK, init).MODEL
     except FileNotFoundError:  # neither a published network nor one with a config beside it
-        return ""
-    return f"  PIXEL_MEAN: {list(trained.PIXEL_MEAN)}\n  PIXEL_STD: {list(trained.PIXEL_STD)}\n"
+        return {}
+    return {"PIXEL_MEAN": list(trained.PIXEL_MEAN), "PIXEL_STD": list(trained.PIXEL_STD)}
 
 
 def _init(path: str) -> str:

@@ -1,4 +1,4 @@
-"""What each process of ``boxsup train`` does, and what there is to tell in the end."""
+"""What each process of ``boxsup train`` does, and the summary at the end."""
 
 import argparse
 import contextlib
@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 
 from boxsup_d2.checkpoint import WholeCheckpointer
 from boxsup_d2.cli.console import quiet_setup
-from boxsup_d2.cli.train_config import BOXES
+from boxsup_d2.cli.train_config import BOXES, MASK_RCNN, NETWORK
 from boxsup_d2.config import load_config, merge_overrides
 from boxsup_d2.engine.defaults import setup
 from boxsup_d2.labelling.driver import pseudo_mask_path
@@ -24,7 +24,7 @@ def run_rounds_config(path: str, opts: Sequence[str], processes: int, verbose: b
         path: of the rounds config.
         opts: overrides for all steps, in pairs.
         processes: as ``--num-gpus`` says.
-        verbose: show the whole log; else what people wait for.
+        verbose: show the whole log.
         new_networks: see :func:`boxsup_d2.cli.console.quiet_setup`.
     """
     args = argparse.Namespace(
@@ -36,11 +36,11 @@ def run_rounds_config(path: str, opts: Sequence[str], processes: int, verbose: b
 
 
 def check_init(config: str, checkpoint: str, opts: Sequence[str]) -> None:
-    """See to it that ``--init`` holds the whole network: what it lacks would start from noise, and stay unnoticed.
+    """Check that ``--init`` holds the whole network: what it lacks would start from random values, unnoticed.
 
     Args:
-        config: file of the network that is trained.
-        checkpoint: to start it from.
+        config: file of the network to train.
+        checkpoint: to start from.
         opts: overrides, in pairs.
 
     Raises:
@@ -54,7 +54,7 @@ def check_init(config: str, checkpoint: str, opts: Sequence[str]) -> None:
 
 
 def summary(out: str, images: str, *, mask_rcnn: bool) -> str:
-    """Where everything is, and the commands that use it.
+    """Where the results are, and commands that use them.
 
     Args:
         out: folder of the training.
@@ -62,14 +62,14 @@ def summary(out: str, images: str, *, mask_rcnn: bool) -> str:
         mask_rcnn: whether there is a Mask R-CNN.
     """
     lines = []
-    for step, what in [("boxcaseg", "box-to-mask network"), ("mask-rcnn", "Mask R-CNN")][: 1 + mask_rcnn]:
+    for step, what in [(NETWORK, "box-to-mask network"), (MASK_RCNN, "Mask R-CNN")][: 1 + mask_rcnn]:
         lines.append(f"{what}: {os.path.join(out, step, 'model_final.pth')}")
-    masks = pseudo_mask_path(os.path.join(out, "boxcaseg"), BOXES)
+    masks = pseudo_mask_path(os.path.join(out, NETWORK), BOXES)
     lines.append(f"masks of your boxes: {masks}")
     lines.append("look at them:")
     lines.append(f"  boxsup report {shlex.quote(masks)} --images {shlex.quote(images)}")
     lines.append("masks for boxes of other images, by these weights:")
-    step = "mask-rcnn" if mask_rcnn else "boxcaseg"
+    step = MASK_RCNN if mask_rcnn else NETWORK
     lines.append(
         f"  boxsup label --json boxes.json --images DIR --config {shlex.quote(os.path.join(out, step, 'config.yaml'))} "
         f"--weights {shlex.quote(os.path.join(out, step, 'model_final.pth'))} --out masks.json"

@@ -40,7 +40,10 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
     if not PathManager.isfile(config_file):
         raise FileNotFoundError(f"There is no config file {config_file} (working folder: {os.getcwd()}).")
     try:
-        content = cfg.load_yaml_with_base(config_file, allow_unsafe=True)
+        # Detectron2's default would run code that a yaml names.
+        content = cfg.load_yaml_with_base(config_file, allow_unsafe=False)
+    except yaml.constructor.ConstructorError as error:
+        raise ValueError(f"{config_file}, or a _BASE_ of it, holds more than plain values: {error}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{config_file} is not valid yaml: {error}") from error
     except FileNotFoundError as error:
@@ -50,7 +53,7 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
     if not isinstance(content, dict):
         raise ValueError(f"{config_file}, or a _BASE_ of it, holds no KEY: VALUE pairs.")
     try:
-        cfg.merge_from_file(config_file)
+        cfg.merge_from_file(config_file, allow_unsafe=False)
     except (KeyError, ValueError, AssertionError, AttributeError) as error:
         problem = next(filter(None, (_key_problem(cfg, key) for key in _flat_keys(content))), error)
         raise ValueError(f"{config_file}: {problem}") from error

@@ -3,7 +3,8 @@
 Each key is commented with its unit and its reason; ``tests/test_repository.py`` checks that every one is read.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 from detectron2.config import CfgNode as CN
 
@@ -18,6 +19,17 @@ def register_config(add: Callable[[CN], None]) -> Callable[[CN], None]:
     """
     _EXTENSIONS.append(add)
     return add
+
+
+@contextlib.contextmanager
+def undone_on_error() -> Iterator[None]:
+    """Forget what :func:`register_config` was given inside if an error leaves the block."""
+    before = len(_EXTENSIONS)
+    try:
+        yield
+    except BaseException:
+        del _EXTENSIONS[before:]
+        raise
 
 
 def add_boxsup_config(cfg: CN) -> None:
@@ -119,11 +131,11 @@ def _add_shared_config(cfg: CN) -> None:
     # The stem's max-pool of build_resnet_deeplab_backbone: with it the output stride is the paper's 8; the code
     # published with LPG leaves it out (4), and its checkpoints need that.
     cfg.MODEL.RESNETS.STEM_MAX_POOL = True
-    # Scales beside 1 that DeepLabSegmentor runs an image at, joined by the maximum (DeepLabV2: 0.5, 0.75); empty: none.
+    # Scales beside 1 that DeepLabSegmenter runs an image at, joined by the maximum (DeepLabV2: 0.5, 0.75); empty: none.
     cfg.MODEL.SEM_SEG_HEAD.MSC_SCALES = ()
     # Learning rate of the last layer, the only one that starts from noise, as a multiple of SOLVER.BASE_LR (DeepLab).
     cfg.MODEL.SEM_SEG_HEAD.LR_FACTOR = 10.0
-    # DeepLabSegmentor pads images to this side in pixels at inference (published), so that all of VOC have one size; 0
+    # DeepLabSegmenter pads images to this side in pixels at inference (published), so that all of VOC have one size; 0
     # pads only as far as the backbone needs. Larger images are taken as they are.
     cfg.MODEL.SEM_SEG_HEAD.TEST_PAD = 513
     # Registered data set whose stuff_classes name the outputs: a generator that uses this network as its segmenter
@@ -135,8 +147,8 @@ def _add_shared_config(cfg: CN) -> None:
     cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_THRESHOLD = 0.0
     # Weight the mask loss of the kept ones by their confidence.
     cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_WEIGHTING = False
-    # Which number of the pseudo-mask file governs: "confidence" (published, +1 box convention) or
-    # "confidence_exact" (exact box IoU, fair to small objects).
+    # Which number of the pseudo-mask file governs: "confidence" (published, +1 box convention), "confidence_exact"
+    # (exact box IoU, fair to small objects) or "quality" (predicted IoU of the mask, which ranks masks far better).
     cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_KEY = "confidence"
 
     # ---------------------------------------------------------------- solver
@@ -172,8 +184,8 @@ def _add_shared_config(cfg: CN) -> None:
     # Processes that do so; 0: a rank's share of the machine's cores, 1: none beside the rank itself, for scripts
     # that do their work outside of `if __name__ == "__main__":`.
     cfg.PSEUDO_MASKS.CRF_WORKERS = 0
-    # Images, spread over the confidences, that the page beside each written file shows (docs/report.md); 0 writes none.
-    # Only what is looked at depends on it, so changing it makes nothing anew.
+    # Images, spread from worst to best mask, that the page beside each written file shows (docs/report.md); 0 writes
+    # none. Only what is looked at depends on it, so changing it makes nothing anew.
     cfg.PSEUDO_MASKS.REPORT_IMAGES = 200
 
     # ---------------------------------------------------------------- evaluation

@@ -1,11 +1,7 @@
-"""DenseCRF (Krähenbühl & Koltun, NIPS 2011) on class probabilities or instance masks; needs ``pydensecrf``.
-
-Functions on tensors, and a wrapper that puts them behind any box-to-mask method.
-"""
+"""DenseCRF (Krähenbühl & Koltun, NIPS 2011) of class probabilities, and a wrapper that refines any method's masks."""
 
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from itertools import islice, repeat
 from typing import Any, NamedTuple
 
@@ -14,7 +10,7 @@ import torch
 from detectron2.structures import Instances
 from torch import nn
 
-from boxsup_d2.crf.workers import default_workers, start_workers, worker_died
+from boxsup_d2.crf.workers import default_workers, explain_dead_worker, start_workers
 from boxsup_d2.masks.paste import MaskPatch
 
 
@@ -29,16 +25,18 @@ class CRFParams(NamedTuple):
     iterations: int = 10
 
 
-# The published settings (methods B6), by the segmentation network that they were made for.
+# As published with DeepLab: version 1 (VGG16) and version 2 (ResNet-101).
 CRF_VGG16 = CRFParams(3, 3, 5, 140, 5)
 CRF_RESNET101 = CRFParams(3, 1, 4, 67, 3)
 
 # Probabilities below this count as this: its logarithm stays finite.
 _MIN_PROB = 1e-5
-# Of instance masks: see refine_instance_masks.
+# Probability that a mask is right at a pixel. On GrabCut masks of VOC, values below 0.8 cost IoU, and so do the wide
+# kernels of CRF_VGG16.
 _CERTAINTY = 0.9
+# Width of the band around a box in the CRF's window, as a share of the box's sides.
 _MARGIN = 0.25
-# Masks that a refined model does alone.
+# Masks that a refined model refines before it starts workers, which takes seconds.
 _BEFORE_WORKERS = 32
 
 
@@ -77,47 +75,12 @@ def dense_crf(
     return torch.from_numpy(result.reshape(classes, height, width))
 
 
-def refine_instance_masks(
-    image: torch.Tensor | np.ndarray,
-    masks: torch.Tensor,
-    boxes: torch.Tensor,
-    params: CRFParams = CRF_RESNET101,
-    *,
-    certainty: float = _CERTAINTY,
-    margin: float = _MARGIN,
-) -> torch.Tensor:
-    """Snap instance masks to the image's edges, each in a window around its box.
-
-    What lies outside the box is certain background and stays so; the band of it in the window tells the CRF its
-    colours. A mask that the CRF would erase is left as it is.
-
-    Args:
-        image: H×W×3 uint8.
-        masks: N×H×W; bool, or float foreground probabilities in 0..1.
-        boxes: N×4, x0, y0, x1, y1 in pixels, exclusive ends; corners are truncated.
-        params: kernels.
-        certainty: probability that a bool mask is right at a pixel, 0.5..1. On GrabCut masks of VOC both the wide
-            kernels of :data:`CRF_VGG16` and values below 0.8 cost IoU.
-        margin: width of the band, as a share of the box's sides.
-
-    Returns:
-        N×H×W bool on the device of ``masks``.
-
-    Raises:
-        ImportError: ``pydensecrf`` is not installed.
-        ValueError: there are not as many masks as boxes.
-    """
-    pixels = _to_numpy(image)
-    windows = _mask_windows(pixels, _mask_patches(masks, boxes, certainty), margin)
-    return _put_answers(masks, windows, [_foreground(w.pixels, w.prob, params) for w in windows])
-
-
 class _MaskWindow(NamedTuple):
-    """What the CRF sees of one mask.
+    """The CRF's input for one mask.
 
     Attributes:
         row: of the mask.
-        box: rows and columns of the image that the answer may cover.
+        box: rows and columns of the image that the refined mask may cover.
         inside: the same in the window.
         pixels: h×w×3 uint8.
         prob: h×w float32 of the foreground.
@@ -130,30 +93,28 @@ class _MaskWindow(NamedTuple):
     prob: np.ndarray
 
 
-def _mask_patches(masks: torch.Tensor, boxes: torch.Tensor, certainty: float) -> list[MaskPatch]:
-    """Masks N×H×W (bool or probabilities) in their boxes N×4; see :func:`refine_instance_masks`."""
+def _mask_patches(masks: torch.Tensor, boxes: torch.Tensor) -> list[MaskPatch]:
+    """Masks N×H×W bool in their boxes N×4 (corners truncated), as probabilities."""
     height, width = masks.shape[-2:]
     patches = []
     for mask, (x0, y0, x1, y1) in zip(masks, boxes.to("cpu", torch.int64).tolist(), strict=True):
         x0, y0 = max(x0, 0), max(y0, 0)
         own = mask[y0 : max(min(y1, height), y0), x0 : max(min(x1, width), x0)]
-        if masks.dtype == torch.bool:
-            own = own.float() * (2 * certainty - 1) + (1 - certainty)
-        patches.append(MaskPatch(x0, y0, own))
+        patches.append(MaskPatch(x0, y0, own.float() * (2 * _CERTAINTY - 1) + (1 - _CERTAINTY)))
     return patches
 
 
-def _mask_windows(pixels: np.ndarray, patches: Iterable[MaskPatch], margin: float) -> list[_MaskWindow]:
-    """Windows of all patches (of an image H×W×3) that hold something to refine."""
+def _mask_windows(pixels: np.ndarray, patches: Iterable[MaskPatch]) -> list[_MaskWindow]:
+    """Windows of all patches (of an image H×W×3) with foreground."""
     height, width = pixels.shape[:2]
     windows = []
     for row, patch in enumerate(patches):
-        # No number is background, as it is where masks are decided.
+        # NaN is background, as it is where masks are decided.
         own = np.nan_to_num(patch.prob.float().cpu().numpy(), nan=0.0).clip(0, 1)
         if not (own > 0.5).any():
             continue
         rows, columns = patch.window
-        band_y, band_x = (int(margin * side) + 1 for side in own.shape)
+        band_y, band_x = (int(_MARGIN * side) + 1 for side in own.shape)
         top, bottom = max(rows.start - band_y, 0), min(rows.stop + band_y, height)
         left, right = max(columns.start - band_x, 0), min(columns.stop + band_x, width)
         inside = np.s_[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
@@ -164,23 +125,26 @@ def _mask_windows(pixels: np.ndarray, patches: Iterable[MaskPatch], margin: floa
 
 
 def _foreground(pixels: np.ndarray, prob: np.ndarray, params: CRFParams) -> np.ndarray:
-    """h×w bool of h×w×3 uint8 and h×w float32; runs in workers, too."""
+    """h×w bool of h×w×3 uint8 and h×w float32; runs in the workers, too."""
     return dense_crf(pixels, np.stack([1 - prob, prob]), params).argmax(dim=0).bool().numpy()
 
 
-def _put_answers(masks: torch.Tensor, windows: list[_MaskWindow], answers: Iterable[np.ndarray]) -> torch.Tensor:
-    """N×H×W bool: the masks, replaced where the CRF left something of them."""
-    refined = masks.clone() if masks.dtype == torch.bool else masks > 0.5
-    for window, answer in zip(windows, answers, strict=True):
-        inside = torch.from_numpy(answer[window.inside])
+def _replace_masks(masks: torch.Tensor, windows: list[_MaskWindow], refined: Iterable[np.ndarray]) -> torch.Tensor:
+    """The masks N×H×W bool; those of which the CRF left something are replaced."""
+    masks = masks.clone()
+    for window, foreground in zip(windows, refined, strict=True):
+        inside = torch.from_numpy(foreground[window.inside])
         if inside.any():
-            mask = refined[window.row].zero_()
-            mask[window.box] = inside.to(mask.device)
-    return refined
+            mask = masks[window.row].zero_()
+            mask[window.box] = inside
+    return masks
 
 
 class CRFRefinedModel(nn.Module):
-    """A box-to-mask method whose masks are refined by :func:`refine_instance_masks` in evaluation.
+    """A box-to-mask method whose masks are moved to the image's edges by a DenseCRF, each in a window around its box.
+
+    What lies outside the box is background and stays background; the CRF learns its colours from the band of it in the
+    window. A mask that the CRF would erase is left as it is.
 
     Args:
         model: any box-to-mask meta-architecture.
@@ -193,7 +157,7 @@ class CRFRefinedModel(nn.Module):
         ImportError: ``pydensecrf`` is not installed.
     """
 
-    def __init__(self, model: nn.Module, params: CRFParams = CRF_RESNET101, workers: int = 1):
+    def __init__(self, model: nn.Module, params: CRFParams = CRF_RESNET101, workers: int = 1) -> None:
         super().__init__()
         if workers < 0:
             raise ValueError(f"PSEUDO_MASKS.CRF_WORKERS is {workers}: it must be 0 or more.")
@@ -204,15 +168,15 @@ class CRFRefinedModel(nn.Module):
         self._executor: ProcessPoolExecutor | None = None
         self._refined = 0
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """The method's answer; in evaluation its ``instances`` with refined ``pred_masks`` on the CPU.
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
+        """The method's output; in evaluation its ``instances`` with refined ``pred_masks`` (N×H×W bool) on the CPU.
 
-        The CRF starts from the method's ``patches``, or from its masks, if it gives none. Its ``label_map`` is left
+        The CRF starts from the method's ``patches`` where it gives them, else from its masks. Its ``label_map`` is left
         out: label maps are then made of the refined masks.
 
         Raises:
             RuntimeError: a worker process died.
-            ValueError: the method does not answer every box with one mask.
+            ValueError: the method does not give one mask per box.
         """
         outputs = self.model(batched_inputs)
         if self.training:
@@ -222,28 +186,25 @@ class CRFRefinedModel(nn.Module):
         for item, output, instances in zip(batched_inputs, outputs, found, strict=True):
             patches = output.get("patches")
             if patches is None:
-                patches = _mask_patches(instances.pred_masks, item["instances"].gt_boxes.tensor, _CERTAINTY)
+                patches = _mask_patches(instances.pred_masks, item["instances"].gt_boxes.tensor)
             if len(patches) != len(instances):
                 raise ValueError(f"{type(self.model).__name__}: {len(patches)} patches for {len(instances)} masks.")
-            windows.append(_mask_windows(_to_numpy(item["image"].permute(1, 2, 0)), patches, _MARGIN))
-        # The windows of all images together: an image alone would leave most workers without one.
-        answers = iter(self._foregrounds([window for own in windows for window in own]))
+            windows.append(_mask_windows(_to_numpy(item["image"].permute(1, 2, 0)), patches))
+        # The windows of all images together: one image alone has too few for all workers.
+        refined = iter(self._foregrounds([window for own in windows for window in own]))
         for instances, own in zip(found, windows, strict=True):
-            instances.pred_masks = _put_answers(instances.pred_masks, own, islice(answers, len(own)))
+            instances.pred_masks = _replace_masks(instances.pred_masks, own, islice(refined, len(own)))
         return [{"instances": instances} for instances in found]
 
     def _foregrounds(self, windows: list[_MaskWindow]) -> list[np.ndarray]:
         self._refined += len(windows)
-        # Workers take seconds to start, in which this process refines as many masks by itself.
         if self.workers == 1 or self._refined <= _BEFORE_WORKERS:
             return [_foreground(window.pixels, window.prob, self.params) for window in windows]
         if self._executor is None:
             self._executor = start_workers(self.workers)
         pixels, probs = [window.pixels for window in windows], [window.prob for window in windows]
-        try:
+        with explain_dead_worker("set PSEUDO_MASKS.CRF_WORKERS to 1, or leave PSEUDO_MASKS.CRF off"):
             return list(self._executor.map(_foreground, pixels, probs, repeat(self.params)))
-        except BrokenProcessPool as error:
-            raise worker_died("set PSEUDO_MASKS.CRF_WORKERS to 1, or leave PSEUDO_MASKS.CRF off") from error
 
 
 def _to_numpy(array: torch.Tensor | np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Processes that compute DenseCRFs, which take a second per image and core and hold Python's lock all the while."""
+"""Processes that compute DenseCRFs. Threads would not do: a CRF holds Python's lock for a second and more."""
 
 import contextlib
 import ctypes
@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import BaseContext
 
 from detectron2.utils import comm
 
@@ -17,7 +19,7 @@ from boxsup_d2.utils.processes import usable_cores
 def start_workers(count: int) -> ProcessPoolExecutor:
     """Processes for functions of :mod:`boxsup_d2.crf.refine`.
 
-    They end with the last reference to them, and with this process, however it ends.
+    They end with the last reference to them, and with this process, even if it is killed.
     """
     return ProcessPoolExecutor(count, mp_context=_context(), initializer=_prepare_worker)
 
@@ -27,23 +29,27 @@ def default_workers() -> int:
     return max(usable_cores() // comm.get_local_size(), 1)
 
 
-def worker_died(switch: str) -> RuntimeError:
-    """The error to raise for a ``BrokenProcessPool``.
+@contextlib.contextmanager
+def explain_dead_worker(switch: str) -> Iterator[None]:
+    """Turn a ``BrokenProcessPool`` into a RuntimeError that says what to do.
 
     Args:
         switch: how to do without a CRF.
     """
-    return RuntimeError(
-        "a DenseCRF worker process died. If it left no error above, then most likely for want of memory: each image "
-        f"under way takes four bytes per pixel and class several times over. Free some memory, or {switch}. A script "
-        "must stand in a file and do its work under `if __name__ == '__main__':`, since every worker imports it."
-    )
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a DenseCRF worker process died. If there is no error above, it most likely ran out of memory: each image "
+            f"takes several times four bytes per pixel and class. Free some memory, or {switch}. A script must be a "
+            "file and do its work under `if __name__ == '__main__':`, since every worker imports it."
+        ) from error
 
 
-def _context() -> Any:
-    """Workers are not copies of this process, which may hold a GPU and running threads, but of a bare server's.
+def _context() -> BaseContext:
+    """Workers are not forked from this process, which may use a GPU and threads, but from a bare server.
 
-    The server imports the package, torch with it, once for all workers.
+    The server imports the package, and torch with it, once for all workers.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -53,14 +59,12 @@ def _context() -> Any:
 
 
 def _prepare_worker() -> None:
-    """End with the process that waits for the results, leave Ctrl-C to it, and let the allocator reuse what was freed.
+    """End with the parent process, leave Ctrl-C to it, and keep freed memory.
 
-    A worker waits for work on a queue whose other end it holds as well, so it would never learn that its process was
-    killed: by a scheduler, for want of memory, or as a rank of a run in which another one failed.
+    A worker holds both ends of the queue on which it waits for work, so it does not notice when the parent is killed.
 
-    A CRF allocates some ten arrays of the probabilities' size in every iteration. Handed back to the system each time,
-    their pages come back to be zeroed, which takes a seventh of the time. Only glibc has the switch; elsewhere nothing
-    happens.
+    A CRF allocates some ten arrays of the probabilities' size in every iteration. To give them back to the system and
+    get them zeroed again takes a seventh of the time. Only glibc has the switch; elsewhere nothing happens.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -157,12 +157,9 @@ def _whole(file: BinaryIO) -> bytes:
 
 
 def read_label_map(file_name: str) -> np.ndarray:
-    """Read a PNG whose pixels are numbers of classes or instances, such as VOC's masks.
+    """Read a PNG whose pixels are numbers of classes or instances, such as VOC's masks: H×W uint8, read-only.
 
     OpenCV is of no use here: it turns palette indices into colours.
-
-    Returns:
-        H×W uint8, read-only.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -19,14 +19,7 @@ def datasets_root() -> str:
 
 
 def under_root(*candidates: str) -> str:
-    """Path of a file or folder below :func:`datasets_root`.
-
-    Args:
-        candidates: relative paths, the preferred one first; an absolute one stays as it is.
-
-    Returns:
-        The first one that exists, else the preferred one (which an error message then names).
-    """
+    """The first of some paths below :func:`datasets_root` that exists, else the first; absolute ones stay."""
     paths = [os.path.join(datasets_root(), candidate) for candidate in candidates]
     return next((path for path in paths if os.path.exists(path)), paths[0])
 
@@ -47,13 +40,7 @@ def require_path(path: str, dataset: str, fix: str = "") -> str:
 
 
 def require_images(file_names: Iterable[str], dataset: str, what: str = "images", fix: str = "") -> None:
-    """Check that images exist, by one listing per folder: 100,000 single look-ups are slow on network drives.
-
-    Args:
-        file_names: their paths.
-        dataset: name, for messages.
-        what: they are, for messages.
-        fix: what to do where some are missing.
+    """Check that files exist, by one listing per folder: 100,000 single look-ups are slow on network drives.
 
     Raises:
         FileNotFoundError: some are missing; gives their number and the first ones.

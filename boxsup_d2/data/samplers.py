@@ -29,7 +29,7 @@ class ImageWindowSampler:
         Args:
             image_ids: for each of the n samples, which image it belongs to; any integers.
             window: images per window; 0 shuffles all samples of an epoch together.
-            seed: the same seed gives the same order.
+            seed: of the order.
             drop_probs: for each sample the probability, in [0, 1), of being left out of an epoch; None keeps all.
 
         Raises:

@@ -15,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from boxsup_d2.config import load_config, use_available_device
-from boxsup_d2.data.datasets import apply_dataset_switches, register_listed, register_pseudo_masks_from_cfg
+from boxsup_d2.data.datasets import register_from_cfg
 
 __all__ = ["default_argument_parser", "setup"]
 
@@ -85,7 +85,5 @@ def setup(args: argparse.Namespace) -> CfgNode:
     default_setup(cfg, args)
     if fell_back and comm.is_main_process():
         logger.warning("No GPU is available: running on the CPU, in %d process(es).", comm.get_world_size())
-    apply_dataset_switches(cfg)
-    register_listed(cfg.DATASETS.REGISTER)
-    register_pseudo_masks_from_cfg(cfg)
+    register_from_cfg(cfg)
     return cfg

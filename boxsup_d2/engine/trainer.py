@@ -3,6 +3,7 @@
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from boxsup_d2.engine.hooks import PseudoMaskHook
 from boxsup_d2.engine.solver import build_lr_scheduler, build_optimizer, set_max_iter
 from boxsup_d2.evaluation import build_evaluator
 from boxsup_d2.labelling.driver import broadcast_buffers
-from boxsup_d2.modeling import MultiScaleSegmentor
+from boxsup_d2.modeling.deeplab import SemanticSegmenterWithTTA
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Trainer(DefaultTrainer):
         self._trainer.load_state_dict(inner)
 
     def after_train(self) -> None:
-        """The hooks' last words; after an error only of those that need no other rank.
+        """End the hooks; after an error only those that need no other rank.
 
         Detectron2 comes here after an exception as well, which the other ranks may not have met: one rank alone in an
         evaluation would wait for them until the time-out, and hide the error so long.
@@ -92,8 +93,11 @@ class Trainer(DefaultTrainer):
             self.iter = self.max_iter - 1
             self.checkpointer.save("model_final", iteration=self.iter)
         elif self.start_iter > 0:
-            # The same seed again would show the first samples once more after every restart.
-            reset_data_loader(self._trainer, build_train_loader(self.cfg, self.start_iter))
+            cfg = self.cfg.clone()
+            cfg.defrost()
+            if cfg.SEED >= 0:  # the same seed again would show the first samples once more after every restart
+                cfg.SEED += self.start_iter
+            reset_data_loader(self._trainer, self.build_train_loader(cfg))
 
     def build_hooks(self) -> list[hooks.HookBase]:
         built = super().build_hooks()
@@ -123,33 +127,48 @@ class Trainer(DefaultTrainer):
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str, task: str | None = None) -> Any:
-        """Loader of a data set for a task; default: the first of ``TEST.TASKS``."""
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Loader of a data set for the first of ``TEST.TASKS``."""
         # All but detectors see images in their original frame, with box prompts.
-        return build_test_loader(cfg, dataset_name, box_prompts=(task or cfg.TEST.TASKS[0]) != "instances")
+        return build_test_loader(cfg, dataset_name, box_prompts=cfg.TEST.TASKS[0] != "instances")
 
     @classmethod
-    def build_evaluator(
-        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None, task: str | None = None
-    ) -> DatasetEvaluator:
-        """Evaluator of a data set for a task; default: the first of ``TEST.TASKS``."""
-        return build_evaluator(cfg, dataset_name, task or cfg.TEST.TASKS[0], output_folder)
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+        """Evaluator of a data set for the first of ``TEST.TASKS``."""
+        return build_evaluator(cfg, dataset_name, cfg.TEST.TASKS[0], output_folder)
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict:
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None) -> OrderedDict:
         """Evaluate on every data set of ``DATASETS.TEST``, for every task of ``TEST.TASKS``.
+
+        Args:
+            cfg: full config. The builders get it once per task, with this one alone in ``TEST.TASKS``.
+            model: to evaluate.
+            evaluators: one per data set, instead of :meth:`build_evaluator`'s; there must be one task then.
 
         Returns:
             The metrics by task and name, e.g. ``results["box_to_mask"]["mIoU*"]``; with several data sets, by data
             set first.
         """
+        given: dict[str, DatasetEvaluator] = {}
+        if evaluators is not None:
+            if len(evaluators) != len(cfg.DATASETS.TEST) or len(cfg.TEST.TASKS) != 1:
+                raise ValueError(
+                    f"{len(evaluators)} evaluators for {len(cfg.DATASETS.TEST)} data sets and {len(cfg.TEST.TASKS)} "
+                    "tasks: give one per data set, and set one task in TEST.TASKS."
+                )
+            given = dict(zip(cfg.DATASETS.TEST, evaluators, strict=True))
         broadcast_buffers(model)
         by_dataset: OrderedDict[str, OrderedDict] = OrderedDict()
         for name in cfg.DATASETS.TEST:
             results = by_dataset.setdefault(name, OrderedDict())
             for task in cfg.TEST.TASKS:
-                loader = cls.build_test_loader(cfg, name, task)
-                evaluator = cls.build_evaluator(cfg, name, task=task)
+                task_cfg = cfg.clone()
+                task_cfg.defrost()
+                task_cfg.TEST.TASKS = (task,)
+                task_cfg.freeze()
+                loader = cls.build_test_loader(task_cfg, name)
+                evaluator = given.get(name) or cls.build_evaluator(task_cfg, name)
                 found = inference_on_dataset(_tested_model(cfg, model, task), loader, evaluator)
                 if comm.is_main_process():
                     logger.info("%s on %s:", task, name)
@@ -164,5 +183,5 @@ def _tested_model(cfg: CfgNode, model: nn.Module, task: str) -> nn.Module:
         # Refined like the labels would be, so that the metric speaks of what gets written.
         return CRFRefinedModel(model, workers=cfg.PSEUDO_MASKS.CRF_WORKERS)
     if task == "sem_seg" and (tuple(cfg.TEST.SEM_SEG_SCALES) != (1.0,) or cfg.TEST.SEM_SEG_FLIP):
-        return MultiScaleSegmentor(model, cfg.TEST.SEM_SEG_SCALES, cfg.TEST.SEM_SEG_FLIP)
+        return SemanticSegmenterWithTTA(model, cfg.TEST.SEM_SEG_SCALES, cfg.TEST.SEM_SEG_FLIP)
     return model

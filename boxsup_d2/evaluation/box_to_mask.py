@@ -1,13 +1,11 @@
-"""Evaluation of masks that answer ground-truth boxes: mIoU*, mean IoU and IoU@k (methods.md A6).
+"""Evaluation of masks predicted from ground-truth boxes: mIoU*, mean IoU and IoU@k (as published with BoxCaseg).
 
-One evaluator for every box-to-mask method, learned or not. Where the prompts come from (the annotated box, or the
-tight box of the true mask) is the mapper's business: masks are matched with annotations by order, not by box.
+One evaluator for every box-to-mask method. The mapper decides what the prompts are (the annotated boxes, or the tight
+boxes of the true masks): masks are matched with annotations by order, not by box.
 """
 
 import itertools
-import json
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,11 +14,12 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
-from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from boxsup_d2.data.formats.coco import read_json
 from boxsup_d2.evaluation.ground_truth import ImageTruth, load_ground_truth
 from boxsup_d2.evaluation.metrics import IOU_THRESHOLDS, BoxToMaskSummary, mask_iou, summarize_box_to_mask
+from boxsup_d2.evaluation.results import gather_on_main, warn_if_partial, write_results
 from boxsup_d2.evaluation.tables import format_table
 
 logger = logging.getLogger(__name__)
@@ -30,10 +29,10 @@ INSTANCES_FILE = "box_to_mask_instances.json"
 
 
 class InstanceScore(NamedTuple):
-    """IoU of one instance; small, because it travels between processes.
+    """IoU of one instance.
 
     Attributes:
-        image_id: Of the data set.
+        image_id: As in the data set.
         position: Index among the image's annotations that are no crowd regions.
         class_id: Contiguous class index, 0-based.
         iou: In 0..1.
@@ -58,8 +57,8 @@ def score_image(truth: ImageTruth, masks: Sequence[np.ndarray] | np.ndarray) -> 
     if len(masks) != len(truth.annotations):
         raise ValueError(
             f"Image {truth.image_id} ('{truth.file_name}') has {len(truth.annotations)} annotated objects, but "
-            f"{len(masks)} masks answer them: one mask per box in the order of the annotations is expected. Are the "
-            "prompts of another data set, or filtered differently (DATASETS.VOC_USE_DIFFICULT)?"
+            f"{len(masks)} masks: one per box in the order of the annotations is expected. Are the prompts "
+            "of another data set, or filtered differently (DATASETS.VOC_USE_DIFFICULT)?"
         )
     void = truth.void_mask()
     scores = []
@@ -94,16 +93,16 @@ def score_annotations(
 
 
 class BoxToMaskEvaluator(DatasetEvaluator):
-    """mIoU*, mean IoU and IoU@k of the masks that a model answers to the boxes of a data set with masks.
+    """mIoU*, mean IoU and IoU@k of the masks that a model predicts from the boxes of a data set with masks.
 
-    Results are **percent**, as those of every Detectron2 evaluator (0.80 is reported as 80.0):
+    Results are **percent**, as Detectron2's are:
 
     * ``mIoU*``: over the classes present; ``mIoU*_published``: over all classes, absent ones counting 0;
     * ``mean IoU`` and ``IoU@25`` ... ``IoU@75``: over instances;
     * ``mIoU*-<class>`` and ``IoU@k-<class>``: of one class, NaN where it has no instance.
 
-    With an output folder, :data:`INSTANCES_FILE` there lists every instance's IoU (as a fraction), from which
-    :func:`boxsup_d2.evaluation.metrics.bootstrap_interval` and reports are made.
+    With an output folder, :data:`INSTANCES_FILE` there lists every instance's IoU as a fraction, e.g. for
+    :func:`boxsup_d2.evaluation.metrics.bootstrap_interval`.
     """
 
     def __init__(self, dataset_name: str, output_folder: str | None = None, distributed: bool = True):
@@ -121,7 +120,7 @@ class BoxToMaskEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._class_names = class_names(dataset_name)
         self._truths = load_ground_truth(dataset_name)
-        for truth in self._truths.values():  # before a long run, not after it
+        for truth in self._truths.values():  # before hours of inference
             truth.check_has_masks()
         self._scores: list[InstanceScore] = []
 
@@ -133,12 +132,12 @@ class BoxToMaskEvaluator(DatasetEvaluator):
         """Score a batch.
 
         Args:
-            inputs: Dicts with ``image_id``, and ``annotation_ids`` where the mapper gives them: these are compared
-                with the data set's.
-            outputs: Dicts with ``instances``, whose ``pred_masks`` (N, H, W) bool answer the image's boxes in order.
+            inputs: Dicts with ``image_id``, and ``annotation_ids`` where the mapper gives them, which must be the data
+                set's.
+            outputs: Dicts with ``instances``, whose ``pred_masks`` (N, H, W) bool are in the order of the boxes.
 
         Raises:
-            ValueError: If an image is unknown, or its masks do not answer its annotations.
+            ValueError: If an image is unknown, or its masks do not fit its annotations.
         """
         for sample, output in zip(inputs, outputs, strict=True):
             truth = self._truths.get(sample["image_id"])
@@ -157,38 +156,28 @@ class BoxToMaskEvaluator(DatasetEvaluator):
         Returns:
             ``{"box_to_mask": {metric: percent}}`` on the main process, None on the others.
         """
-        scores = self._scores
-        if self._distributed:
-            comm.synchronize()
-            gathered = comm.gather(scores, dst=0)
-            if not comm.is_main_process():
-                return None
-            scores = list(itertools.chain.from_iterable(gathered))
-        scores = self._in_dataset_order(scores)
+        gathered = gather_on_main(self._scores, self._distributed)
+        if gathered is None:
+            return None
+        scores = self._in_dataset_order(itertools.chain.from_iterable(gathered))
         summary = summarize_box_to_mask(
             [s.iou for s in scores], [s.class_id for s in scores], num_classes=len(self._class_names)
         )
         results = summary_to_results(summary, self._class_names)
         logger.info("Masks from boxes on %s:\n%s", self._dataset_name, summary_table(summary, self._class_names))
         if self._output_folder:
-            self._save(scores, results)
+            self._save(self._output_folder, scores, results)
         return OrderedDict({"box_to_mask": results})
 
-    def _in_dataset_order(self, scores: list[InstanceScore]) -> list[InstanceScore]:
-        # A sampler that pads its shards gives an image to two ranks: it counts once. The order of the data set makes
-        # sums, and so results, independent of the number of ranks to the last bit.
+    def _in_dataset_order(self, scores: Iterable[InstanceScore]) -> list[InstanceScore]:
+        # A padding sampler may give an image to two ranks: it counts once. In a fixed order, sums do not depend on the
+        # number of ranks.
         unique = {(s.image_id, s.position): s for s in scores}
         expected = [(t.image_id, i) for t in self._truths.values() for i in range(len(t.annotations))]
-        if len(unique) < len(expected):
-            logger.warning(
-                "Only %d of the %d instances of %s were scored: the results are those of a part of it.",
-                len(unique),
-                len(expected),
-                self._dataset_name,
-            )
+        warn_if_partial(len(unique), len(expected), "instances", self._dataset_name)
         return [unique[key] for key in expected if key in unique]
 
-    def _save(self, scores: list[InstanceScore], results: dict[str, float]) -> None:
+    def _save(self, folder: str, scores: list[InstanceScore], results: dict[str, float]) -> None:
         instances = []
         for score in scores:
             annotation = self._truths[score.image_id].annotations[score.position]
@@ -203,27 +192,21 @@ class BoxToMaskEvaluator(DatasetEvaluator):
                     "box_area": float((x1 - x0) * (y1 - y0)),
                 }
             )
-        # json has no NaN that every reader accepts: an undefined metric is null.
-        metrics = {name: (value if np.isfinite(value) else None) for name, value in results.items()}
         content = {
             "dataset": self._dataset_name,
             "classes": self._class_names,
-            "metrics_percent": metrics,
+            "metrics_percent": results,
             "instances": instances,
         }
-        PathManager.mkdirs(self._output_folder)
-        path = os.path.join(str(self._output_folder), INSTANCES_FILE)
-        with PathManager.open(path, "w") as f:
-            json.dump(content, f)
+        path = write_results(folder, INSTANCES_FILE, content)
         logger.info("Wrote the IoU of %d instances to '%s'.", len(instances), path)
 
 
 def evaluate_mask_json(json_file: str, dataset_name: str) -> BoxToMaskSummary:
     """Score the masks of a COCO json, e.g. a pseudo-mask file, against a registered data set with true masks.
 
-    Images are matched by id, objects by their order in the image, crowd regions left out on both sides. Images of the
-    json that the data set does not hold are skipped (train_aug has images without instance masks), and so are
-    images of the data set that the json does not hold; both are logged.
+    Images are matched by id, objects by their order in the image, without crowd regions. Images that only one of them
+    has are skipped and their number is logged.
 
     Args:
         json_file: COCO json whose annotations have a ``segmentation``.
@@ -238,8 +221,7 @@ def evaluate_mask_json(json_file: str, dataset_name: str) -> BoxToMaskSummary:
     """
     if not PathManager.isfile(json_file):
         raise FileNotFoundError(f"No mask file '{json_file}': label the data set first, or check the path.")
-    with PathManager.open(json_file) as f:
-        content = json.load(f)
+    content = read_json(PathManager.get_local_path(json_file), dataset_name)
     by_image: dict[int | str, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
         if not annotation.get("iscrowd", 0):
@@ -280,7 +262,7 @@ def class_names(dataset_name: str) -> list[str]:
 def summary_to_results(summary: BoxToMaskSummary, names: Sequence[str]) -> dict[str, float]:
     """Flatten a summary to ``{metric: percent}``.
 
-    A metric with a hyphen is one class's: Detectron2 keeps these out of the line that it prints for copying.
+    A metric of one class has a hyphen: Detectron2 leaves these out of the line that it prints for copying.
     """
     results = {
         "mIoU*": 100 * summary.miou_present,
@@ -314,10 +296,10 @@ def summary_table(summary: BoxToMaskSummary, names: Sequence[str]) -> str:
 
 
 def _check_ids(truth: ImageTruth, ids: Sequence[Any] | None) -> None:
-    """Where both sides carry annotation ids, they must agree: order alone would hide a mix-up."""
+    """Annotation ids must agree where both sides have them: the order alone would hide a mix-up."""
     known = [annotation.get("id") for annotation in truth.annotations]
     if ids is not None and None not in known and list(ids) != known:
         raise ValueError(
-            f"The prompts of image {truth.image_id} ('{truth.file_name}') are annotations {list(ids)}, the data set "
-            f"to compare with has {known}: load and evaluate the same data set."
+            f"The prompts of image {truth.image_id} ('{truth.file_name}') are annotations {list(ids)}, those of the "
+            f"data set {known}: load and evaluate the same data set."
         )

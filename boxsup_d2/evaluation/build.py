@@ -8,7 +8,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from boxsup_d2.evaluation.box_to_mask import BoxToMaskEvaluator
-from boxsup_d2.evaluation.instance_ap import VOC_IOUS, InstanceAPEvaluator
+from boxsup_d2.evaluation.instance_ap import InstanceAPEvaluator
+from boxsup_d2.evaluation.metrics import IOU_THRESHOLDS
 from boxsup_d2.evaluation.sem_seg import CRF_SETTINGS, BoxToSemSegEvaluator, SemanticEvaluator
 
 #: Builder of one (task, evaluator_type): (cfg, dataset_name, output_folder) -> evaluator.
@@ -22,7 +23,7 @@ def register_evaluator(task: str, evaluator_type: str = "*") -> Callable[[Evalua
     """Decorator: let a function build the evaluator of ``task`` for data sets of ``evaluator_type``.
 
     Args:
-        task: A name that TEST.TASKS may hold.
+        task: A name for TEST.TASKS.
         evaluator_type: ``MetadataCatalog`` entry of the data set; "*" for those without a builder of their own.
 
     Raises:
@@ -45,7 +46,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, task: str, output_folder: s
         cfg: Config with boxsup_d2's keys; OUTPUT_DIR, TEST.AP_IGNORE_VOID and TEST.SEM_SEG_CRF are read.
         dataset_name: Registered data set.
         task: One of TEST.TASKS: "instances" (detection and mask AP), "box_to_mask" (masks from true boxes),
-            "box_to_sem_seg" (mIoU of the label maps that these make) or "sem_seg" (mIoU of a segmenter's label maps).
+            "box_to_sem_seg" (mIoU of label maps of these) or "sem_seg" (mIoU of a segmenter's label maps).
         output_folder: Where results are saved; None: ``<OUTPUT_DIR>/inference/<dataset_name>``.
 
     Raises:
@@ -56,14 +57,14 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, task: str, output_folder: s
 
 
 def find_builder(dataset_name: str, task: str) -> EvaluatorBuilder:
-    """What builds the evaluator of a registered data set for a task; nothing is opened.
+    """The function that builds the evaluator of a registered data set for a task.
 
     Raises:
         ValueError: If the task is unknown, or does not serve this type of data set.
     """
     tasks = sorted({known for known, _ in _BUILDERS})
     if task not in tasks:
-        raise ValueError(f"TEST.TASKS holds '{task}', which is no task: use {', '.join(tasks)}.")
+        raise ValueError(f"TEST.TASKS has '{task}', which is no task: use {', '.join(tasks)}.")
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "")
     builder = _BUILDERS.get((task, evaluator_type)) or _BUILDERS.get((task, "*"))
     if builder is None:
@@ -89,13 +90,13 @@ def _build_coco_instances(_cfg: CfgNode, dataset_name: str, output_folder: str) 
 @register_evaluator("instances", "voc_instance")
 def _build_voc_instances(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     return InstanceAPEvaluator(
-        dataset_name, output_dir=output_folder, iou_thresholds=VOC_IOUS, ignore_void=cfg.TEST.AP_IGNORE_VOID
+        dataset_name, output_dir=output_folder, iou_thresholds=IOU_THRESHOLDS, ignore_void=cfg.TEST.AP_IGNORE_VOID
     )
 
 
 @register_evaluator("instances", "box")
 def _build_box_instances(_cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    # Said explicitly, because the json of such a set may well hold masks, which it promises not to use.
+    # Explicitly boxes: the json of such a data set may have masks, which it promises not to use.
     return InstanceAPEvaluator(dataset_name, ("bbox",), output_dir=output_folder)
 
 

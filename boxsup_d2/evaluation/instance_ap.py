@@ -1,10 +1,8 @@
 """Instance AP: Detectron2's COCOEvaluator with a fast exact scorer and more IoU thresholds.
 
-Detectron2 0.6 as it can be installed here has no compiled scorer, and pycocotools' own takes a minute on COCO. hotcoco
-(Rust, one wheel for every Python from 3.10) was chosen because its precision arrays are identical to pycocotools' to
-the last bit, and because it was the fastest on masks: 22 to 37 times as fast as pycocotools on 2 cores, where
-ultrafast-pycocotools (identical too, but an alpha release) was 15 to 21 and faster-coco-eval (equal to 2e-16) 3 to 5
-times as fast. Where hotcoco is missing, pycocotools scores: the same numbers, later.
+The installable Detectron2 0.6 has no compiled scorer. hotcoco (Rust) gives pycocotools' precision arrays to the last
+bit, 22 to 37 times as fast on masks; ultrafast-pycocotools was 15 to 21 times as fast, faster-coco-eval 3 to 5 times.
+Without hotcoco, pycocotools gives the same numbers.
 """
 
 import contextlib
@@ -29,32 +27,30 @@ from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 
 from boxsup_d2.evaluation.ground_truth import ImageTruth, load_ground_truth
+from boxsup_d2.evaluation.metrics import IOU_THRESHOLDS
 
 logger = logging.getLogger(__name__)
 
-#: IoU thresholds, in percent, of the VOC results (methods.md A6).
-VOC_IOUS = (25, 50, 70, 75)
 # The ten thresholds over which COCO's AP is the mean, computed as pycocotools computes them.
 _COCO_IOUS = np.linspace(0.5, 0.95, 10)
 _AREAS = ("all", "small", "medium", "large")
 
 
 class InstanceAPEvaluator(COCOEvaluator):
-    """Box and mask AP in percent, with ``AP<k>`` at further IoU thresholds where they are asked for.
+    """Box and mask AP in percent, with ``AP<k>`` at further IoU thresholds where they are given.
 
     What differs from Detectron2's evaluator:
 
     * The fast scorer gives pycocotools' numbers exactly; ``use_fast_impl=False`` uses pycocotools itself.
-    * A data set without a json file is converted anew for every evaluator, and the conversion is thrown away:
-      Detectron2 finds the conversion of an earlier run again by its name, even when the data have changed since.
-    * A model that predicts nothing at all has an AP of 0, not NaN: that is what a single wrong prediction gets.
-      Classes without ground truth stay NaN, as in pycocotools they do not count.
-    * Void pixels of a data set (``void_mask`` of its dicts) are taken out of the predicted masks before they are
-      compared, so that they count for neither side; true masks never hold them. A COCO json has no place for void:
-      with VOC as such a json, as the BoxCaseg authors published it, void is background and a pixel too much on the
-      border is an error. On small images that is a very different measure (filled boxes on VOC images of 320 px: AP50
-      51.4 with void ignored, 34.5 with void as background). ``ignore_void=False`` (``TEST.AP_IGNORE_VOID False``)
-      scores that way.
+    * A data set without a json file is converted for every evaluator anew: Detectron2 would use the conversion of an
+      earlier run, even when the data have changed since.
+    * A model that predicts nothing has an AP of 0, not NaN, as with a single wrong prediction. Classes without ground
+      truth are NaN and do not count.
+    * Void pixels of a data set (``void_mask`` of its dicts) are taken out of the predicted masks, so that they count
+      for neither side. A COCO json has no void: in VOC as such a json, as the BoxCaseg authors published it, void is
+      background. On small images that makes a large difference (filled boxes on VOC images of 320 px: AP50 51.4 with
+      void ignored, 34.5 with void as background). ``ignore_void=False`` (``TEST.AP_IGNORE_VOID False``) scores that
+      way.
     * An image that two ranks have seen counts once. Keypoints are not evaluated.
     """
 
@@ -78,7 +74,7 @@ class InstanceAPEvaluator(COCOEvaluator):
             output_dir: Where predictions are saved as Detectron2 does; None saves nothing.
             max_dets_per_image: See :class:`COCOEvaluator`; None is COCO's 100.
             use_fast_impl: False scores with pycocotools.
-            iou_thresholds: Further thresholds in percent, e.g. :data:`VOC_IOUS`, each reported as ``AP<k>``.
+            iou_thresholds: Further thresholds in percent, each reported as ``AP<k>``.
             ignore_void: False: void pixels are background, as in a COCO json of VOC.
 
         Raises:
@@ -98,14 +94,14 @@ class InstanceAPEvaluator(COCOEvaluator):
                 max_dets_per_image=max_dets_per_image,
                 use_fast_impl=use_fast_impl,
             )
-        # Not the base class's: Detectron2's main branch sets it to False where its own C++ scorer is not built.
+        # Detectron2's main branch sets its own attribute to False where its C++ scorer is not built.
         self._use_hotcoco = use_fast_impl
         if converted and ignore_void:
-            # COCO json has no place for void: only data sets that were never one can have it.
+            # A COCO json has no void.
             self._void = {i: truth for i, truth in load_ground_truth(dataset_name).items() if truth.void is not None}
 
     def process(self, inputs: Iterable[Mapping[str, Any]], outputs: Iterable[Mapping[str, Any]]) -> None:
-        """Store the predictions of a batch, void pixels taken out; see :class:`COCOEvaluator`."""
+        """Store the predictions of a batch without void pixels; see :class:`COCOEvaluator`."""
         inputs, outputs = list(inputs), list(outputs)
         super().process(inputs, [self._without_void(i, o) for i, o in zip(inputs, outputs, strict=True)])
 
@@ -122,7 +118,7 @@ class InstanceAPEvaluator(COCOEvaluator):
         return {**output, "instances": Instances(instances.image_size, **fields)}
 
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
-        # Without a prediction there is nothing to infer from: then every task that the ground truth allows.
+        # Without a prediction: every task that the ground truth allows.
         tasks = {"bbox"}
         predicted = not predictions or any("segmentation" in p for p in predictions)
         if predicted and self._truth_has_masks():
@@ -174,7 +170,7 @@ class InstanceAPEvaluator(COCOEvaluator):
         extra = {name: (value if value >= 0 else float("nan")) for name, value in extra.items()}
         if extra:
             logger.info("%s AP in percent on %s: %s", task, self._metadata.name, _listed(extra))
-        # The further thresholds stand with the averages, before the classes.
+        # Averages first, then the classes.
         averages = {name: value for name, value in results.items() if "-" not in name}
         return {**averages, **extra, **results}
 
@@ -201,18 +197,19 @@ class InstanceAPEvaluator(COCOEvaluator):
                 f"Mask AP needs true masks, and {self._metadata.name} has only boxes: use a set with masks."
             )
         if any("segmentation" not in result for result in coco_results):
-            raise ValueError("Mask AP was asked for, but the model predicts only boxes: set MODEL.MASK_ON True.")
+            raise ValueError("Mask AP needs masks, and the model predicts only boxes: set MODEL.MASK_ON True.")
 
 
 def average_precision(
-    ground_truth: dict[str, Any], results: list[dict[str, Any]], task: str, iou_thresholds: Sequence[int] = VOC_IOUS
+    ground_truth: dict[str, Any],
+    results: list[dict[str, Any]],
+    task: str,
+    iou_thresholds: Sequence[int] = IOU_THRESHOLDS,
 ) -> dict[str, float]:
     """Average precision of results against a COCO json, over its classes with ground truth.
 
     Args:
-        ground_truth: see :func:`average_precision_array`.
-        results: see there.
-        task: see there.
+        ground_truth, results, task: see :func:`average_precision_array`.
         iou_thresholds: in percent, each reported as ``AP<k>``.
 
     Returns:
@@ -227,7 +224,7 @@ def average_precision(
 
 
 def _with_coco_thresholds(further: Sequence[int]) -> np.ndarray:
-    """COCO's ten thresholds and further ones, ascending; matching at one does not depend on the others."""
+    """COCO's ten thresholds and further ones, ascending."""
     coco = {round(100 * t) for t in _COCO_IOUS}
     return np.sort(np.concatenate([_COCO_IOUS, [k / 100 for k in set(further) - coco]]))
 
@@ -258,7 +255,7 @@ def average_precision_array(
         limit; -1 where a category has no ground truth. Both implementations give the same array.
     """
     if task == "segm":
-        # With a box in the result, COCO's API takes the box's area for the size class, not the mask's.
+        # With a box in the result, COCO's API takes the size class from the box, not from the mask.
         results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
     if use_fast_impl and importlib.util.find_spec("hotcoco") is not None:
         truth, predicted, scorer = _load_hotcoco(ground_truth, results)
@@ -292,7 +289,7 @@ def _load_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> t
         coco.createIndex()
         return coco
 
-    # pycocotools writes into the annotations that it is given, and its loadRes fails on an empty list.
+    # pycocotools changes the annotations that it is given, and its loadRes fails on an empty list.
     with contextlib.redirect_stdout(io.StringIO()):
         coco = index({**truth, "annotations": copy.deepcopy(truth["annotations"])})
         predicted = coco.loadRes(copy.deepcopy(results)) if results else index({**truth, "annotations": []})
@@ -301,7 +298,7 @@ def _load_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> t
 
 @contextlib.contextmanager
 def _json_file_of(dataset_name: str) -> Iterator[bool]:
-    """Give a data set without a COCO json one for as long as the context lasts; yields whether it needed it."""
+    """Give a data set a temporary COCO json if it has none; yields whether it had none."""
     metadata = MetadataCatalog.get(dataset_name)
     if hasattr(metadata, "json_file"):
         yield False

@@ -1,7 +1,6 @@
-"""The masks of one COCO json against those of another: what ``boxsup eval`` computes, and what reports sort by.
+"""The masks of one COCO json against those of another, as ``boxsup eval`` compares them. No image is opened.
 
-No data set is registered and no image opened. For masks against a registered data set, with void pixels, there is
-:func:`boxsup_d2.evaluation.box_to_mask.evaluate_mask_json`.
+For a registered data set, with void pixels, there is :func:`boxsup_d2.evaluation.box_to_mask.evaluate_mask_json`.
 """
 
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pycocotools import mask as mask_util
 
-from boxsup_d2.evaluation.box_to_mask import score_annotations, summary_table, summary_to_results
+from boxsup_d2.evaluation.box_to_mask import score_annotations, summary_to_results
 from boxsup_d2.evaluation.ground_truth import ImageTruth
 from boxsup_d2.evaluation.instance_ap import average_precision
 from boxsup_d2.evaluation.mask_matching import (
@@ -22,15 +21,14 @@ from boxsup_d2.evaluation.mask_matching import (
     read_mask_file,
 )
 from boxsup_d2.evaluation.metrics import BoxToMaskSummary, summarize_box_to_mask
-from boxsup_d2.evaluation.tables import format_table
 from boxsup_d2.masks.rle import empty_rle
 
 #: Fields that rank masks for AP, the preferred one first.
-RANKINGS = ("score", "confidence")
+RANKINGS = ("score", "quality", "confidence")
 
 
 class MaskRow(NamedTuple):
-    """A true object and the mask that answers it.
+    """A true object and the mask that was predicted for it.
 
     Attributes:
         annotation_id: Of the predicted mask, in its file.
@@ -39,7 +37,7 @@ class MaskRow(NamedTuple):
         file_name: Of the image, in the predicted file.
         class_name: Of both.
         iou: In 0..1.
-        by_id: Whether the annotation ids matched them; else their boxes.
+        by_id: Whether they were matched by annotation id; else by box.
     """
 
     annotation_id: int
@@ -58,11 +56,11 @@ class MaskFileScores:
     Attributes:
         summary: mIoU*, mean IoU and IoU@k of the matched objects, as fractions.
         class_names: Of the true file, in the order of its category ids; what the summary's arrays count.
-        rows: The matched objects, in the order of the true file's images and objects.
+        rows: The matched objects, in the order of the true file.
         ap: ``AP``, ``AP25`` ... as fractions; empty where nothing ranks the masks.
         ranking: Field that ranked them, or None.
-        unmatched: What was not compared, and how often; only what there is. Objects of images without a partner are
-            among the objects without one.
+        unmatched: What was not compared, and how often. Objects of images without a partner are among the objects
+            without a partner.
     """
 
     summary: BoxToMaskSummary
@@ -73,33 +71,20 @@ class MaskFileScores:
     unmatched: dict[str, int]
 
     def results(self) -> dict[str, float]:
-        """All figures in percent, as the evaluators name them."""
+        """All metrics in percent, named as by the evaluators."""
         ap = {name: 100 * value for name, value in self.ap.items()}
         return {**ap, **summary_to_results(self.summary, self.class_names)}
-
-    def table(self) -> str:
-        """Text tables: per class and in the mean; AP; and what was not compared."""
-        parts = [summary_table(self.summary, self.class_names)]
-        if self.ap:
-            values = [100 * value for value in self.ap.values()]
-            parts.append(format_table(["percent", *self.ap], [[f"masks, ranked by {self.ranking}", *values]]))
-        if self.unmatched:
-            parts.append(format_table(["not compared", "number"], self.unmatched.items()))
-        return "\n\n".join(parts)
 
 
 def compare_mask_files(predicted: str, truth: str, *, rank_by: str | None = None) -> MaskFileScores:
     """Score the masks of a COCO json against those of another one.
 
-    Images are the same if their names are, with their folders, or, if no other has it, without folders and extension;
-    where no name fits, if their ids and sizes are. Objects are the same if they are of the same image and class
-    (by its name) and their annotation ids agree, for which their boxes have to touch; else, one by one from the most
-    similar pair on, if their boxes have an IoU of 0.5. What has no partner is counted in ``unmatched``, and is in no
-    mean: a true object that was not found costs nothing there, but does in AP.
+    Images and their objects are matched by :mod:`boxsup_d2.evaluation.mask_matching`. What has no partner is counted in
+    ``unmatched`` and is in no mean: a true object that was not found lowers AP alone.
 
-    Crowd regions are no objects: predicted ones are left out, and in AP true ones excuse the masks on them, as COCO
-    has it, and so do true objects that have a box alone. An object whose prediction has no mask counts with an IoU of
-    0. AP is that of the images in both files.
+    Predicted crowd regions are left out. In AP, masks on true crowd regions are no errors, as in COCO, and neither are
+    masks of true objects that have only a box. An object whose prediction has no mask counts with an IoU of 0. AP is
+    that of the images in both files.
 
     Args:
         predicted: Path of the json with the masks to score.
@@ -117,7 +102,7 @@ def compare_mask_files(predicted: str, truth: str, *, rank_by: str | None = None
     rows = [row for record, partner in partners for row in _score(record, partner, ours, theirs)]
     unmatched = _count_unmatched(ours, theirs, partners, rows)
     if not rows:
-        counts = ", ".join(f"{count} {what}" for what, count in unmatched.items()) or "neither holds an object"
+        counts = ", ".join(f"{count} {what}" for what, count in unmatched.items()) or "neither has an object"
         raise ValueError(
             f"No object of '{predicted}' is in '{truth}' ({counts}). Are the files about the same images, and their "
             "classes named alike?"
@@ -137,7 +122,6 @@ def compare_mask_files(predicted: str, truth: str, *, rank_by: str | None = None
 
 
 def _score(record: dict[str, Any], partner: dict[str, Any], ours: MaskFile, theirs: MaskFile) -> list[MaskRow]:
-    """Rows of one image."""
     predicted, true = objects_of(record), objects_of(partner)
     pairs = match_objects(
         predicted,
@@ -150,11 +134,11 @@ def _score(record: dict[str, Any], partner: dict[str, Any], ours: MaskFile, thei
     truth = ImageTruth(
         record["image_id"], record["file_name"], height, width, [true[pair.theirs] for pair in pairs], void=None
     )
-    answers = [predicted[pair.ours] for pair in pairs]
-    answers = [{**a, "segmentation": a["segmentation"] or empty_rle(height, width)} for a in answers]
+    masks = [predicted[pair.ours] for pair in pairs]
+    masks = [{**mask, "segmentation": mask["segmentation"] or empty_rle(height, width)} for mask in masks]
     return [
         MaskRow(
-            annotation_id=answer["id"],
+            annotation_id=mask["id"],
             truth_id=annotation["id"],
             image_id=record["image_id"],
             file_name=record["file_name"],
@@ -162,8 +146,8 @@ def _score(record: dict[str, Any], partner: dict[str, Any], ours: MaskFile, thei
             iou=score.iou,
             by_id=pair.by_id,
         )
-        for score, answer, annotation, pair in zip(
-            score_annotations(truth, answers, ours.path), answers, truth.annotations, pairs, strict=True
+        for score, mask, annotation, pair in zip(
+            score_annotations(truth, masks, ours.path), masks, truth.annotations, pairs, strict=True
         )
     ]
 
@@ -192,7 +176,6 @@ def _count_unmatched(
 
 
 def _ranking(ours: MaskFile, rank_by: str | None) -> str | None:
-    """The field to rank by."""
     objects = [annotation for record in ours.records for annotation in objects_of(record)]
     for field in RANKINGS if rank_by is None else (rank_by,):
         if all(field in annotation["fields"] for annotation in objects):
@@ -207,14 +190,14 @@ def _ranking(ours: MaskFile, rank_by: str | None) -> str | None:
 
 
 def _class_indices(names: Sequence[str]) -> dict[str, int]:
-    """Class index by name; of classes with one name the first stands for all."""
+    """Class index by name; classes of the same name share the first index."""
     return {name: index for index, name in reversed(list(enumerate(names)))}
 
 
 def _average_precision(
     partners: list[tuple[dict[str, Any], dict[str, Any]]], ours: MaskFile, theirs: MaskFile, ranking: str
 ) -> dict[str, float]:
-    """AP over the images in both files, with ids of its own: scorers know no others than positive ones."""
+    """AP over the images in both files, with new ids: scorers need positive ones."""
     class_of = _class_indices(theirs.class_names)
     truth: dict[str, Any] = {
         "images": [],
@@ -235,7 +218,7 @@ def _average_precision(
                     "bbox": annotation["bbox"],
                     "area": float(mask_util.area(rle)),
                     "segmentation": rle,
-                    # A true object without a mask excuses what is predicted for it, as a crowd region does.
+                    # Masks predicted for a true object without a mask are no errors.
                     "iscrowd": int(annotation["iscrowd"] or not annotation["segmentation"]),
                 }
             )

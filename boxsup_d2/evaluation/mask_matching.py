@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as mask_util
 
-from boxsup_d2.data.formats.coco import build_dicts, category_tables, coco_segmentation, read_coco_json
+from boxsup_d2.data.formats.coco import category_tables, coco_segmentation, read_coco_json
 from boxsup_d2.data.formats.coco_checks import is_finite, unused_ids
+from boxsup_d2.data.formats.coco_dicts import build_dicts
 from boxsup_d2.data.formats.problems import Problems
 
 # Box IoU from which on two objects of an image and class are taken for the same, where no id says so.
@@ -38,7 +39,7 @@ class MaskFile:
     Attributes:
         path: Of the file.
         class_names: By contiguous class index.
-        records: Dataset dicts, as :func:`boxsup_d2.data.formats.coco.build_dicts` makes them, with crowd
+        records: Dataset dicts, as :func:`boxsup_d2.data.formats.coco_dicts.build_dicts` makes them, with crowd
             regions. Their annotations have ``segmentation`` (None without a mask) and ``fields``: what the json's have
             that is a number.
     """
@@ -105,8 +106,8 @@ def match_images(
     where no name fits, if their ids and sizes are.
 
     Args:
-        ours: The images of one file, with ``file_name``, an id, and where they are known ``height`` and ``width``.
-        theirs: Those of the other file.
+        ours, theirs: The images of the files, with ``file_name``, an id, and where they are known ``height`` and
+            ``width``.
         id_key: Key of the id: "id" of COCO's images, "image_id" of dataset dicts.
 
     Returns:
@@ -167,10 +168,8 @@ def match_objects(
     else, one by one from the most similar pair on, if their boxes have an IoU of 0.5.
 
     Args:
-        ours: Annotations of the image in one file, with ``bbox`` (x, y, w, h).
-        theirs: Those in the other file.
-        our_classes: Class name of each of ``ours``.
-        their_classes: Class name of each of ``theirs``; None is no class of ours.
+        ours, theirs: Annotations of the image in the files, with ``bbox`` (x, y, w, h).
+        our_classes, their_classes: Class name of each; None is no class of ours.
 
     Returns:
         In the order of ``theirs``; each object is in one pair at most.

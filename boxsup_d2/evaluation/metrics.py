@@ -1,7 +1,4 @@
-"""Quality of masks that answer ground-truth boxes: pure functions on arrays (methods.md A6).
-
-Nothing here knows about data sets, processes or files; :mod:`boxsup_d2.evaluation.box_to_mask` does. All values are
-fractions in 0..1.
+"""Quality of masks predicted from ground-truth boxes: pure functions on arrays. All values are fractions in 0..1.
 
 Shape legend: N instances, K classes, I images, H x W pixels.
 """
@@ -11,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: IoU thresholds, in percent, at which the share of instances is reported.
+#: IoU thresholds in percent, of IoU@k and of VOC's AP (as published with BoxCaseg).
 IOU_THRESHOLDS = (25, 50, 70, 75)
 
 
@@ -24,8 +21,7 @@ def mask_iou(pred: np.ndarray, gt: np.ndarray, void: np.ndarray | None = None) -
         void: (..., H, W) bool, pixels whose label is unknown; None where there are none.
 
     Returns:
-        (...) float64 in 0..1. Two masks without a pixel outside void have an IoU of 0, as in pycocotools: nothing
-        was there to be found, and nothing is given for it.
+        (...) float64 in 0..1. Two masks without a pixel outside void have an IoU of 0, as in pycocotools.
 
     Raises:
         ValueError: If the masks differ in height or width.
@@ -47,15 +43,15 @@ def mask_iou(pred: np.ndarray, gt: np.ndarray, void: np.ndarray | None = None) -
 
 @dataclass(frozen=True)
 class BoxToMaskSummary:
-    """The figures of A6, as fractions.
+    """The metrics of masks from boxes, as fractions.
 
     Attributes:
         miou_present: mIoU* averaged over the classes that have instances; NaN without any instance.
-        miou_published: mIoU* averaged over all K classes, a class without instances counting 0 (published).
-        mean_iou: mean over instances, whatever their class; NaN without any.
-        iou_at: threshold in percent -> share of all instances with at least that IoU; NaN without any.
+        miou_published: mIoU* averaged over all K classes, where one without instances counts 0 (published).
+        mean_iou: mean over all instances; NaN without any.
+        iou_at: threshold in percent to the share of all instances with at least that IoU; NaN without any.
         per_class_iou: (K,) mean instance IoU of each class; NaN where a class has no instance.
-        per_class_iou_at: threshold in percent -> (K,) share of each class's instances; NaN likewise.
+        per_class_iou_at: threshold in percent to (K,), the share of each class's instances; NaN likewise.
         counts: (K,) int64, instances of each class.
     """
 
@@ -69,7 +65,7 @@ class BoxToMaskSummary:
 
 
 def summarize_box_to_mask(ious: Sequence[float], classes: Sequence[int], num_classes: int) -> BoxToMaskSummary:
-    """Average instance IoUs over classes and over instances (methods.md A6).
+    """Average instance IoUs over classes and over instances.
 
     Args:
         ious: (N,) in 0..1.
@@ -86,7 +82,7 @@ def summarize_box_to_mask(ious: Sequence[float], classes: Sequence[int], num_cla
         sums = np.bincount(labels, weights=x, minlength=num_classes)
         return np.divide(sums, counts, out=np.full(num_classes, np.nan), where=counts > 0)
 
-    # k / 100 and not a literal or a product: an IoU of exactly k percent rounds to the same quotient, and is reached.
+    # k / 100 and not a literal or a product: an IoU of exactly k percent is rounded to the same number.
     reached = {k: (values >= k / 100).astype(np.float64) for k in IOU_THRESHOLDS}
     per_class = class_means(values)
     present = counts > 0
@@ -112,8 +108,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of mIoU* over the classes present.
 
-    Whole images are drawn with replacement, because the objects of an image are not independent. A class that a
-    resample does not hold is left out of that resample's mean, as a class absent from the data set is.
+    Whole images are drawn with replacement, because the objects of an image are not independent. Classes that a
+    resample does not have are left out of its mean.
 
     Args:
         ious: (N,) in 0..1.

@@ -1,9 +1,6 @@
-"""Evaluation of label maps: mIoU over the classes that occur, of segmenters (if wanted after a DenseCRF) and of
-box-to-mask methods."""
+"""Evaluation of label maps of segmenters (with a DenseCRF or without) and of box-to-mask methods: mIoU."""
 
-import json
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,15 +8,14 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 
 from boxsup_d2.crf.pool import CRFPool
 from boxsup_d2.crf.refine import CRF_RESNET101, CRF_VGG16, CRFParams, check_densecrf
 from boxsup_d2.data.images import read_label_map
+from boxsup_d2.evaluation.results import gather_on_main, warn_if_partial, write_results
 from boxsup_d2.evaluation.semantic_metrics import SemanticSummary, confusion_matrix, summarize_semantic
 from boxsup_d2.evaluation.tables import format_table
-from boxsup_d2.masks.label_map import prompted_label_map
+from boxsup_d2.masks.label_map import IGNORE_LABEL, prompted_label_map
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +27,11 @@ CRF_SETTINGS: dict[str, CRFParams | None] = {"": None, "vgg16": CRF_VGG16, "resn
 
 
 class SemanticEvaluator(DatasetEvaluator):
-    """mIoU and its relatives of label maps on a data set with ``sem_seg_file_name``.
+    """mIoU and accuracies of label maps on a data set with ``sem_seg_file_name``.
 
-    Detectron2's own evaluator counts, in 0.6, classes that are predicted but do not occur, and keeps every prediction
-    in memory. Results are **percent**: ``mIoU`` (over the classes in the ground truth), ``fwIoU``, ``pACC``, ``mACC``,
-    ``IoU-<class>`` and ``ACC-<class>`` (NaN for classes that do not occur).
+    Results are **percent**: ``mIoU`` (over the classes in the ground truth), ``fwIoU``, ``pACC``, ``mACC``,
+    ``IoU-<class>`` and ``ACC-<class>`` (NaN for classes that are not in the ground truth). Detectron2's own evaluator
+    (0.6) averages also over classes that are only predicted, and keeps every prediction in memory.
     """
 
     def __init__(
@@ -51,7 +47,7 @@ class SemanticEvaluator(DatasetEvaluator):
         """
         Args:
             dataset_name: Registered data set with ``stuff_classes`` and ``ignore_label``.
-            output_folder: Where to write the figures and the confusion matrix; None writes nothing.
+            output_folder: Where to write the metrics and the confusion matrix; None writes nothing.
             task: Key of the results.
             crf: Refine the probabilities before the label map is taken.
             crf_workers: Processes for that; 0: this rank's share of the machine's cores.
@@ -79,23 +75,23 @@ class SemanticEvaluator(DatasetEvaluator):
                 + ("it has no stuff_classes." if not names else f"image '{missing}' has no sem_seg_file_name.")
             )
         self._class_names = list(names)
-        self._ignore_label = metadata.get("ignore_label", 255)
+        self._ignore_label = metadata.get("ignore_label", IGNORE_LABEL)
         self._pool: CRFPool | None = None
         self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
-        # Of each image the cells of its confusion matrix that are not zero, few out of thousands: a sampler that pads
-        # its shards gives an image to two ranks, and it must count once.
+        # The nonzero cells of each image's confusion matrix. By image, because a padding sampler may give one to two
+        # ranks, and it must count once.
         self._cells: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._close_pool()
 
     def label_map(self, sample: Mapping[str, Any], output: Mapping[str, Any]) -> np.ndarray:
-        """The (H, W) integer label map that a model's answer stands for.
+        """The predicted (H, W) integer label map.
 
         Args:
             sample: The model's input dict.
-            output: Its answer; here ``sem_seg``, C x H x W scores, of which the largest wins.
+            output: The model's output; here ``sem_seg``, C x H x W scores, of which the largest wins.
         """
         del sample
         return output["sem_seg"].argmax(dim=0).cpu().numpy()
@@ -104,8 +100,8 @@ class SemanticEvaluator(DatasetEvaluator):
         """Score a batch.
 
         Args:
-            inputs: Dicts with ``file_name``; with a CRF also ``image``, 3 x H x W uint8 in the original frame.
-            outputs: Dicts as :meth:`label_map` takes them; with a CRF, ``sem_seg`` are probabilities.
+            inputs: Dicts with ``file_name``; with a CRF also ``image``, 3 x H x W uint8 of the original size.
+            outputs: See :meth:`label_map`; with a CRF, ``sem_seg`` are probabilities.
 
         Raises:
             FileNotFoundError: A label map is missing.
@@ -135,20 +131,11 @@ class SemanticEvaluator(DatasetEvaluator):
         for ready in self._pool.drain() if self._pool is not None else ():
             self._count(*ready)
         self._close_pool()
-        cells = self._cells
-        if self._distributed:
-            comm.synchronize()
-            gathered = comm.gather(cells, dst=0)
-            if not comm.is_main_process():
-                return None
-            cells = {name: own for part in gathered for name, own in part.items()}
-        if len(cells) < len(self._truths):
-            logger.warning(
-                "Only %d of the %d images of %s were scored: the results are those of a part of it.",
-                len(cells),
-                len(self._truths),
-                self._dataset_name,
-            )
+        gathered = gather_on_main(self._cells, self._distributed)
+        if gathered is None:
+            return None
+        cells = {name: own for part in gathered for name, own in part.items()}
+        warn_if_partial(len(cells), len(self._truths), "images", self._dataset_name)
         confusion = np.zeros((len(self._class_names), len(self._class_names) + 1), dtype=np.int64)
         for positions, counts in cells.values():
             confusion.flat[positions] += counts
@@ -157,7 +144,15 @@ class SemanticEvaluator(DatasetEvaluator):
         table = semantic_table(summary, self._class_names)
         logger.info("Semantic segmentation (%s) on %s:\n%s", self._task, self._dataset_name, table)
         if self._output_folder:
-            self._save(confusion, results, len(cells))
+            content = {
+                "dataset": self._dataset_name,
+                "images": len(cells),
+                "classes": self._class_names,
+                "metrics_percent": results,
+                "confusion_true_by_predicted": confusion.tolist(),
+            }
+            path = write_results(self._output_folder, RESULTS_FILE.format(task=self._task), content)
+            logger.info("Wrote the confusion matrix of %d images to '%s'.", len(cells), path)
         return OrderedDict({self._task: results})
 
     def _count(self, file_name: Hashable, pred: np.ndarray) -> None:
@@ -175,26 +170,11 @@ class SemanticEvaluator(DatasetEvaluator):
             self._pool.close()
             self._pool = None
 
-    def _save(self, confusion: np.ndarray, results: dict[str, float], images: int) -> None:
-        content = {
-            "dataset": self._dataset_name,
-            "images": images,
-            "classes": self._class_names,
-            # json has no NaN that every reader accepts: an undefined metric is null.
-            "metrics_percent": {key: (value if np.isfinite(value) else None) for key, value in results.items()},
-            "confusion_true_by_predicted": confusion.tolist(),
-        }
-        PathManager.mkdirs(self._output_folder)
-        path = os.path.join(str(self._output_folder), RESULTS_FILE.format(task=self._task))
-        with PathManager.open(path, "w") as f:
-            json.dump(content, f)
-        logger.info("Wrote the confusion matrix of %d images to '%s'.", images, path)
-
 
 class BoxToSemSegEvaluator(SemanticEvaluator):
-    """The same of the label maps that a box-to-mask method's answers make: of the pseudo labels, before any is written.
+    """:class:`SemanticEvaluator` of the label maps that labelling by a box-to-mask method would write.
 
-    Takes what ``BoxPromptDatasetMapper`` gives and the method answers. Arguments as :class:`SemanticEvaluator`.
+    Takes the dicts of ``BoxPromptDatasetMapper`` and the method's outputs for them.
     """
 
     def __init__(self, dataset_name: str, output_folder: str | None = None, *, distributed: bool = True) -> None:
@@ -206,7 +186,7 @@ class BoxToSemSegEvaluator(SemanticEvaluator):
 
 
 def semantic_results(summary: SemanticSummary, names: Sequence[str]) -> dict[str, float]:
-    """Flatten a summary to ``{metric: percent}``; a metric with a hyphen is one class's."""
+    """Flatten a summary to ``{metric: percent}``; a metric of one class has a hyphen."""
     results = {
         "mIoU": 100 * summary.miou,
         "fwIoU": 100 * summary.fwiou,
@@ -219,7 +199,7 @@ def semantic_results(summary: SemanticSummary, names: Sequence[str]) -> dict[str
 
 
 def semantic_table(summary: SemanticSummary, names: Sequence[str]) -> str:
-    """The figures as a text table in percent: one row per class that occurs, then the averages."""
+    """A text table in percent: one row per class in the ground truth, then the averages."""
     occurring = list(map(int, np.flatnonzero(summary.pixels)))
     rows: list[list[Any]] = [
         [names[i], int(summary.pixels[i]), 100 * float(summary.class_iou[i]), 100 * float(summary.class_accuracy[i])]

@@ -1,4 +1,4 @@
-"""Quality of label maps: pure functions on arrays (methods.md B6). All values are fractions in 0..1.
+"""Quality of label maps: pure functions on arrays. All values are fractions in 0..1.
 
 Shape legend: C classes with the background, H x W pixels.
 """
@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from boxsup_d2.masks.label_map import IGNORE_LABEL
 
-def confusion_matrix(pred: np.ndarray, gt: np.ndarray, num_classes: int, ignore_label: int = 255) -> np.ndarray:
+
+def confusion_matrix(
+    pred: np.ndarray, gt: np.ndarray, num_classes: int, ignore_label: int = IGNORE_LABEL
+) -> np.ndarray:
     """Count pixels by their true and their predicted class.
 
     Args:
-        pred: (H, W) integer, predicted classes; a value of C or more is no class, and wrong everywhere.
+        pred: (H, W) integer, predicted classes; a value of C or more is no class, and always wrong.
         gt: (H, W) integer, true classes; ``ignore_label`` where a pixel does not count.
         num_classes: C.
         ignore_label: of ``gt``.
@@ -21,7 +25,7 @@ def confusion_matrix(pred: np.ndarray, gt: np.ndarray, num_classes: int, ignore_
         (C, C + 1) int64: row the true class, column the predicted one, the last column for no class.
 
     Raises:
-        ValueError: the maps differ in size, or ``gt`` holds a label that is neither a class nor to be ignored.
+        ValueError: the maps differ in size, or ``gt`` has a label that is neither a class nor ``ignore_label``.
     """
     pred, gt = np.asarray(pred), np.asarray(gt)
     if pred.shape != gt.shape:
@@ -33,7 +37,7 @@ def confusion_matrix(pred: np.ndarray, gt: np.ndarray, num_classes: int, ignore_
     gt, pred = gt[counts].astype(np.int64), pred[counts].astype(np.int64)
     if gt.size and (gt.min() < 0 or gt.max() >= num_classes):
         wrong = sorted(set(np.unique(gt).tolist()) - set(range(num_classes)))
-        raise ValueError(f"The ground truth holds the labels {wrong}, but there are {num_classes} classes.")
+        raise ValueError(f"The ground truth has the labels {wrong}, but there are {num_classes} classes.")
     pred = np.where((pred < 0) | (pred > num_classes), num_classes, pred)
     columns = num_classes + 1
     return np.bincount(gt * columns + pred, minlength=num_classes * columns).reshape(num_classes, columns)
@@ -41,13 +45,13 @@ def confusion_matrix(pred: np.ndarray, gt: np.ndarray, num_classes: int, ignore_
 
 @dataclass(frozen=True)
 class SemanticSummary:
-    """The figures of a confusion matrix, as fractions; NaN where nothing is there to be averaged.
+    """The metrics of a confusion matrix, as fractions; NaN where there is nothing to average.
 
     Attributes:
-        miou: mean IoU over the classes that occur in the ground truth, whatever else is predicted.
+        miou: mean IoU over the classes in the ground truth.
         fwiou: IoU of the classes, weighted by their true pixels.
         pixel_accuracy: share of all pixels that are right.
-        mean_accuracy: mean over the classes in the ground truth of the share of their pixels that are right.
+        mean_accuracy: mean of ``class_accuracy`` over the classes in the ground truth.
         class_iou, class_accuracy: (C,), NaN for classes without a true pixel.
         pixels: (C,) int64, true pixels of each class.
     """
@@ -62,10 +66,10 @@ class SemanticSummary:
 
 
 def summarize_semantic(confusion: np.ndarray) -> SemanticSummary:
-    """Figures of a (C, C + 1) matrix of :func:`confusion_matrix`, or of the sum of several."""
+    """Metrics of a (C, C + 1) matrix of :func:`confusion_matrix`, or of the sum of several."""
     right = confusion.diagonal().astype(np.float64)
     pixels = confusion.sum(axis=1)
-    # A prediction counts against its class wherever the pixel counts, and so does one of a class that never occurs.
+    # Wrong predictions of a class count against it on every pixel that counts.
     union = pixels + confusion[:, : len(pixels)].sum(axis=0) - right
     occurs = pixels > 0
     if not occurs.any():

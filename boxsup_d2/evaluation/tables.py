@@ -22,6 +22,6 @@ def format_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], digits: 
         return f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell)
 
     shown = [[show(cell) for cell in row] for row in rows]
-    # Numbers are strings by now, with the decimals that were asked for; columns of numbers stay on the right.
+    # All cells are strings by now; columns of numbers stay on the right.
     alignment = ["left"] + ["right"] * (len(headers) - 1)
     return tabulate(shown, headers=list(headers), tablefmt="pipe", colalign=alignment, disable_numparse=True)

@@ -20,16 +20,16 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from boxsup_d2.crf.refine import CRFRefinedModel
 from boxsup_d2.data import build_label_loader
-from boxsup_d2.data.datasets import dataset_to_coco
+from boxsup_d2.data.datasets import dataset_source, dataset_to_coco
 from boxsup_d2.data.formats.pseudo_masks import labels_path
 from boxsup_d2.labelling.instance_writer import PseudoMaskWriter
 from boxsup_d2.labelling.report import write_label_report
 from boxsup_d2.labelling.sem_seg_writer import SemSegLabelWriter
-from boxsup_d2.labelling.writer import LabelWriter, ProgressBar
+from boxsup_d2.labelling.writer import LabelWriter
+from boxsup_d2.modeling.box_to_mask import method_info
 from boxsup_d2.same_work import labelling_identity, weights_path, weights_sha256
 from boxsup_d2.utils.files import file_sha256
 from boxsup_d2.utils.processes import run_on_main
@@ -63,7 +63,7 @@ def pseudo_mask_path(output_dir: str, dataset_name: str, label_format: str = "in
 
 
 def label_datasets(
-    cfg: CfgNode, model: nn.Module, checkpoint: str | None = None, progress: ProgressBar | None = tqdm
+    cfg: CfgNode, model: nn.Module, checkpoint: str | None = None, progress: bool = True
 ) -> "OrderedDict[str, dict]":
     """Label every data set of ``PSEUDO_MASKS.DATASETS``, sharded over the ranks; all ranks call it together.
 
@@ -72,7 +72,7 @@ def label_datasets(
         model: box-to-mask meta-architecture, may be wrapped in DDP; its training mode is restored.
         checkpoint: file that the model's weights are in, for the provenance; default: the one that the config names.
             Where it is "", the weights themselves are hashed.
-        progress: makes the progress bar of a data set; None shows none.
+        progress: show a progress bar.
 
     Returns:
         Data set name → ``{"pseudo_masks": {metric: value}}``, see the writers' ``evaluate``.
@@ -98,7 +98,7 @@ def label_datasets(
 
 
 def _label_dataset(
-    cfg: CfgNode, model: nn.Module, name: str, checkpoint: str, progress: ProgressBar | None
+    cfg: CfgNode, model: nn.Module, name: str, checkpoint: str, progress: bool
 ) -> dict[str, dict[str, float]]:
     dataset_dicts = DatasetCatalog.get(name)
     provenance = run_on_main(lambda: build_provenance(cfg, model, name, dataset_dicts, checkpoint))
@@ -111,7 +111,10 @@ def _label_dataset(
         results = writer.evaluate()
     else:
         refined = CRFRefinedModel(model, workers=cfg.PSEUDO_MASKS.CRF_WORKERS) if cfg.PSEUDO_MASKS.CRF else model
-        results = inference_on_dataset(refined, build_label_loader(cfg, name, pending), writer)
+        try:
+            results = inference_on_dataset(refined, build_label_loader(cfg, name, pending), writer)
+        finally:  # messages and the next bar would be drawn into an open one
+            writer.close()
     if comm.is_main_process():
         write_label_report(cfg.PSEUDO_MASKS.REPORT_IMAGES, writer.path, provenance, anew=not known)
     return results
@@ -122,7 +125,7 @@ def _build_writer(
     name: str,
     dataset_dicts: list[dict[str, Any]],
     provenance: dict[str, Any],
-    progress: ProgressBar | None,
+    progress: bool,
 ) -> LabelWriter:
     """The writer of ``PSEUDO_MASKS.FORMAT``."""
     folder = os.path.dirname(pseudo_mask_path(cfg.OUTPUT_DIR, name, cfg.PSEUDO_MASKS.FORMAT))
@@ -153,22 +156,21 @@ def build_provenance(
     metadata = MetadataCatalog.get(name)
     return {
         "source_dataset": name,
-        **labelling_identity(cfg, _source_sha256(metadata, dataset_dicts)),
+        **labelling_identity(cfg, _source_sha256(name, dataset_dicts)),
         # A step's output folder bears its name; a config does not know the file that it was read from.
         "config_name": os.path.basename(os.path.abspath(cfg.OUTPUT_DIR)),
         "checkpoint": checkpoint,
-        "checkpoint_sha256": weights_sha256(checkpoint, model),
+        "checkpoint_sha256": weights_sha256(checkpoint, model, on_hub=method_info(cfg).weights_on_hub),
         "step": cfg.PSEUDO_MASKS.STEP,
         "image_root": _image_root(metadata, dataset_dicts),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def _source_sha256(metadata: Any, dataset_dicts: list[dict[str, Any]]) -> str:
+def _source_sha256(name: str, dataset_dicts: list[dict[str, Any]]) -> str:
     """Hash of the source's json, where it has one, and of its prompts, which switches may change."""
     digest = hashlib.sha256()
-    keys = ("json_file", "box_json_file", "subset_json_file")
-    json_file = next(filter(None, (metadata.get(key) for key in keys)), None)
+    json_file = dataset_source(name).json_file
     if json_file:
         digest.update(file_sha256(PathManager.get_local_path(json_file)).encode())
     for record in dataset_dicts:

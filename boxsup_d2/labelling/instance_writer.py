@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tqdm import tqdm
-
 from boxsup_d2.data.formats.pseudo_masks import labels_path, write_pseudo_masks
 from boxsup_d2.labelling.shards import MaskShardIndex, mask_record
-from boxsup_d2.labelling.writer import LabelWriter, ProgressBar, label_task, labelled_rows
+from boxsup_d2.labelling.writer import LabelWriter, label_task, labelled_rows
+from boxsup_d2.masks.confidence import DOUBTFUL_QUALITY
 from boxsup_d2.masks.merge import MergedInstance, merge_image
 from boxsup_d2.masks.rle import empty_rle
+from boxsup_d2.modeling.box_to_mask import predicted_quality
 
 
 class PseudoMaskWriter(LabelWriter):
@@ -29,7 +29,7 @@ class PseudoMaskWriter(LabelWriter):
         load_source: Callable[[], dict[str, Any]],
         *,
         overwrite: bool = False,
-        progress: ProgressBar | None = tqdm,
+        progress: bool = True,
     ):
         """
         Args:
@@ -39,7 +39,7 @@ class PseudoMaskWriter(LabelWriter):
             provenance: see :mod:`boxsup_d2.data.formats.pseudo_masks`; equal on all ranks.
             load_source: returns the source as COCO json; called on rank 0 at the end.
             overwrite: also label annotations that have a mask.
-            progress: makes the progress bar of rank 0.
+            progress: show a progress bar, on rank 0.
         """
         self._load_source = load_source
         self._prompts: dict[Any, dict[Any, list[float]]] = {}
@@ -63,12 +63,14 @@ class PseudoMaskWriter(LabelWriter):
         image_id, masks = item["image_id"], output["instances"].pred_masks
         prompts = self._prompts.get(image_id, {})
         rows = labelled_rows(item, output, prompts)
+        quality = predicted_quality(output["instances"])
         ids = [item["annotation_ids"][row] for row in rows]
         try:
             merged = merge_image(
                 masks if len(rows) == len(masks) else masks[rows],
                 [prompts[annotation_id] for annotation_id in ids],
                 kept=self._kept.get(image_id, ()),
+                quality=[quality[row] for row in rows],
             )
         except ValueError as error:
             raise ValueError(f"'{item.get('file_name', image_id)}' in '{self.dataset_name}': {error}") from error
@@ -76,7 +78,8 @@ class PseudoMaskWriter(LabelWriter):
 
     def _write(self, index: MaskShardIndex) -> dict[str, float]:
         """Write the file; the summary holds ``images`` and ``instances`` that were labelled, ``kept`` masks,
-        ``mean_confidence``, ``mean_confidence_exact`` and ``share_empty``."""
+        ``mean_confidence``, ``mean_confidence_exact``, ``mean_quality``, ``doubtful`` masks (those whose quality is
+        below :data:`DOUBTFUL_QUALITY`) and ``share_empty``."""
         summary = self._summary(index)
         source = self._load_source()
         sizes = {image["id"]: (image["height"], image["width"]) for image in source["images"]}
@@ -99,6 +102,8 @@ class PseudoMaskWriter(LabelWriter):
             "kept": len(self._kept_ids),
             "mean_confidence": math.fsum(index.confidences) / max(instances, 1),
             "mean_confidence_exact": math.fsum(index.confidences_exact) / max(instances, 1),
+            "mean_quality": math.fsum(index.qualities) / max(instances, 1),
+            "doubtful": sum(quality < DOUBTFUL_QUALITY for quality in index.qualities),
             "share_empty": index.empty / max(instances, 1),
         }
 
@@ -111,10 +116,12 @@ class PseudoMaskWriter(LabelWriter):
             if annotation.get("iscrowd"):
                 return annotation
             if annotation["id"] in self._kept_ids:
-                return {"confidence": 1.0, "confidence_exact": 1.0, **annotation}
+                # One that an earlier labelling made may say what it was worth.
+                quality = annotation.get("confidence", 1.0)
+                return {"confidence": 1.0, "confidence_exact": 1.0, "quality": quality, **annotation}
             merged = index.get(annotation["image_id"]).get(annotation["id"])
             if merged is None:  # its box is empty, so no method was asked for its mask
-                merged = MergedInstance(empty_rle(*sizes[annotation["image_id"]]), 0, 0.0, 0.0)
+                merged = MergedInstance(empty_rle(*sizes[annotation["image_id"]]), 0, 0.0, 0.0, 0.0)
             return {
                 **annotation,
                 "segmentation": merged.segmentation,
@@ -122,6 +129,7 @@ class PseudoMaskWriter(LabelWriter):
                 "area": merged.area or annotation["bbox"][2] * annotation["bbox"][3],
                 "confidence": merged.confidence,
                 "confidence_exact": merged.confidence_exact,
+                "quality": merged.quality,
             }
 
         return annotate

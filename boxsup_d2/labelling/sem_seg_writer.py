@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from boxsup_d2.data.formats.pseudo_masks import label_map_folder, labels_path, write_pseudo_masks
 from boxsup_d2.data.images import encode_label_map
 from boxsup_d2.labelling.shards import ShardIndex
-from boxsup_d2.labelling.writer import LabelTask, LabelWriter, ProgressBar, label_task, labelled_rows
+from boxsup_d2.labelling.writer import LabelTask, LabelWriter, label_task, labelled_rows
 from boxsup_d2.masks.label_map import MAX_CLASSES, covering_boxes, paint_known, prompted_label_map
 from boxsup_d2.utils.files import atomic_write
 
@@ -57,7 +56,7 @@ class SemSegLabelWriter(LabelWriter):
         class_names: Sequence[str],
         *,
         overwrite: bool = False,
-        progress: ProgressBar | None = tqdm,
+        progress: bool = True,
     ):
         """
         Args:
@@ -67,7 +66,7 @@ class SemSegLabelWriter(LabelWriter):
             provenance: see :mod:`boxsup_d2.data.formats.pseudo_masks`; equal on all ranks.
             class_names: of the data set, in the order of ``category_id``.
             overwrite: also label annotations that have a mask.
-            progress: makes the progress bar of rank 0.
+            progress: show a progress bar, on rank 0.
 
         Raises:
             ValueError: there are more classes than a label map can tell apart.

@@ -145,26 +145,25 @@ class ShardIndex(ABC, Generic[R]):
 def mask_record(annotation_ids: Sequence[Any], instances: Sequence[MergedInstance]) -> dict[str, Any]:
     """Results of one image for :meth:`ShardWriter.append`: merged masks by annotation id."""
     return {
-        "masks": [
-            [annotation_id, merged.segmentation, merged.area, merged.confidence, merged.confidence_exact]
-            for annotation_id, merged in zip(annotation_ids, instances, strict=True)
-        ]
+        "masks": [[annotation_id, *merged] for annotation_id, merged in zip(annotation_ids, instances, strict=True)]
     }
 
 
 class MaskShardIndex(ShardIndex[dict[Any, MergedInstance]]):
-    """Masks by annotation id, with the statistics of their confidences; arguments as :class:`ShardIndex`."""
+    """Masks by annotation id, with the statistics of their numbers; arguments as :class:`ShardIndex`."""
 
     def __init__(self, folder: str, cache_size: int = 1024):
         self.empty = 0
         self.confidences = array("d")
         self.confidences_exact = array("d")
+        self.qualities = array("d")
         super().__init__(folder, cache_size)
 
     def note(self, result: dict[Any, MergedInstance]) -> None:
         self.empty += sum(merged.area == 0 for merged in result.values())
         self.confidences.extend(merged.confidence for merged in result.values())
         self.confidences_exact.extend(merged.confidence_exact for merged in result.values())
+        self.qualities.extend(merged.quality for merged in result.values())
 
     def read(self, record: dict[str, Any]) -> dict[Any, MergedInstance]:
         return {mask[0]: MergedInstance(*mask[1:]) for mask in record["masks"]}

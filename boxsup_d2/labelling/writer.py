@@ -5,24 +5,20 @@ import os
 import shutil
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
-from tqdm import tqdm
 
 from boxsup_d2.data.formats.pseudo_masks import provenance_digest, read_provenance
 from boxsup_d2.labelling.shards import ShardIndex, ShardWriter
 from boxsup_d2.masks.rle import has_mask
 from boxsup_d2.utils.processes import run_on_main
+from boxsup_d2.utils.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
-
-# Called as tqdm is, with desc, total, initial, unit and mininterval by name; what it returns has total, n, update(n)
-# and close(), as tqdm's bars have.
-ProgressBar = Callable[..., Any]
 
 
 class LabelTask(NamedTuple):
@@ -115,7 +111,7 @@ class LabelWriter(DatasetEvaluator):
         provenance: dict[str, Any],
         image_ids: Collection[Any],
         *,
-        progress: ProgressBar | None = tqdm,
+        progress: bool = True,
     ):
         """
         Args:
@@ -123,7 +119,7 @@ class LabelWriter(DatasetEvaluator):
             path: of the file, in a folder that all machines share.
             provenance: see :mod:`boxsup_d2.data.formats.pseudo_masks`; equal on all ranks.
             image_ids: of the images that the network has to label.
-            progress: makes the progress bar of rank 0, see :data:`ProgressBar`; None shows none.
+            progress: show a progress bar, on rank 0.
         """
         self.dataset_name = dataset_name
         self.path = path
@@ -134,7 +130,7 @@ class LabelWriter(DatasetEvaluator):
         self._folder = os.path.join(f"{os.path.splitext(path)[0]}.partial", self._digest)
         self.finished, self._done, self._run = run_on_main(self._look_up)
         self._shard: ShardWriter | None = None
-        self._bar: Any = None
+        self._bar: ProgressBar | None = None
         self._started = time.perf_counter()
 
     # ------------------------------------------------------------------------------------------ for subclasses
@@ -177,15 +173,9 @@ class LabelWriter(DatasetEvaluator):
     def reset(self) -> None:
         """Start the clock and the progress bar; what is labelled stays."""
         self._started = time.perf_counter()
-        self._close()
-        if self._progress is not None and comm.is_main_process() and not self.finished:
-            self._bar = self._progress(
-                desc=f"label {self.dataset_name}",
-                total=len(self._image_ids),
-                initial=len(self._done),
-                unit="image",
-                mininterval=0.5,
-            )
+        self.close()
+        if self._progress and comm.is_main_process() and not self.finished:
+            self._bar = ProgressBar(f"label {self.dataset_name}", len(self._image_ids), done=len(self._done))
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Make the labels of each image and store them.
@@ -205,7 +195,7 @@ class LabelWriter(DatasetEvaluator):
         if self._bar is not None:
             # Ranks run side by side: rank 0 counts for all of them.
             ahead = len(inputs) * comm.get_world_size()
-            self._bar.update(min(ahead, self._bar.total - self._bar.n))
+            self._bar.update(min(ahead, self._bar.total - self._bar.done))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Wait for all ranks and write the file, unless it is there already.
@@ -217,20 +207,21 @@ class LabelWriter(DatasetEvaluator):
             RuntimeError: results of some images are missing.
             OSError: the file cannot be written, e.g. on a full disk; results are kept for the next run.
         """
-        self._close()
+        self.close()
         comm.synchronize()
         summary = run_on_main(self._finish)
         self.finished = True
         return {"pseudo_masks": {**summary, "seconds": time.perf_counter() - self._started}}
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the files and the progress bar of this run; may be called twice."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
         if self._shard is not None:
             self._shard.close()
             self._shard = None
             self._run += 1
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
     def _finish(self) -> dict[str, float]:
         if self.finished:

@@ -1,4 +1,1 @@
-"""Masks: run lengths, pasting, merging, confidence, label maps.
-
-Pure functions on tensors and arrays; no file, no state.
-"""
+"""Masks: run lengths, pasting, merging, confidence, label maps. Pure functions on tensors and arrays."""

@@ -1,6 +1,6 @@
-"""Label maps of semantic segmentation out of box-to-mask answers, and the pixels of boxes: pure functions.
+"""Label maps of semantic segmentation from masks, and the pixels of boxes: pure functions.
 
-Label maps are H×W uint8: 0 is background, 1 + class the pixels of a class, 255 what is unknown.
+Label maps are H×W uint8: 0 is background, 1 + class the pixels of a class, :data:`IGNORE_LABEL` what is unknown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,21 +12,20 @@ import torch
 from boxsup_d2.masks.merge import paint_order
 from boxsup_d2.masks.rle import decode
 
+#: Label of pixels that do not count, in label maps, losses and metrics.
 IGNORE_LABEL = 255
-#: Classes beside the background that a label map can tell apart.
+#: Classes that a label map has room for, without the background.
 MAX_CLASSES = IGNORE_LABEL - 1
-# A box that reaches into a pixel by less has not reached it: x + w rarely is a whole number in floating point.
+# A box that reaches into a pixel by less does not touch it: in floating point, x + w rarely is a whole number.
 _TOLERANCE = 1e-3
 
 
 def covering_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """The whole pixels inside the image that boxes touch, as class masks' generators are given them.
+    """The pixels inside the image that boxes touch, as LPG's generator takes them.
 
-    The published rule for ends that name a pixel, truncated corners with the last row and column included, gives the
-    same; here an end lies behind its last pixel, so that one at a whole number does not touch the pixel it names.
-
-    Not :func:`boxsup_d2.modeling.box_to_mask.truncate_boxes`, which leaves a last pixel out where the box
-    covers a part of it, as BoxCaseg's crops do.
+    LPG truncates the corners and includes the last row and column, since its ends name a pixel. With exclusive ends
+    this gives the same pixels. BoxCaseg's crops follow another rule: they leave out a last pixel that the box covers
+    in part, see :func:`boxsup_d2.modeling.box_to_mask.truncate_boxes`.
 
     Args:
         boxes: N×4 float, x0, y0, x1, y1 in pixels, exclusive ends.
@@ -34,18 +33,18 @@ def covering_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Te
 
     Returns:
         N×4 int64 with 0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height. A box without extent touches the pixel that
-        it lies on; one outside the image nothing: x0 = x1 or y0 = y1.
+        it lies on; a box outside the image touches none: x0 = x1 or y0 = y1.
     """
     height, width = image_size
     limit = boxes.new_tensor([width, height])
     low = boxes[:, :2].floor()
     high = (boxes[:, 2:] - _TOLERANCE).ceil().maximum(low + 1).clamp(min=0).minimum(limit)
-    # Clipped as floats: far numbers do not fit integers.
+    # Clipped before the conversion: large floats do not fit integers.
     return torch.cat([low.clamp(min=0).minimum(high), high], dim=1).to(torch.int64)
 
 
 def rasterize_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """Union of boxes, as the generator of class masks is given it in training and at inference.
+    """Union of boxes.
 
     Args:
         boxes: N×4, see :func:`covering_boxes`; N may be 0.
@@ -63,12 +62,11 @@ def rasterize_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.T
 def label_map(
     output: Mapping[str, Any], boxes: torch.Tensor, classes: torch.Tensor, rows: Sequence[int] | None = None
 ) -> np.ndarray:
-    """Label map of one image's box-to-mask answer.
+    """Label map of a box-to-mask method's output for one image.
 
     Args:
-        output: the answer. Its ``label_map`` (H×W integers), if it has one. Otherwise the masks of its ``instances``
-            (``pred_masks``: N×H×W bool), painted by class, the smaller box on top and on a tie the earlier one, as
-            masks are merged.
+        output: its ``label_map`` (H×W integers) is taken where it has one. Otherwise the masks of its ``instances``
+            (``pred_masks``: N×H×W bool) are painted by class, in the order of :func:`paint_order`.
         boxes: N×4, the prompts, x0, y0, x1, y1.
         classes: N, their classes, 0-based.
         rows: positions of the instances that are painted; None paints all.
@@ -77,8 +75,7 @@ def label_map(
         H×W uint8, the caller's own.
 
     Raises:
-        ValueError: there are not as many masks as prompts, more classes than a label map can tell apart, or labels that
-            it has no room for.
+        ValueError: there are not as many masks as prompts, or a class or label that a label map has no room for.
     """
     own = output.get("label_map")
     if own is not None:
@@ -88,7 +85,7 @@ def label_map(
         return own.to(torch.uint8, copy=True).numpy()  # writers paint into it
     masks = output["instances"].pred_masks.cpu()
     if not len(masks) == len(boxes) == len(classes):
-        raise ValueError(f"{len(masks)} masks answer {len(boxes)} boxes: one mask per box is needed.")
+        raise ValueError(f"{len(masks)} masks for {len(boxes)} boxes: one mask per box is needed.")
     if len(classes) and int(classes.max()) >= MAX_CLASSES:
         raise ValueError(f"Class {int(classes.max())}: a label map has room for {MAX_CLASSES} classes.")
     x0, y0, x1, y1 = boxes.double().cpu().unbind(dim=1)
@@ -104,18 +101,18 @@ def label_map(
 def prompted_label_map(
     sample: Mapping[str, Any], output: Mapping[str, Any], rows: Sequence[int] | None = None
 ) -> np.ndarray:
-    """Label map of the answer to an input of ``BoxPromptDatasetMapper``: what is written, and what is evaluated.
+    """:func:`label_map` of an input of ``BoxPromptDatasetMapper``: what is written and what is evaluated.
 
     Args:
         sample: the input, whose ``instances`` are the prompts.
         output: see :func:`label_map`.
-        rows: see there.
+        rows: see :func:`label_map`.
 
     Returns:
         H×W uint8, of the input image's size.
 
     Raises:
-        ValueError: the answer does not fit the input; names the image.
+        ValueError: the output does not fit the input; names the image.
     """
     instances = sample["instances"]
     try:
@@ -131,13 +128,13 @@ def prompted_label_map(
 
 
 def paint_known(labels: np.ndarray, kept: Sequence[Mapping[str, Any]], crowds: Sequence[Mapping[str, Any]]) -> None:
-    """Put what annotations know already into a label map, in place.
+    """Paint annotated masks over a label map, in place.
 
     Args:
         labels: H×W uint8.
-        kept: annotations with a mask of their own, which predictions yield to: ``segmentation``, ``category_id`` and
-            ``bbox`` (x, y, w, h), by which the smaller one is on top.
-        crowds: crowd regions; where no class was found, their pixels are unknown.
+        kept: annotations with a mask, which goes over predictions: ``segmentation``, ``category_id`` and ``bbox``
+            (x, y, w, h), in the order of :func:`paint_order`.
+        crowds: crowd regions; their background pixels become :data:`IGNORE_LABEL`.
 
     Raises:
         ValueError: a segmentation does not fit the image.

@@ -1,7 +1,7 @@
-"""Share the pixels of an image out among its instances (methods A4 of ``docs/boxcaseg.md``).
+"""Merge the masks of an image: every pixel belongs to one instance (published with BoxCaseg).
 
-Linear in the number of instances: one label map per image is painted in the order of the boxes' areas, each mask only
-inside its own tight box, and read back instance by instance inside the same boxes.
+Linear in the number of instances: the masks are painted into one label map in the order of their boxes' areas, and read
+back, both only inside their tight boxes.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,22 @@ _FREE, _KEPT = -1, -2
 class MergedInstance(NamedTuple):
     """An instance after the merge.
 
-    ``segmentation``: compressed RLE (str counts). ``area``: its pixels. ``confidence``: the published number, with its
-    +1 convention. ``confidence_exact``: the exact box IoU. Both in 0..1.
+    Attributes:
+        segmentation: compressed RLE (str counts).
+        area: in pixels.
+        confidence: in 0..1, see :func:`published_confidence`.
+        confidence_exact: in 0..1, see :func:`exact_confidence`.
+        quality: predicted IoU with the true mask, in 0..1: that before the merge, times the share of its pixels that
+            the mask kept; 0 for an empty mask. (A method sees boxes one by one, and cannot know what others take. Of
+            masks that lost more than 5 %, on VOC and COCO val, the product had a rank correlation of .86 and .57 with
+            the true IoU, the former alone .30 and .29.)
     """
 
     segmentation: Rle
     area: int
     confidence: float
     confidence_exact: float
+    quality: float
 
 
 def paint_order(boxes: Sequence[Sequence[float]]) -> list[int]:
@@ -41,22 +49,25 @@ def merge_image(
     height: int | None = None,
     width: int | None = None,
     kept: Sequence[Any] = (),
+    quality: Sequence[float] | None = None,
 ) -> list[MergedInstance]:
     """Merge the predicted masks of one image and measure their confidence.
 
     Args:
-        predicted: N×H×W bool tensor, or N COCO segmentations (RLE or polygons), in the order of ``boxes``. Given as
-            RLE, no more than one full mask is held at a time.
+        predicted: N×H×W bool tensor, or N COCO segmentations (RLE or polygons), of which only one at a time is
+            decoded; in the order of ``boxes``.
         boxes: N annotated boxes x, y, w, h; their w·h orders the painting.
         height: H of the image; needed only where ``predicted`` is not a tensor.
         width: W of the image.
-        kept: COCO segmentations that are already there: predicted masks merge among themselves and yield to these.
+        kept: COCO segmentations that keep all their pixels; predicted masks get the rest.
+        quality: N predicted IoUs of the masks before the merge, in 0..1; None: 1 each.
 
     Returns:
         N merged instances in the order of ``boxes``, pairwise disjoint and disjoint from ``kept``.
 
     Raises:
-        ValueError: numbers or sizes do not fit each other.
+        ValueError: there are not as many masks, or qualities, as boxes, or a segmentation has another size than the
+            image.
     """
     if isinstance(predicted, torch.Tensor):
         predicted = predicted.detach().cpu()
@@ -66,59 +77,55 @@ def merge_image(
     rows = boxes.tolist() if isinstance(boxes, torch.Tensor) else boxes
     if len(predicted) != len(rows):
         raise ValueError(f"{len(predicted)} masks for {len(rows)} boxes: one mask per box is needed.")
+    before = [1.0] * len(rows) if quality is None else [float(value) for value in quality]
+    if len(before) != len(rows):
+        raise ValueError(f"{len(before)} qualities for {len(rows)} boxes: one per box is needed.")
 
-    labels, windows = _paint(predicted, rows, height, width)
+    labels, windows, areas = _paint(predicted, rows, height, width)
     for segmentation in kept:
         labels[decode(segmentation, height, width)] = _KEPT
-    return [_read_back(labels, index, windows[index], rows[index], height, width) for index in range(len(rows))]
-
-
-def merge_masks(masks: torch.Tensor, boxes: torch.Tensor | Sequence[Sequence[float]]) -> torch.Tensor:
-    """Merge masks of one image: N×H×W bool, annotated boxes x, y, w, h (N×4) → N×H×W bool, pairwise disjoint.
-
-    For callers that want tensors; :func:`merge_image` gives the encoded masks and needs far less memory.
-    """
-    rows = boxes.tolist() if isinstance(boxes, torch.Tensor) else boxes
-    if len(masks) != len(rows):
-        raise ValueError(f"{len(masks)} masks for {len(rows)} boxes: one mask per box is needed.")
-    labels, windows = _paint(masks.detach().cpu(), rows, int(masks.shape[1]), int(masks.shape[2]))
-    merged = torch.zeros(masks.shape, dtype=torch.bool)
-    for index, window in enumerate(windows):
-        if window is not None:
-            x0, y0, x1, y1 = window
-            merged[index, y0:y1, x0:x1] = torch.from_numpy(labels[x0:x1, y0:y1] == index).T
-    return merged.to(masks.device)
+    merged = []
+    for index, box in enumerate(rows):
+        mask, x0, y0 = _read_back(labels, index, windows[index])
+        inner = _tight_box(mask)
+        tight = None if inner is None else (x0 + inner[0], y0 + inner[1], x0 + inner[2], y0 + inner[3])
+        area = int(np.count_nonzero(mask))
+        merged.append(
+            MergedInstance(
+                segmentation=encode_window(mask, x0, y0, height, width),
+                area=area,
+                confidence=published_confidence(tight, box),
+                confidence_exact=exact_confidence(tight, box),
+                # Four digits: more would say nothing, and be most of a small mask's line in the file.
+                quality=round(before[index] * area / max(areas[index], 1), 4),
+            )
+        )
+    return merged
 
 
 def _paint(
     masks: torch.Tensor | Sequence[Any], boxes: Sequence[Sequence[float]], height: int, width: int
-) -> tuple[np.ndarray, list[TightBox]]:
-    """Label map (W×H int32: index of the topmost instance) and the tight boxes of the masks before the merge."""
+) -> tuple[np.ndarray, list[TightBox], list[int]]:
+    """Label map (W×H int32: index of the topmost instance), tight boxes and areas of the masks before the merge."""
     labels = np.full((width, height), _FREE, dtype=np.int32)
     windows: list[TightBox] = [None] * len(boxes)
+    areas = [0] * len(boxes)
     for index in paint_order(boxes):
         item = masks[index]
         mask = item.numpy().T if isinstance(item, torch.Tensor) else decode(item, height, width)
         window = windows[index] = _tight_box(mask)
         if window is not None:
             x0, y0, x1, y1 = window
-            labels[x0:x1, y0:y1][mask[x0:x1, y0:y1]] = index
-    return labels, windows
+            own = mask[x0:x1, y0:y1]
+            areas[index] = int(np.count_nonzero(own))
+            labels[x0:x1, y0:y1][own] = index
+    return labels, windows, areas
 
 
-def _read_back(
-    labels: np.ndarray, index: int, window: TightBox, box: Sequence[float], height: int, width: int
-) -> MergedInstance:
+def _read_back(labels: np.ndarray, index: int, window: TightBox) -> tuple[np.ndarray, int, int]:
+    """What an instance kept of its tight box before the merge (columns first), and where that begins: x, y."""
     x0, y0, x1, y1 = window or (0, 0, 0, 0)
-    mask = labels[x0:x1, y0:y1] == index
-    inner = _tight_box(mask)
-    tight = None if inner is None else (x0 + inner[0], y0 + inner[1], x0 + inner[2], y0 + inner[3])
-    return MergedInstance(
-        segmentation=encode_window(mask, x0, y0, height, width),
-        area=int(np.count_nonzero(mask)),
-        confidence=published_confidence(tight, box),
-        confidence_exact=exact_confidence(tight, box),
-    )
+    return labels[x0:x1, y0:y1] == index, x0, y0
 
 
 def _tight_box(mask: np.ndarray) -> TightBox:

@@ -1,6 +1,6 @@
-"""From the probability map of a box crop to a mask in the image (methods A4 of ``docs/boxcaseg.md``).
+"""From the probability map of a box crop to a mask in the image (BoxCaseg, section 3.4).
 
-Tensors in, tensors out; no configuration, no files. Shapes: N boxes, h×w probability maps, H×W image.
+Tensors in, tensors out. Shapes: N boxes, h×w probability maps, H×W image.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,11 @@ from torch.nn import functional as F
 
 
 class MaskPatch(NamedTuple):
-    """A mask before it is decided: what a network thinks of the pixels of a box.
+    """The probabilities of a mask before the threshold.
 
     Attributes:
         left, top: first column and row of the image that it covers.
-        prob: h×w float foreground probabilities; the mask is where they are above 1/2. Outside of the patch is
-            background. Either side may be 0.
+        prob: h×w float foreground probabilities in 0..1; h or w may be 0. Outside of the patch is background.
     """
 
     left: int
@@ -37,8 +36,8 @@ def min_max_normalize(prob: torch.Tensor) -> torch.Tensor:
         prob: ...×h×w float; each map is stretched on its own.
 
     Returns:
-        Same shape. A constant map (0/0 in the published code) becomes all ones, that is the filled box. A map that
-        holds NaN stays NaN, hence an empty mask: a broken network must not look like a filled box.
+        Same shape. A constant map (0/0 in the published code) becomes all ones, the filled box. A map with NaN stays
+        NaN and gives an empty mask: a broken network must not look like a filled box.
     """
     if prob.numel() == 0:
         return prob.clone()
@@ -50,9 +49,9 @@ def min_max_normalize(prob: torch.Tensor) -> torch.Tensor:
 def paste_patches(probs: torch.Tensor, boxes: torch.Tensor, height: int, width: int) -> list[MaskPatch]:
     """Resize every map to its box in one step.
 
-    The resize is bilinear, antialiased along an axis on which the box is smaller than the map (published: Pillow's
-    resize of an 8-bit map, which does the same; without antialiasing the IoU of small boxes falls to 0.91). Only what
-    lies inside the image is computed, so a box may reach far beyond it.
+    The resize is bilinear, antialiased along an axis on which the box is smaller than the map. Published is Pillow's
+    resize of an 8-bit map, which does the same; without antialiasing the IoU of small boxes falls to 0.91. Only
+    what is inside the image is computed, so a box may reach far beyond it.
 
     Args:
         probs: N×h×w float in 0..1.
@@ -62,7 +61,7 @@ def paste_patches(probs: torch.Tensor, boxes: torch.Tensor, height: int, width: 
         width: W of the image.
 
     Returns:
-        N patches of float32, of the part of each box that is inside the image.
+        N patches of float32: the part of each box that is inside the image.
 
     Raises:
         ValueError: there are not as many maps as boxes.
@@ -92,7 +91,7 @@ def paste_patches(probs: torch.Tensor, boxes: torch.Tensor, height: int, width: 
 def cut_patches(
     patches: Sequence[MaskPatch], height: int, width: int, device: torch.device, threshold: float = 0.5
 ) -> torch.Tensor:
-    """Masks of patches: N×H×W bool on ``device``, True where a patch lies above the threshold."""
+    """Masks of patches: N×H×W bool on ``device``, True where a patch is above the threshold."""
     masks = torch.zeros((len(patches), height, width), dtype=torch.bool, device=device)
     for mask, patch in zip(masks, patches, strict=True):
         mask[patch.window] = patch.prob > threshold
@@ -102,7 +101,7 @@ def cut_patches(
 def paste_masks(
     probs: torch.Tensor, boxes: torch.Tensor, height: int, width: int, threshold: float = 0.5
 ) -> torch.Tensor:
-    """:func:`paste_patches` and :func:`cut_patches` in one: N×H×W bool on the device of ``probs``."""
+    """:func:`cut_patches` of :func:`paste_patches`: N×H×W bool on the device of ``probs``."""
     patches = paste_patches(probs, boxes, height, width)
     return cut_patches(patches, height, width, probs.device, threshold)
 
@@ -110,9 +109,9 @@ def paste_masks(
 def resize_matrix(in_size: int, out_size: int, start: int, stop: int, device: torch.device) -> torch.Tensor:
     """Rows ``start`` to ``stop`` of the matrix that resizes ``in_size`` samples to ``out_size``.
 
-    For boxes that reach beyond the image: only the rows inside it are built, however large the box.
-    Triangle filter, as wide as an output sample where the resize shrinks (antialiasing), as an input sample where it
-    does not (plain bilinear): the same as Pillow's ``BILINEAR`` and torch's ``interpolate(antialias=True)``.
+    Used for boxes that reach beyond the image: only the rows inside it are built. The filter is a triangle, as wide as
+    an output sample where the resize shrinks, else as an input sample: the same as Pillow's ``BILINEAR`` and torch's
+    ``interpolate(antialias=True)``.
 
     Returns:
         (stop − start)×in_size float32 whose rows sum to 1.

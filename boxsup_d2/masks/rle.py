@@ -1,7 +1,5 @@
-"""Run-length encoding of small windows of a large image, without touching the rest of it.
+"""Run-length encoding of a window of an image. pycocotools would walk over every pixel of the image for each instance.
 
-pycocotools encodes a mask by walking over every pixel of the image. A label map that holds all instances of an image
-is encoded here per instance inside its box, so the cost follows the instances' size and not number × image size.
 Arrays here are transposed, W×H: COCO counts pixels down the columns.
 """
 
@@ -9,6 +7,8 @@ from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_util
+
+from boxsup_d2.masks.segmentation import rle_runs, to_rle
 
 # {"size": [H, W], "counts": str}, as COCO tools read it.
 Rle = dict[str, Any]
@@ -44,24 +44,34 @@ def encode_window(window: np.ndarray, left: int, top: int, height: int, width: i
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
 
+def encode_masks(masks: np.ndarray) -> list[Rle]:
+    """H×W×N boolean masks → N compressed RLEs with str counts, as they are written to a json."""
+    rles = mask_util.encode(np.asfortranarray(masks, dtype=np.uint8))
+    return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in rles]
+
+
 def empty_rle(height: int, width: int) -> Rle:
     """Compressed RLE of a mask without a pixel."""
     return encode_window(np.zeros((0, 0), dtype=bool), 0, 0, height, width)
 
 
 def has_mask(segmentation: Any) -> bool:
-    """Whether a COCO ``segmentation`` (or None) covers anything: a polygon, or an RLE with a pixel."""
-    if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        return sum(counts[1::2]) > 0 if isinstance(counts, list) else int(mask_util.area(segmentation)) > 0
-    return bool(segmentation) and segmentation != [[]]
+    """Whether a COCO ``segmentation`` (or None) covers anything: a polygon, or an RLE with a pixel or unreadable."""
+    if not isinstance(segmentation, dict):
+        return bool(segmentation) and segmentation != [[]]
+    counts = segmentation["counts"]
+    if isinstance(counts, bytes):
+        counts = counts.decode("latin-1")
+    runs = rle_runs(counts) if isinstance(counts, str) else np.asarray(counts)
+    # An unreadable one is for its decoder to complain about.
+    return runs is None or bool(runs[1::2].sum() > 0)
 
 
 def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Decode what COCO allows as ``segmentation``.
 
     Args:
-        segmentation: list of polygons, RLE with a list of counts, or compressed RLE (bytes or str).
+        segmentation: see :func:`boxsup_d2.masks.segmentation.to_rle`.
         height: H of the image.
         width: W of the image.
 
@@ -69,17 +79,6 @@ def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
         W×H bool (columns first).
 
     Raises:
-        ValueError: the RLE is of another image size, or cannot be read.
+        ValueError: see :func:`boxsup_d2.masks.segmentation.to_rle`.
     """
-    try:
-        if isinstance(segmentation, list):
-            rle = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            rle = mask_util.frPyObjects(segmentation, *segmentation["size"])
-        else:
-            rle = segmentation
-    except Exception as error:  # pycocotools raises bare Exceptions and TypeErrors for malformed input
-        raise ValueError(f"Segmentation cannot be read as polygons or RLE ({error}).") from error
-    if list(rle["size"]) != [height, width]:
-        raise ValueError(f"Segmentation has size {list(rle['size'])}, its image {[height, width]} (height, width).")
-    return mask_util.decode(rle).T.view(bool)
+    return mask_util.decode(to_rle(segmentation, height, width)).T.view(bool)

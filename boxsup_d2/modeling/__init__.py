@@ -1,30 +1,11 @@
 """Networks: one folder a method, and the backbones, heads and losses that several share.
 
-Importing this package registers all of them with Detectron2.
+Importing this package imports every module and folder in it, which registers what they hold: a new folder needs no
+further entry anywhere.
 """
 
-from boxsup_d2.modeling import backbone, roi_heads, sem_seg_heads
-from boxsup_d2.modeling.baselines import BoxFill, GrabCut
-from boxsup_d2.modeling.boxcaseg import BoxCaseg
-from boxsup_d2.modeling.boxmask import BoxMask
-from boxsup_d2.modeling.deeplab import DeepLabSegmentor, MultiScaleSegmentor
-from boxsup_d2.modeling.lpg import LPG
-from boxsup_d2.modeling.rcnn import PromptableRCNN
-from boxsup_d2.modeling.salient_onnx import SalientONNX
-from boxsup_d2.modeling.sam import SAM
+import importlib
+import pkgutil
 
-__all__ = [
-    "LPG",
-    "SAM",
-    "BoxCaseg",
-    "BoxFill",
-    "BoxMask",
-    "DeepLabSegmentor",
-    "GrabCut",
-    "MultiScaleSegmentor",
-    "PromptableRCNN",
-    "SalientONNX",
-    "backbone",
-    "roi_heads",
-    "sem_seg_heads",
-]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,23 +1,24 @@
 """Losses of box-supervised mask learning: tensors in, scalar tensors out.
 
-No configuration and no modules here, so that any method can use them. Shape legend: N images of the batch,
-H x W the side lengths of logits and masks. Every function computes in float32 whatever comes in (AMP-safe) and
-returns a finite zero, connected to its input, for an empty batch.
+Shape legend: N images of the batch, H x W the sides of logits and masks. Every function computes in float32, also of
+half-precision inputs, and returns zero, with a gradient, for an empty batch.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The 8 neighbour offsets come in 4 pairs (d, -d) whose differences are the same numbers.
+from boxsup_d2.masks.label_map import IGNORE_LABEL
+
+# One of each pair (d, -d) of the 8 neighbour offsets.
 _HALF_NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
 def box_projection_mil_loss(logits: Tensor, box_masks: Tensor) -> Tensor:
-    """Multiple-instance loss of a box: every row and column that crosses it holds foreground, no other one does.
+    """Multiple-instance loss of a box: there is foreground in exactly the rows and columns that cross it.
 
-    A bag is one row or column. Its score is the maximum of its logits, its label the maximum of its mask
-    (BoxCaseg, section 3.2).
+    A bag is a row or column; its score is the maximum of its logits, its label the maximum of its mask (BoxCaseg,
+    section 3.2).
 
     Args:
         logits: N x 1 x H x W, unbounded.
@@ -36,8 +37,8 @@ def box_projection_mil_loss(logits: Tensor, box_masks: Tensor) -> Tensor:
 def pairwise_smoothness_loss(logits: Tensor) -> Tensor:
     """Mean squared difference between the probabilities of neighbouring pixels, over the 8 neighbours.
 
-    Outside the image the probability counts as 0, so a foreground that touches the border pays there
-    (BoxCaseg, section 3.2, as published).
+    Outside the image the probability counts as 0, so that foreground at the border adds to the loss (BoxCaseg,
+    section 3.2, as published).
 
     Args:
         logits: N x 1 x H x W, unbounded.
@@ -52,8 +53,7 @@ def pairwise_smoothness_loss(logits: Tensor) -> Tensor:
     padded = F.pad(prob, (1, 1, 1, 1))
     total = prob.new_zeros(())
     for dy, dx in _HALF_NEIGHBOURS:
-        # A pixel and its neighbour give the same square in both directions. The pairs that straddle the border
-        # differ: (inside, outside) occurs once for each direction, so both directions are summed in full.
+        # Both directions, because they differ at the border.
         for sign in (1, -1):
             top, left = 1 + sign * dy, 1 + sign * dx
             neighbour = padded[..., top : top + height, left : left + width]
@@ -64,13 +64,13 @@ def pairwise_smoothness_loss(logits: Tensor) -> Tensor:
 def pseudo_label_loss(
     logits: Tensor, box_logits: Tensor, *, foreground: float = 0.85, background: float = 0.05
 ) -> Tensor:
-    """Teach one head with the confident pixels of the other (defined in BoxCaseg's code, off in its recipe).
+    """Loss of one head on the confident pixels of the other (in BoxCaseg's code, but not in its recipe).
 
     Args:
         logits: N x 1 x H x W, the head that learns.
         box_logits: N x 1 x H x W, the head that teaches; no gradient flows into it.
         foreground: teacher probabilities above this, after stretching the whole batch to 0..1, are foreground.
-        background: those below this are background; what lies between is ignored.
+        background: those below this are background; those between are ignored.
 
     Returns:
         Scalar: mean of -log q over the foreground plus mean of -log(1 - q) over the background.
@@ -112,7 +112,7 @@ def salient_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), masks.float())
 
 
-def pixel_cross_entropy(logits: Tensor, labels: Tensor, *, ignore: int = 255) -> Tensor:
+def pixel_cross_entropy(logits: Tensor, labels: Tensor, *, ignore: int = IGNORE_LABEL) -> Tensor:
     """Cross-entropy of the pixels that have a label.
 
     Args:

@@ -1,6 +1,4 @@
-"""Pictures of training samples for Detectron2's event storage, which its writers hand to TensorBoard.
-
-Networks put them there every ``VIS_PERIOD`` iterations, as Detectron2's own do in ``visualize_training``.
+"""Pictures of training samples for TensorBoard, put into Detectron2's event storage every ``VIS_PERIOD`` iterations.
 
 Shape legend: H×W a sample; images are 3×H×W uint8.
 """
@@ -20,12 +18,12 @@ _OPACITY = 0.55
 
 
 def is_picture_due(period: int) -> bool:
-    """Whether this iteration puts pictures into the storage.
+    """Whether a picture is due in this iteration.
 
     Args:
         period: ``VIS_PERIOD``, in iterations; 0: never.
     """
-    # Only rank 0 has writers, which empty the storage: elsewhere pictures would gather until the memory is full.
+    # Only rank 0 has writers, which empty the storage: on others, pictures would fill the memory.
     return period > 0 and comm.is_main_process() and get_event_storage().iter % period == 0
 
 
@@ -33,7 +31,7 @@ def put_picture(name: str, rows: Sequence[Sequence[Tensor]]) -> None:
     """Put samples below each other into the storage.
 
     Args:
-        name: of the picture; TensorBoard shows it, so it should say what the columns are.
+        name: of the picture; should say what the columns are.
         rows: of each sample the 3×H×W uint8 panels, RGB; all of one size.
     """
     if rows:
@@ -57,7 +55,7 @@ def overlay_mask(image: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         image: 3×H×W uint8.
-        mask: h×w, 0..1 (a probability or 0 and 1); resized to the image.
+        mask: h×w, 0..1; resized to the image.
 
     Returns:
         3×H×W uint8.

@@ -1,6 +1,6 @@
-"""A page to look at masks with: one static HTML file that shows, sorts and compares mask files (``docs/report.md``).
+"""A static HTML page that shows, sorts and compares the masks of files (``docs/report.md``).
 
-It reads files and writes files. Networks, configs and data set registration have no part in it.
+It reads and writes files, without networks, configs or registered data sets.
 """
 
 from boxsup_d2.report.mask_sets import MaskSet

@@ -1,4 +1,4 @@
-"""Small pictures of masks over images: arrays in, JPEG out. Nothing here knows about files or formats.
+"""Small pictures of masks over images: arrays in, JPEG out.
 
 Shape legend: H×W the image; a window is a part of it, x0, y0, x1, y1 in whole pixels with exclusive ends.
 """
@@ -12,20 +12,20 @@ from boxsup_d2.data.images import voc_palette
 
 Window = tuple[int, int, int, int]
 
-# Bright, so that they show on dark and on coloured ground, and of different lightness; B, G, R.
+# B, G, R; bright, and of different lightness.
 COLORS = (
     (28, 159, 255), (240, 201, 76), (80, 220, 124), (60, 220, 255), (171, 89, 247), (255, 130, 160), (71, 99, 255),
 )  # fmt: skip
-# Below every line, so that it is seen on ground of its own colour.
+# Drawn below every line, so that it shows on an image of its colour.
 _DARK = (20, 20, 20)
 _QUALITY = 80
 _OPACITY = 0.5
-# A crop of a few pixels is enlarged, but not to a mosaic.
+# Limit of enlarging small crops.
 _MAX_ZOOM = 6.0
 
 
 def crop_window(box: Sequence[float], height: int, width: int, context: float = 0.3) -> Window:
-    """The part of an image to show of an object: its box and what is around it.
+    """The window of an object: its box and a band around it.
 
     Args:
         box: x, y, w, h in pixels; may reach outside the image.
@@ -44,14 +44,14 @@ def crop_window(box: Sequence[float], height: int, width: int, context: float = 
 
 
 class Canvas:
-    """A window of an image at the size that it is shown at, to draw masks and boxes of the image on."""
+    """A window of an image, resized for the page; masks and boxes of the image are drawn on it."""
 
     def __init__(self, image: np.ndarray, window: Window, side: int):
         """
         Args:
             image: H×W×3 uint8, BGR.
             window: what to show of it.
-            side: longer side of the picture in pixels; a whole image is only ever reduced, a crop enlarged as well.
+            side: longer side of the picture in pixels; only crops are enlarged, whole images are not.
         """
         x0, y0, x1, y1 = window
         self._window = window
@@ -62,7 +62,7 @@ class Canvas:
         self.pixels = cv2.resize(image[y0:y1, x0:x1], self._size, interpolation=method)
 
     def copy(self) -> "Canvas":
-        """One more canvas with the same picture."""
+        """A copy, to draw something else on."""
         other = object.__new__(Canvas)
         other._window, other._size, other.pixels = self._window, self._size, self.pixels.copy()
         return other
@@ -72,7 +72,7 @@ class Canvas:
         x0, y0, x1, y1 = self._window
         part = np.ascontiguousarray(mask[y0:y1, x0:x1]).view(np.uint8)
         shrinks = self._size[0] < part.shape[1]
-        # An object must not vanish because it is small: a third of a pixel is enough.
+        # A third of a pixel is enough, so that small objects do not vanish.
         small = cv2.resize(part * 255, self._size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST) > 85
         tinted = self.pixels[small] * (1 - _OPACITY) + np.array(color) * _OPACITY
         self.pixels[small] = tinted.astype(np.uint8)
@@ -84,7 +84,7 @@ class Canvas:
         """Draw a box x, y, w, h of the image."""
         x0, y0, x1, y1 = self._window
         ratio = self._size[0] / (x1 - x0), self._size[1] / (y1 - y0)
-        # Far numbers do not fit OpenCV's integers; what lies outside is not seen anyway.
+        # Clipped a little outside the picture: large floats do not fit OpenCV's integers.
         ends = [
             (min(max((v - start) * r, -9), size + 9))
             for v, start, r, size in zip(
@@ -109,7 +109,7 @@ class Canvas:
 
 
 def label_colors(number: int) -> list[str]:
-    """The colours ("#rrggbb") that :meth:`Canvas.labels` lays over labels 1 to ``number``."""
+    """The colours ("#rrggbb") of labels 1 to ``number`` in :meth:`Canvas.labels`."""
     return [f"#{bytes(color).hex()}" for color in _palette()[1 : number + 1]]
 
 
@@ -125,5 +125,5 @@ def encode_jpeg(pixels: np.ndarray) -> bytes:
 
 
 def blank_jpeg(side: int) -> bytes:
-    """A grey square, where an image cannot be read."""
+    """A grey square, for an image that cannot be read."""
     return encode_jpeg(np.full((side, side, 3), 128, np.uint8))

@@ -6,15 +6,13 @@ the manifest of label maps that ``PSEUDO_MASKS.FORMAT sem_seg`` writes.
 
 import math
 import os
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from boxsup_d2.data.datasets.pseudo_sem_seg import SEM_SEG_SUFFIX, read_manifest
-from boxsup_d2.data.formats.coco import read_coco_json
+from boxsup_d2.data.formats.coco import read_coco_json, usable_images, usable_names, usable_objects
 from boxsup_d2.data.formats.problems import Problems
-from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY
+from boxsup_d2.data.formats.pseudo_masks import is_manifest, provenance_of, read_manifest
 from boxsup_d2.evaluation.mask_matching import match_images, match_objects
 
 _FIX = "Check the path of the mask file."
@@ -94,12 +92,10 @@ class Collection:
     problems: Problems
 
     def sampled(self, number: int | None) -> "Collection":
-        """At most so many images, spread evenly over the images' lowest confidences; always the same ones."""
+        """At most so many images, spread evenly over the images' lowest qualities; always the same ones."""
         if number is None or number >= len(self.scenes):
             return self
-        lowest = [
-            min((confidence_of(obj.annotations[0]) or 0.0 for obj in s.objects), default=1.0) for s in self.scenes
-        ]
+        lowest = [min((_worth(obj.annotations[0]) for obj in s.objects), default=1.0) for s in self.scenes]
         return replace(self, scenes=[self.scenes[index] for index in spread(lowest, number)])
 
 
@@ -107,8 +103,22 @@ def confidence_of(annotation: Mapping[str, Any] | None) -> float | None:
     """``confidence`` of an annotation, else its ``score``; None where it has neither."""
     if annotation is None:
         return None
-    value = annotation.get("confidence", annotation.get("score"))
+    return _number(annotation.get("confidence", annotation.get("score")))
+
+
+def quality_of(annotation: Mapping[str, Any] | None) -> float | None:
+    """``quality`` of an annotation; None where it has none."""
+    return None if annotation is None else _number(annotation.get("quality"))
+
+
+def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _worth(annotation: Mapping[str, Any] | None) -> float:
+    """Quality of a mask, else its confidence; 0 without both."""
+    quality = quality_of(annotation)
+    return quality if quality is not None else confidence_of(annotation) or 0.0
 
 
 def spread(values: Sequence[float], number: int) -> list[int]:
@@ -156,43 +166,9 @@ def load_collection(mask_sets: Sequence[MaskSet], truth: str | None = None) -> C
 
 def _read(mask_set: MaskSet) -> dict[str, Any]:
     """A COCO json, or a manifest of label maps."""
-    if os.path.splitext(mask_set.path)[0].endswith(SEM_SEG_SUFFIX):
+    if is_manifest(mask_set.path):
         return read_manifest(mask_set.path, mask_set.name)
     return read_coco_json(mask_set.path, mask_set.name, _FIX)
-
-
-def _provenance(data: Mapping[str, Any]) -> dict[str, Any]:
-    info = data.get("info")
-    provenance = info.get(PROVENANCE_KEY) if isinstance(info, dict) else None
-    return provenance if isinstance(provenance, dict) else {}
-
-
-def _usable_images(data: Mapping[str, Any], problems: Problems) -> list[dict[str, Any]]:
-    usable = []
-    for image in data["images"]:
-        if isinstance(image, dict) and "id" in image and isinstance(image.get("file_name"), str) and image["file_name"]:
-            usable.append(image)
-        else:
-            problems.add("images without an id or a file_name", image)
-    return usable
-
-
-def _usable_objects(data: Mapping[str, Any], problems: Problems) -> dict[Any, list[dict[str, Any]]]:
-    """Annotations by image that are no crowd regions and have a box."""
-    by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in data["annotations"]:
-        box = annotation.get("bbox")
-        if annotation.get("iscrowd"):
-            continue
-        if (
-            not isinstance(box, list)
-            or len(box) != 4
-            or not all(isinstance(v, int | float) and math.isfinite(v) for v in box)
-        ):
-            problems.add("annotations without a box", annotation.get("id"))
-        else:
-            by_image[annotation.get("image_id")].append(annotation)
-    return by_image
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -203,20 +179,20 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
 def _instance_collection(sets: list[MaskSet], files: list[dict[str, Any]]) -> Collection:
     """Collection of instance masks; there is one file more than sets where the last one is the truth."""
     problems = Problems()
-    images = [_usable_images(data, problems) for data in files]
-    objects = [_usable_objects(data, problems) for data in files]
-    names = [{c.get("id"): str(c.get("name", c.get("id"))) for c in data["categories"]} for data in files]
+    images = [usable_images(data["images"], problems) for data in files]
+    objects = [usable_objects(data["annotations"], problems) for data in files]
+    names = [usable_names(data["categories"]) for data in files]
     class_indices = {key: index for index, key in enumerate(names[0])}
     partners = [_partners(images[0], entries) for entries in images[1:]]
     matched = [0] * len(files)
     scenes = []
     for place, image in enumerate(images[0]):
-        own = [a for a in objects[0][image["id"]] if _has_class(a, class_indices, problems)]
+        own = [a for a in objects[0].get(image["id"], ()) if _has_class(a, class_indices, problems)]
         columns: list[Sequence[Mapping[str, Any] | None]] = [own]
         for found_images, others, other_names in zip(partners, objects[1:], names[1:], strict=True):
             partner = found_images[place]
-            found = others[partner["id"]] if partner is not None else []
-            columns.append(_answers(own, found, names[0], other_names))
+            found = others.get(partner["id"], []) if partner is not None else []
+            columns.append(_same_objects(own, found, names[0], other_names))
         for number, column in enumerate(columns):
             matched[number] += sum(annotation is not None for annotation in column)
         scenes.append(
@@ -236,7 +212,7 @@ def _instance_collection(sets: list[MaskSet], files: list[dict[str, Any]]) -> Co
         has_truth=len(files) > len(sets),
         classes=list(names[0].values()),
         scenes=scenes,
-        provenance=[_provenance(data) for data in files[: len(sets)]],
+        provenance=[provenance_of(data) or {} for data in files[: len(sets)]],
         unmatched=[h - m for h, m in zip(held, matched, strict=True)][: len(sets)],
         total=len(scenes),
         problems=problems,
@@ -248,7 +224,7 @@ def _partners(images: list[dict[str, Any]], others: list[dict[str, Any]]) -> lis
     return [None if found is None else others[found] for found in match_images(images, others, "id")]
 
 
-def _answers(
+def _same_objects(
     own: list[dict[str, Any]], others: list[dict[str, Any]], names: Mapping[Any, str], other_names: Mapping[Any, str]
 ) -> list[dict[str, Any] | None]:
     """The same object in another file, or None, for each object of an image."""
@@ -277,7 +253,7 @@ def _semantic_collection(sets: list[MaskSet], files: list[dict[str, Any]]) -> Co
                 "compared. Write a report of each."
             )
     problems = Problems()
-    images = [_usable_images(data, problems) for data in files]
+    images = [usable_images(data["images"], problems) for data in files]
     partners = [_partners(images[0], entries) for entries in images]
     matched = [0] * len(files)
     scenes = []
@@ -295,7 +271,7 @@ def _semantic_collection(sets: list[MaskSet], files: list[dict[str, Any]]) -> Co
         has_truth=False,
         classes=[str(name) for name in classes[1:]],
         scenes=scenes,
-        provenance=[_provenance(data) for data in files],
+        provenance=[provenance_of(data) or {} for data in files],
         unmatched=[len(entries) - m for entries, m in zip(images, matched, strict=True)],
         total=len(scenes),
         problems=problems,

@@ -1,7 +1,7 @@
-"""The page of a report: what its template and its script are given, and filling it in.
+"""The page of a report: the data of its template and its script, and filling it in.
 
-Names of files, classes and sets are the user's, and may hold anything: the template escapes what it writes, and the
-script takes them from a json whose ``<`` cannot end an element.
+Names of files, classes and sets are the user's and may hold anything: the template escapes them, and the script reads
+them from a json in which ``<`` is escaped.
 """
 
 import math
@@ -26,23 +26,23 @@ from boxsup_d2.report.statistics import (
 )
 from boxsup_d2.version import __version__
 
-# In the order of the table; the rest, and what other versions write, follows.
+# In the order of the table; other keys follow.
 _PROVENANCE_KEYS = (
     "source_dataset", "method", "config_name", "config_sha256", "checkpoint", "checkpoint_sha256", "step", "date",
     "code_version",
 )  # fmt: skip
-# What the command line keeps to go on from: its parts are among the others, or are no matter of the masks.
+# What the command line needs to continue.
 _HIDDEN_KEYS = ("request", "exports")
 
 
 def page_content(collection: Collection, scenes: Sequence[Rendered], title: str, folder: str) -> dict[str, Any]:
-    """What the template shows.
+    """Values of the template's variables.
 
     Args:
-        collection: what the report is of.
+        collection: the images and masks of the report.
         scenes: what was measured on its images, in their order.
         title: of the page.
-        folder: name of the folder of the pictures beside the page; "" where they are in it.
+        folder: name of the folder of pictures beside the page; "" where they are in the page.
     """
     rows = [row for scene in scenes for row in scene.measured]
     objects = [obj for scene in collection.scenes for obj in scene.objects]
@@ -64,6 +64,7 @@ def page_content(collection: Collection, scenes: Sequence[Rendered], title: str,
         "measures": measures,
         "thresholds": IOU_THRESHOLDS,
         "summary": summary,
+        "has_quality": any(measure.key == "quality" for measure in measures),
         "partly_compared": any(row["compared"] < row["objects"] for row in summary),
         "classes": [] if collection.semantic else class_rows(rows, labels, collection.classes),
         "histograms": _histograms(measures, rows, sizes, len(collection.sets)),
@@ -77,7 +78,7 @@ def render_page(content: Mapping[str, Any], pictures: Mapping[str, str]) -> Iter
 
     Args:
         content: from :func:`page_content`.
-        pictures: JPEGs as base64 by name, where they are part of the page.
+        pictures: JPEGs as base64 by name; empty where they are in a folder.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("boxsup_d2.report", "assets"),
@@ -95,7 +96,7 @@ def render_page(content: Mapping[str, Any], pictures: Mapping[str, str]) -> Iter
 
 
 def _asset(environment: jinja2.Environment, name: str) -> str:
-    # Not included by the template: braces of CSS and JavaScript would be taken for its own.
+    # Not included by the template, which would interpret the braces of CSS and JavaScript.
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]
 
@@ -127,7 +128,7 @@ def _histograms(
 
 
 def _provenance_table(provenance: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Rows of key and the value of each set; empty where no file says where it comes from."""
+    """Rows of key and the value of each set; empty where no file has a provenance."""
     keys = dict.fromkeys(key for each in provenance for key in each if key not in _HIDDEN_KEYS)
     ordered = [key for key in _PROVENANCE_KEYS if key in keys] + [key for key in keys if key not in _PROVENANCE_KEYS]
     rows = [(key.replace("_", " "), [_text(each.get(key, "")) for each in provenance]) for key in ordered]
@@ -148,7 +149,7 @@ def _script_data(
     sizes: Sequence[float],
     folder: str,
 ) -> dict[str, Any]:
-    """What the script sorts, filters and shows; by columns, which are shorter than objects."""
+    """What the script sorts, filters and shows. By columns, which take less space than a dict per object."""
     images = [number for number, scene in enumerate(scenes) for _ in scene.measured]
     objects = [obj for scene in collection.scenes for obj in scene.objects]
     values: dict[str, list[Any]] = {
@@ -172,7 +173,7 @@ def _script_data(
         "boxes": [[round(v, 1) for v in obj.box] for obj in objects],
         "areas": [[row[n].area for row in rows] for n in range(len(collection.sets))],
         "values": values,
-        # Quoted: the page may be called anything, and '#' or '%' mean something in a link.
+        # Quoted, since the name may have '#' or '%'.
         "folder": urllib.parse.quote(folder),
     }
 

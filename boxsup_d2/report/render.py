@@ -1,12 +1,11 @@
 """One image of a report: its pictures, and what is measured on its masks while they are decoded.
 
-Images go through :func:`render_scenes` one by one; of the masks, only those of the objects at work are in memory.
+Only the masks of the objects that are being drawn are in memory.
 """
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,19 +18,21 @@ from boxsup_d2.masks.confidence import box_iou_exact
 from boxsup_d2.masks.label_map import IGNORE_LABEL
 from boxsup_d2.masks.rle import decode
 from boxsup_d2.report.drawing import COLORS, Canvas, blank_jpeg, crop_window
-from boxsup_d2.report.mask_sets import Scene, SceneObject, confidence_of
+from boxsup_d2.report.mask_sets import Scene, SceneObject, confidence_of, quality_of
+from boxsup_d2.utils.ordered_pool import OrderedPool
 from boxsup_d2.utils.processes import usable_cores
 
-# A card of an object is narrower than a view of its image.
+# Side of an object's picture, as a share of that of its image.
 _CROP_SHARE = 0.75
 
 
 @dataclass(slots=True)
 class Measured:
-    """What is known of one mask; None where it does not apply.
+    """The measures of one mask; None where one does not apply.
 
     Attributes:
         area: pixels of the mask, or of a label map's classes.
+        quality: predicted IoU, 0..1.
         confidence: 0..1.
         box_iou: IoU of the mask's tight box and the annotated box, 0..1.
         agreement: IoU with the mask of the first set (of label maps: share of pixels with the same label), 0..1.
@@ -40,6 +41,7 @@ class Measured:
     """
 
     area: int | None = None
+    quality: float | None = None
     confidence: float | None = None
     box_iou: float | None = None
     agreement: float | None = None
@@ -52,11 +54,11 @@ class Rendered:
     """One image.
 
     Attributes:
-        views: JPEGs of the whole image: as it is, with each set's masks, with the truth where there is one.
+        views: JPEGs of the whole image: without masks, with each set's masks, with the truth where there is one.
         crops: of each object, a JPEG with the mask of each set and the true one.
-        measured: of each object (of label maps: of the image) what is known of each set's mask.
+        measured: of each object (of label maps: of the image) the measures of each set's mask.
         classes: of label maps, positions of the classes in the image.
-        problems: kind and example of what went wrong.
+        problems: kind and example.
     """
 
     views: list[bytes]
@@ -83,7 +85,7 @@ class Renderer:
     side: int
 
     def __call__(self, scene: Scene) -> Rendered:
-        """Draw a scene; what cannot be read is grey, and noted as a problem."""
+        """Draw a scene; an image that cannot be read is grey, and a problem."""
         path = os.path.join(self.image_root, scene.file_name)
         problem = None
         try:
@@ -99,7 +101,7 @@ class Renderer:
     def _blank(self, scene: Scene, problem: tuple[str, str]) -> Rendered:
         columns = self.sets + self.has_truth
         blank = blank_jpeg(self.side // 4)
-        measured = [[Measured(confidence=confidence_of(a)) for a in o.annotations[: self.sets]] for o in scene.objects]
+        measured = [[_stated(a) for a in o.annotations[: self.sets]] for o in scene.objects]
         return Rendered(
             views=[blank] * (columns + 1),
             crops=[[blank] * columns for _ in scene.objects],
@@ -116,7 +118,7 @@ class Renderer:
             color = COLORS[number % len(COLORS)]
             masks = [_decoded(a, height, width, scene, result.problems) for a in obj.annotations]
             if self.has_truth and not (obj.annotations[-1] or {}).get("segmentation"):
-                masks[-1] = None  # a box that nobody has drawn a mask for is no truth to be measured with
+                masks[-1] = None  # a true object without a mask cannot be compared with
             plain_crop = Canvas(image, crop_window(obj.box, height, width), int(self.side * _CROP_SHARE))
             crops = []
             for mask, view in zip(masks, views, strict=True):
@@ -136,7 +138,7 @@ class Renderer:
         truth = masks[-1] if self.has_truth else None
         rows: list[Measured] = []
         for annotation, mask in zip(obj.annotations[: self.sets], masks, strict=False):
-            row = Measured(confidence=confidence_of(annotation))
+            row = _stated(annotation)
             if mask is not None:
                 row.area = int(np.count_nonzero(mask))
                 row.box_iou = float(box_iou_exact(torch.from_numpy(mask)[None], [obj.box])[0])
@@ -165,6 +167,11 @@ class Renderer:
             result.views.append(canvas.jpeg())
             result.measured[0].append(row)
         return result
+
+
+def _stated(annotation: Mapping[str, Any] | None) -> Measured:
+    """What the file says of a mask."""
+    return Measured(quality=quality_of(annotation), confidence=confidence_of(annotation))
 
 
 def _decoded(
@@ -197,7 +204,7 @@ def _label_map(path: str | None, size: tuple[int, int], problems: list[tuple[str
 
 
 def render_scenes(renderer: Renderer, scenes: Iterable[Scene], workers: int | None = None) -> Iterator[Rendered]:
-    """Draw scenes side by side, in order; only a few of them are under way or waiting at a time.
+    """Draw scenes in parallel; the results come in order, and only a few are in memory.
 
     Args:
         renderer: draws one.
@@ -205,14 +212,7 @@ def render_scenes(renderer: Renderer, scenes: Iterable[Scene], workers: int | No
         workers: threads; default: the number of cores, 8 at most. OpenCV works outside the interpreter's lock.
     """
     workers = workers or min(usable_cores(), 8)
-    waiting: deque[Future[Rendered]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for scene in scenes:
-                waiting.append(pool.submit(renderer, scene))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    with OrderedPool(ThreadPoolExecutor(workers), renderer, 2 * workers) as pool:
+        for scene in scenes:
+            yield from pool.submit(scene)
+        yield from pool.drain()

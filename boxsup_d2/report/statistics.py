@@ -1,4 +1,4 @@
-"""Figures of a report: tables and histograms of what was measured on its masks. Numbers in, numbers out."""
+"""Tables and histograms of what was measured on the masks of a report. Numbers in, numbers out."""
 
 import itertools
 import math
@@ -14,17 +14,18 @@ from boxsup_d2.report.render import Measured
 #: Ends of the bins of object sizes in pixels; 32 and 96 are COCO's between small, medium and large.
 SIZE_EDGES = (0, 16, 32, 64, 96, 128, 192, 256, 384, math.inf)
 _BINS = 20
+_MEANS = ("quality", "confidence", "box_iou", "agreement", "share")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that objects (of label maps: images) have.
+    """A number of each object (of label maps: of each image).
 
     Attributes:
         key: attribute of :class:`Measured`, or "size".
-        label: what the page calls it.
-        meaning: one sentence on it.
-        per_set: each set has its own.
+        label: its name on the page.
+        meaning: one sentence about it.
+        per_set: each set has its own value.
     """
 
     key: str
@@ -38,7 +39,7 @@ class Histogram:
     """Counts of a measure.
 
     Attributes:
-        measure: which.
+        measure: what is counted.
         labels: of the bins.
         counts: of each set (one where the measure is not per set), per bin.
     """
@@ -50,7 +51,8 @@ class Histogram:
 
 MEASURES = (
     Measure("iou", "IoU with truth", "Intersection over union of the mask and the true mask."),
-    Measure("confidence", "Confidence", "What the mask file says of the mask."),
+    Measure("quality", "Quality", "The IoU with the truth that the method expects of the mask."),
+    Measure("confidence", "Confidence", "How well the mask fills its box, as the mask file says."),
     Measure("box_iou", "Box–mask IoU", "IoU of the smallest box around the mask and the annotated box."),
     Measure("agreement", "Agreement", "IoU of the mask and the mask of the first set."),
     Measure("size", "Size", "Square root of the annotated box's area, in pixels.", per_set=False),
@@ -75,7 +77,7 @@ def histogram(measure: Measure, series: Sequence[Iterable[float | None]]) -> His
     """Counts of a measure in 20 bins of 0..1, or in :data:`SIZE_EDGES`.
 
     Args:
-        measure: which.
+        measure: what is counted.
         series: values of each set; None is left out.
     """
     edges = SIZE_EDGES if measure.key == "size" else tuple(np.linspace(0, 1, _BINS + 1))
@@ -95,14 +97,15 @@ def summary_rows(rows: Sequence[Sequence[Measured]], classes: Sequence[int], num
     """The metrics of each set.
 
     Args:
-        rows: of each object what was measured on each set's mask.
+        rows: of each object the measures of each set's mask.
         classes: of each object, in 0..num_classes - 1.
         num_classes: of the first file.
 
     Returns:
-        Per set ``objects``, ``answered`` (masks that are there and can be read), ``empty`` of them, the means of
-        ``confidence``, ``box_iou`` and ``agreement``, ``compared`` with the truth, and of these ``miou`` (over the
-        classes present), ``mean_iou`` and ``at`` (IoU@k by k); fractions, NaN where nothing was measured.
+        Per set the numbers of ``objects``, of ``masks`` that can be read, of those that are ``empty``, and of those
+        ``compared`` with the truth; the means of ``quality``, ``confidence``, ``box_iou``, ``agreement`` and ``share``;
+        and ``miou`` (over the classes present), ``mean_iou`` and ``at`` (IoU@k by k). Fractions, NaN where nothing was
+        measured.
     """
     number_of_sets = len(rows[0]) if rows else 0
     return [_summary([row[number] for row in rows], classes, num_classes) for number in range(number_of_sets)]
@@ -130,9 +133,9 @@ def _summary(column: Sequence[Measured], classes: Sequence[int], num_classes: in
     scores = summarize_box_to_mask([iou for iou, _ in compared], [label for _, label in compared], max(num_classes, 1))
     return {
         "objects": len(column),
-        "answered": sum(one.area is not None for one in column),
+        "masks": sum(one.area is not None for one in column),
         "empty": sum(one.area == 0 for one in column),
-        **{key: _mean(getattr(one, key) for one in column) for key in ("confidence", "box_iou", "agreement", "share")},
+        **{key: _mean(getattr(one, key) for one in column) for key in _MEANS},
         "compared": len(compared),
         "miou": scores.miou_present,
         "mean_iou": scores.mean_iou,

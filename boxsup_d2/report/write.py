@@ -1,28 +1,25 @@
-"""Write a report: draw every image, gather the figures, fill in the page.
+"""Write a report: draw every image, compute the metrics, fill in the page.
 
-A page of few images holds its pictures; of many, they lie in a folder beside it. Either can be moved, and is opened
-from a disk or a server alike.
+A page of few images holds its pictures; those of many images are in a folder beside the page.
 """
 
 import base64
 import logging
 import os
 import shutil
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from boxsup_d2.data.paths import require_images
 from boxsup_d2.report.mask_sets import MaskSet, load_collection
 from boxsup_d2.report.page import page_content, render_page
 from boxsup_d2.report.render import Rendered, Renderer, render_scenes
 from boxsup_d2.utils.files import atomic_write, disk_full_message
+from boxsup_d2.utils.progress import track
 
 logger = logging.getLogger(__name__)
 
-# Lies in a report's picture folder, so that no other folder of that name is ever replaced.
+# File that marks a report's picture folder. A folder without it is not replaced.
 _MARK = ".boxsup_d2_report"
 
 
@@ -40,8 +37,8 @@ def write_report(
 ) -> str:
     """Write a page that shows the masks of one file, or of several beside each other.
 
-    The images and objects shown are the first file's; those of the other files are found by id, else by file name and
-    box. Missing masks and unreadable images are shown as such, and listed on the page.
+    The page shows the images and objects of the first file; those of the other files are matched with them by id, else
+    by file name and box. It lists missing masks and images that cannot be read.
 
     Args:
         mask_sets: COCO jsons with masks, or manifests of label maps.
@@ -49,9 +46,9 @@ def write_report(
         out: path of the page; ``.html`` is appended where it is missing.
         truth: COCO json with true masks, to measure IoU with.
         title: of the page.
-        max_embedded: images up to which the pictures are part of the page; of more they are written to the folder
-            ``<name>_files`` beside it.
-        max_images: show at most so many images, spread over the first file's confidences; None shows all.
+        max_embedded: with more images than that, the pictures are written to the folder ``<name>_files`` beside the
+            page instead of into it.
+        max_images: limit of images, spread evenly from the first file's worst to its best masks; None shows all.
         thumbnail: longer side in pixels of the pictures of whole images, at least 32; objects get three quarters of it.
         progress: show a progress bar.
 
@@ -74,7 +71,8 @@ def write_report(
         fix=f"Give the folder that the file names in '{mask_sets[0].path}' are relative to.",
     )
     renderer = Renderer(image_root, len(collection.sets), collection.has_truth, thumbnail)
-    scenes = _with_progress(render_scenes(renderer, collection.scenes), len(collection.scenes), progress)
+    drawn = render_scenes(renderer, collection.scenes)
+    scenes = track(drawn, "report", len(collection.scenes), shown=progress)
     folder = f"{os.path.splitext(os.path.abspath(path))[0]}_files"
     embedded = len(collection.scenes) <= max_embedded
     with disk_full_message(path), _PictureStore(folder, embedded=embedded) as store:
@@ -90,8 +88,8 @@ def write_report(
 class _PictureStore:
     """Takes pictures as they are drawn: keeps them as base64, or writes them to a folder.
 
-    The folder takes its name, and replaces that of a former report, when the page is about to be written. Where
-    something fails before, the former report is as it was.
+    The folder gets its name, and replaces that of a former report, just before the page is written. If something fails
+    before, the former report is unchanged.
     """
 
     def __init__(self, folder: str, *, embedded: bool):
@@ -128,7 +126,7 @@ class _PictureStore:
             shutil.rmtree(self._partial, ignore_errors=True)
 
     def take_all(self, scenes: Iterable[Rendered]) -> list[Rendered]:
-        """Store the pictures of all images; what was measured is returned, without the pictures."""
+        """Store the pictures of all images; returns the rest."""
         measured, objects = [], 0
         for number, scene in enumerate(scenes):
             for column, data in enumerate(scene.views):
@@ -150,20 +148,3 @@ class _PictureStore:
             return
         with open(os.path.join(self._partial, f"{name}.jpg"), "wb") as file:
             file.write(data)
-
-
-def _with_progress(scenes: Iterator[Rendered], total: int, shown: bool) -> Iterator[Rendered]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    begun = time.perf_counter()
-    with Progress(*columns, disable=not shown) as bar:
-        task = bar.add_task("report", total=total, rate="")
-        for number, scene in enumerate(scenes, start=1):
-            yield scene
-            rate = number / max(time.perf_counter() - begun, 1e-9)
-            bar.update(task, advance=1, rate=f"{rate:.0f} images/s")

@@ -3,16 +3,16 @@
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
-from boxsup_d2.modeling.box_to_mask import method_info
-from boxsup_d2.same_work import value_of
+from boxsup_d2.data.datasets.source import dataset_source
+from boxsup_d2.same_work import network_paths
 from boxsup_d2.utils.files import file_sha256
 
 __all__ = ["InputFile", "InputsCheck", "check_inputs", "input_files"]
@@ -68,11 +68,8 @@ def input_files(
             for path in [labels[name]] if name in labels else _dataset_files(name):
                 key = f"{name}/{os.path.basename(os.path.normpath(path))}"
                 files[key] = InputFile(path, anew=name in training)
-    info = method_info(cfg)
-    networks = ["MODEL.WEIGHTS", *filter(None, [info.weights_key])]
-    networks += [key for asked in info.asks for key in (asked.config_key, asked.weights_key)]
-    given = {key: value_of(cfg, key) for key in dict.fromkeys(networks) if key not in from_steps}
-    files.update({f"{key}/{os.path.basename(path)}": InputFile(path, anew=True) for key, path in given.items() if path})
+    given = {key: path for key, path in network_paths(cfg).items() if key not in from_steps}
+    files.update({f"{key}/{os.path.basename(path)}": InputFile(path, anew=True) for key, path in given.items()})
     return files
 
 
@@ -101,20 +98,8 @@ def check_inputs(files: Mapping[str, InputFile], known: Mapping[str, Mapping[str
     return check
 
 
-def _dataset_files(name: str) -> Iterator[str]:
-    if name not in DatasetCatalog:
-        return
-    metadata = MetadataCatalog.get(name)
-    for key in ("json_file", "box_json_file", "subset_json_file", "panoptic_json", "mask_root"):
-        path = metadata.get(key)
-        if path:
-            yield path
-    if metadata.get("mask_root") and metadata.get("image_root"):  # salient images: the folders are all there is
-        yield metadata.get("image_root")
-    if metadata.get("dirname") and metadata.get("split"):
-        lists = [os.path.join(metadata.dirname, "ImageSets", kind) for kind in ("Segmentation", "Main")]
-        # Detectron2's own registrations of VOC are of detection and say of which year they are.
-        yield os.path.join(lists[1 if metadata.get("year") else 0], f"{metadata.split}.txt")
+def _dataset_files(name: str) -> list[str]:
+    return dataset_source(name).files() if name in DatasetCatalog else []
 
 
 def _fingerprint(path: str, former: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -5,8 +5,6 @@ a rounds config is found here, before the first step starts its night of trainin
 """
 
 import argparse
-import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -20,9 +18,10 @@ from boxsup_d2.config import load_config, use_available_device
 from boxsup_d2.data.datasets import register_listed
 from boxsup_d2.evaluation import find_builder
 from boxsup_d2.labelling.driver import pseudo_mask_path
-from boxsup_d2.modeling.box_to_mask import AskedNetwork, box_to_mask_classes, method_info
+from boxsup_d2.modeling.box_to_mask import AuxiliaryNetwork, box_to_mask_classes, method_info
 from boxsup_d2.rounds.inputs import InputFile, input_files
-from boxsup_d2.same_work import Settings, changed_settings, split_settings
+from boxsup_d2.same_work import Settings, changed_settings, counts_by_content, network_paths, split_settings
+from boxsup_d2.utils.files import json_sha256
 
 __all__ = ["PlannedStep", "Step", "parse_rounds", "plan_rounds", "pseudo_mask_files", "weights_file"]
 
@@ -45,7 +44,7 @@ class Step:
     Attributes:
         config: path.
         weights: step that it starts from, or "".
-        asks: steps that train the other networks which its method asks, by the field that names each.
+        auxiliary: steps that train the other networks which its method uses, by the field that names each.
         pseudo_masks: steps whose pseudo masks it uses.
     """
 
@@ -55,13 +54,13 @@ class Step:
     opts: tuple = ()
     eval_only: bool = False
     weights: str = ""
-    asks: Mapping[str, str] = field(default_factory=dict)
+    auxiliary: Mapping[str, str] = field(default_factory=dict)
     pseudo_masks: tuple[str, ...] = ()
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the steps whose weights or pseudo masks it uses, each once."""
-        return tuple(dict.fromkeys(filter(None, [self.weights, *self.asks.values(), *self.pseudo_masks])))
+        return tuple(dict.fromkeys(filter(None, [self.weights, *self.auxiliary.values(), *self.pseudo_masks])))
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def parse_rounds(rounds: Sequence[Any], rounds_file: str) -> list[Step]:
 
     Args:
         rounds: ``cfg.ROUNDS``: ``{NAME, STEPS: [...]}`` each, a step with ``NAME, CONFIG, OPTS, EVAL_ONLY, WEIGHTS,
-            PSEUDO_MASKS`` and the fields of networks that methods ask, such as ``SEGMENTER``.
+            PSEUDO_MASKS`` and the fields of networks that methods use, such as ``SEGMENTER``.
         rounds_file: the file it came from; ``CONFIG`` paths are relative to its folder.
 
     Raises:
@@ -158,14 +157,17 @@ def plan_rounds(cfg: CfgNode, args: argparse.Namespace) -> list[PlannedStep]:
         _add_data_sets(step_cfg, cfg.DATASETS.REGISTER, trains=not step.eval_only)
         changed = changed_settings(step_cfg)
         settings = split_settings(changed)
+        for key, path in network_paths(step_cfg).items():
+            if counts_by_content(step_cfg, path):  # of local files; see :mod:`boxsup_d2.rounds.inputs`
+                settings.training.pop(key, None)
+                settings.labelling.pop(key, None)
         use_available_device(step_cfg, args.num_gpus)
         step_cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, step.name)
         if "PSEUDO_MASKS.STEP" not in changed:
             step_cfg.PSEUDO_MASKS.STEP = step.name  # the provenance of its files
         if step.weights:
             step_cfg.MODEL.WEIGHTS = weights_file(planned[step.weights].cfg)
-            settings.training.pop("MODEL.WEIGHTS", None)
-        asked = _asked_networks(step, step_cfg)
+        asked = _auxiliary_networks(step, step_cfg)
         for network, source in asked:
             trained = planned[source].cfg
             # Its resolved config, which its run leaves in its folder.
@@ -181,7 +183,7 @@ def plan_rounds(cfg: CfgNode, args: argparse.Namespace) -> list[PlannedStep]:
         step_cfg.DATASETS.PSEUDO_MASKS = (*step_cfg.DATASETS.PSEUDO_MASKS, *files)
         _check_datasets(step, step_cfg)
         for network, source in asked:
-            _check_asked(step, step_cfg, network, planned[source])
+            _check_auxiliary(step, step_cfg, network, planned[source])
         step_cfg.freeze()
         digest = _hash(step, settings.training, {name: planned[name].hash for name in step.needs})
         made = {os.path.splitext(os.path.basename(path))[0] for path in files}
@@ -226,7 +228,7 @@ def _check_fields(entry: Any, fields: Mapping[str, tuple[type, ...]], required: 
 
 
 def _parse_step(fields: Any, round_name: str, where: str, folder: str) -> Step:
-    known = {**_STEP_FIELDS, **dict.fromkeys(_asked_fields(), (str, int))}
+    known = {**_STEP_FIELDS, **dict.fromkeys(_auxiliary_fields(), (str, int))}
     _check_fields(fields, known, required=("NAME", "CONFIG"), where=where)
     name = str(fields["NAME"])
     if not re.fullmatch(r"[\w-]+", name):
@@ -245,7 +247,7 @@ def _parse_step(fields: Any, round_name: str, where: str, folder: str) -> Step:
         opts=tuple(opts),
         eval_only=fields.get("EVAL_ONLY", False),
         weights=str(fields.get("WEIGHTS", "")),
-        asks={key: str(fields[key]) for key in _asked_fields() if fields.get(key)},
+        auxiliary={key: str(fields[key]) for key in _auxiliary_fields() if fields.get(key)},
         pseudo_masks=(sources,) if isinstance(sources, str) else tuple(str(source) for source in sources),
     )
 
@@ -255,7 +257,7 @@ def _check_needs(step: Step, earlier: Mapping[str, Step], where: str) -> None:
         if name not in earlier:
             known = ", ".join(earlier) or "none"
             raise ValueError(f"{where} ({step.name}): needs step {name}, which does not come before it ({known} do).")
-    for field_name, name in (("WEIGHTS", step.weights), *step.asks.items()):
+    for field_name, name in (("WEIGHTS", step.weights), *step.auxiliary.items()):
         if name and earlier[name].eval_only:
             raise ValueError(f"{where} ({step.name}): {field_name} {name} is EVAL_ONLY and leaves no weights.")
 
@@ -283,28 +285,29 @@ def _check_datasets(step: Step, cfg: CfgNode) -> None:
                 _find_builder(step, name, task)
 
 
-def _asked_fields() -> tuple[str, ...]:
-    """Fields of a step that name the steps of networks which methods ask."""
-    return tuple(dict.fromkeys(asked.step_field for kind in box_to_mask_classes().values() for asked in kind.info.asks))
+def _auxiliary_fields() -> tuple[str, ...]:
+    """Fields of a step that name the steps of networks which methods use."""
+    infos = [kind.info for kind in box_to_mask_classes().values()]
+    return tuple(dict.fromkeys(network.step_field for info in infos for network in info.auxiliary))
 
 
-def _asked_networks(step: Step, cfg: CfgNode) -> list[tuple[AskedNetwork, str]]:
-    """The networks that the step's method asks and other steps train, with the names of these.
+def _auxiliary_networks(step: Step, cfg: CfgNode) -> list[tuple[AuxiliaryNetwork, str]]:
+    """The networks that the step's method uses and other steps train, with the names of these.
 
     Raises:
-        ValueError: the method asks no such network.
+        ValueError: the method uses no such network.
     """
-    known = {asked.step_field: asked for asked in method_info(cfg).asks}
-    for field_name in step.asks:
+    known = {asked.step_field: asked for asked in method_info(cfg).auxiliary}
+    for field_name in step.auxiliary:
         if field_name not in known:
             raise ValueError(
-                f"{step.config}, step {step.name}: a {cfg.MODEL.META_ARCHITECTURE} asks no other network: remove "
-                f"{field_name}."
+                f"{step.config}, step {step.name}: a {cfg.MODEL.META_ARCHITECTURE} uses no {field_name}: remove the "
+                "field."
             )
-    return [(known[field_name], source) for field_name, source in step.asks.items()]
+    return [(known[field_name], source) for field_name, source in step.auxiliary.items()]
 
 
-def _check_asked(step: Step, cfg: CfgNode, network: AskedNetwork, source: PlannedStep) -> None:
+def _check_auxiliary(step: Step, cfg: CfgNode, network: AuxiliaryNetwork, source: PlannedStep) -> None:
     """Two networks of one form are easily mixed up: COCO-60's segmenter is for learning, VOC's for labelling VOC."""
     made = [os.path.splitext(os.path.basename(path))[0] for path in cfg.DATASETS.PSEUDO_MASKS]
     used = dict.fromkeys([*(() if step.eval_only else cfg.DATASETS.TRAIN), *cfg.PSEUDO_MASKS.DATASETS])
@@ -322,7 +325,7 @@ def _find_builder(step: Step, name: str, task: str) -> None:
 
 def _refuse_other_keys(rounds_file: str) -> None:
     """Any other key of a rounds config would be read by nothing; say so rather than let it look effective."""
-    content = CfgNode.load_yaml_with_base(rounds_file, allow_unsafe=True)
+    content = CfgNode.load_yaml_with_base(rounds_file, allow_unsafe=False)
     other = set(content) - {"ROUNDS", "OUTPUT_DIR", "VERSION"}
     datasets = content.get("DATASETS")
     if isinstance(datasets, Mapping):
@@ -340,7 +343,7 @@ def _hash(step: Step, settings: Mapping[str, Any], needed: Mapping[str, str]) ->
         "settings": settings,
         "eval_only": step.eval_only,
         "weights": needed.get(step.weights, ""),
-        **{field_name.lower(): needed[name] for field_name, name in step.asks.items()},
+        **{field_name.lower(): needed[name] for field_name, name in step.auxiliary.items()},
         "pseudo_masks": [needed[name] for name in step.pseudo_masks],
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json_sha256(content)

@@ -42,11 +42,12 @@ from detectron2.utils.env import seed_all_rng
 from tabulate import tabulate
 
 from boxsup_d2.crf.refine import check_densecrf
-from boxsup_d2.data.datasets import apply_dataset_switches, register_listed, register_pseudo_masks_from_cfg
+from boxsup_d2.data.datasets import register_from_cfg
 from boxsup_d2.engine.step import run_step
 from boxsup_d2.engine.trainer import Trainer
 from boxsup_d2.rounds.plan import PlannedStep, plan_rounds, weights_file
 from boxsup_d2.rounds.state import Decision, RoundsState, explain_write_errors, missing_outputs
+from boxsup_d2.utils.files import atomic_write
 from boxsup_d2.utils.lock import acquire_lock
 from boxsup_d2.utils.processes import run_on_main
 
@@ -119,9 +120,7 @@ def _run_one(planned: PlannedStep, decision: Decision, state: RoundsState, train
         # A step must not depend on which ones ran before it in this process.
         seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-        apply_dataset_switches(cfg)
-        register_listed(cfg.DATASETS.REGISTER)
-        register_pseudo_masks_from_cfg(cfg)
+        register_from_cfg(cfg)
         try:
             results = run_step(
                 cfg,
@@ -208,10 +207,9 @@ def _step_log(cfg: CfgNode) -> Iterator[None]:
     rank = comm.get_rank()
 
     def prepare() -> None:
-        with explain_write_errors(cfg.OUTPUT_DIR):
-            os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-            with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w", encoding="utf-8") as file:
-                file.write(cfg.dump())
+        path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+        with explain_write_errors(cfg.OUTPUT_DIR), atomic_write(path) as file:
+            file.write(cfg.dump())
 
     run_on_main(prepare, share=False)
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)  # machines need not share their disks

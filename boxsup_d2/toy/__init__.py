@@ -1,1 +1,1 @@
-"""Toy scenes for demonstrations and tests: photographs with pasted shapes of known masks; no measure of quality."""
+"""Toy scenes for demonstrations and tests: shapes with known masks, pasted over photographs. No measure of quality."""

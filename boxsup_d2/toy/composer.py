@@ -1,6 +1,6 @@
 """Composition of toy scenes: objects with shading and shadows over backgrounds, one in front of the other.
 
-Everything random comes from the generator that is passed in, so that a scene depends on its seed alone.
+All randomness comes from the generator that is passed in: a scene depends only on its seed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ToyScene:
         image: H x W x 3 uint8, BGR.
         instance_map: H x W uint8, 0 = background, i = the visible pixels of the i-th object, i >= 1.
         classes: VOC class name of every object, in the order of the instance ids.
-        photos: File names of the photographs that went into it.
+        photos: File names of its photographs.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Composer:
         # Many things are lighter on one side and darker towards their rim; some are as flat as paper.
         shading, rim = rng.uniform(0, 0.35), max(0.0, rng.uniform(-0.15, 0.45))
         if rng.random() < CAMOUFLAGE_SHARE:
-            rim = max(rim, 0.15)  # what is flat and of one texture with its background, nobody can see
+            rim = max(rim, 0.15)  # without a rim, it would be invisible
             # Another place, angle and scale of the photograph behind it, in nearly the same colours.
             view = behind[int(rng.integers(len(behind)))]
             other = random_texture(rng, view.photo, self.photos[view.photo].shape, min(self.size), True)
@@ -143,7 +143,7 @@ class Composer:
         for texture in dict.fromkeys(thing.textures):
             coverage = sum(part for part, own in zip(thing.parts, thing.textures, strict=True) if own == texture)
             color += render_texture(self.photos[texture.photo], texture, self.size) * coverage[..., None]
-        # At soft edges the parts cover a pixel only partly: what is there has the full colour, alpha blends it below.
+        # At soft edges the parts cover pixels partly: full colour here, alpha blends it below.
         color *= (light / np.maximum(thing.parts.sum(0), 1e-3))[..., None]
         return canvas * (1 - alpha[..., None]) + np.clip(color, 0, 255) * alpha[..., None]
 
@@ -163,7 +163,7 @@ class Composer:
         middle = np.array(self.size) / 2
         twin = self.thing(rng, [sibling.textures[0]], middle, min(radius, 0.45 * min(self.size)))
         twin.textures = [sibling.textures[0]] * len(twin.parts)
-        twin.shading, twin.rim = sibling.shading, max(sibling.rim, 0.15)  # else nothing would part the two
+        twin.shading, twin.rim = sibling.shading, max(sibling.rim, 0.15)  # else no edge would be between them
         angle = rng.uniform(0, 2 * np.pi)
         direction = np.array([np.cos(angle), np.sin(angle)])
         parts = twin.parts
@@ -189,7 +189,7 @@ class Composer:
         return self.thing(rng, views, np.array(self.size) * rng.uniform(0.1, 0.9, 2), radius)
 
     def detection_scene(self, rng: np.random.Generator, name: str) -> ToyScene:
-        """Several objects, one behind the other; every one keeps at least half of its own pixels visible."""
+        """Several objects, one behind the other; at least half of the pixels of each are visible."""
         canvas, views = self.background(rng)
         count = int(rng.choice([1, 2, 3, 4, 5], p=[0.1, 0.2, 0.3, 0.25, 0.15]))
         things: list[_Thing] = []
@@ -239,7 +239,7 @@ class Composer:
 
 
 def _all_visible(instance_map: np.ndarray, areas: list[int]) -> bool:
-    """Whether object i of ``instance_map`` shows at least half of its ``areas[i - 1]`` pixels and is not tiny."""
+    """Whether at least half of the ``areas[i - 1]`` pixels of each object i are visible, and none is tiny."""
     for index, area in enumerate(areas, start=1):
         mask = instance_map == index
         rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]

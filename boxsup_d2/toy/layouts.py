@@ -1,4 +1,4 @@
-"""Writers of composed scenes in the layouts of VOC 2012 and DUTS, byte for byte what a user of those would have."""
+"""Writers of composed scenes in the layouts of VOC 2012 and DUTS."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 from boxsup_d2.data.datasets.pascal_voc import VOC_CLASSES
-from boxsup_d2.data.images import encode_label_map, voc_palette
+from boxsup_d2.data.images import encode_label_map
 
 if TYPE_CHECKING:
     from boxsup_d2.toy.composer import ToyScene
 
-__all__ = ["voc_palette", "write_duts_pair", "write_image_sets", "write_voc_image"]
+__all__ = ["write_duts_pair", "write_image_sets", "write_voc_image"]
 
 _JPEG_QUALITY = 92
 
@@ -60,12 +60,12 @@ def _annotation(scene: ToyScene, with_masks: bool) -> ElementTree.Element:
 
 
 def write_voc_image(root: Path, scene: ToyScene, *, with_masks: bool) -> None:
-    """Write one image of a VOC 2012 tree: JPEG, XML, and where wanted its class and instance masks.
+    """Write one image of a VOC 2012 tree: JPEG, XML, and optionally class and instance masks.
 
     Args:
         root: The folder ``VOC2012``.
-        scene: What to write.
-        with_masks: Also write ``SegmentationClass`` and ``SegmentationObject``.
+        scene: The image.
+        with_masks: Write ``SegmentationClass`` and ``SegmentationObject`` as well.
     """
     _write_jpeg(root / "JPEGImages" / f"{scene.name}.jpg", scene.image)
     xml = root / "Annotations" / f"{scene.name}.xml"

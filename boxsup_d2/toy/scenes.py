@@ -1,11 +1,8 @@
-"""Toy scenes: images with exact masks, made of photographs that a package ships, in the layouts of real data sets.
+"""Toy scenes: images with exact masks, made of photographs in scikit-image's wheel, in the layouts of real data sets.
 
-The demo and a newcomer without data need something to run on. This module cuts shapes out of photographs in
-scikit-image's wheel (nothing is downloaded), pastes them over other photographs and writes the result as a small
-VOC 2012 and a small DUTS, which the ordinary registration code then reads. What the scenes hold, and which of their
-parts are meant to be hard, is described in ``docs/toy.md``.
-
-It is a toy: no figure that was measured on it says anything about the quality of a method on real images.
+Shapes are cut out of photographs and pasted over others (nothing is downloaded), and written as a small VOC 2012 and a
+small DUTS, which are registered like the real ones. ``docs/toy.md`` describes the scenes. No number that is measured on
+them says anything about real images.
 """
 
 from __future__ import annotations
@@ -23,17 +20,18 @@ import numpy as np
 from boxsup_d2.toy.composer import Composer, ToyScene
 from boxsup_d2.toy.layouts import write_duts_pair, write_image_sets, write_voc_image
 from boxsup_d2.toy.shapes import FAMILIES, load_photos
+from boxsup_d2.utils.files import atomic_write
 
 __all__ = ["FAMILIES", "TRAIN_PHOTOS", "VAL_PHOTOS", "ToyScene", "generate_scenes", "write_toy_datasets"]
 
 logger = logging.getLogger(__name__)
 
-# Raise it whenever the same seed gives other scenes, so that older copies on disk are made anew.
+# Raise it whenever a change gives other scenes for the same seed: older copies on disk are then replaced.
 VERSION = 1
 MANIFEST = "toy.json"
 
-# Photographs that lie in scikit-image's wheel itself. No photograph of the validation scenes, neither as a background
-# nor as a texture, is in a training scene.
+# In scikit-image's wheel. Training and validation scenes have no photograph in common, neither as background nor as
+# texture.
 TRAIN_PHOTOS = (
     "astronaut.png", "brick.png", "coins.png", "grass.png", "ihc.png", "moon.png", "retina.jpg", "rocket.jpg",
     "text.png",
@@ -45,7 +43,7 @@ _SPLITS = {"train": 0, "salient": 1, "val": 2}
 
 
 def generate_scenes(split: str, count: int, *, seed: int = 0, size: int = 176) -> Iterator[ToyScene]:
-    """Compose toy scenes; the i-th depends on nothing but ``split``, ``seed``, ``size`` and i.
+    """Compose toy scenes; the i-th depends only on ``split``, ``seed``, ``size`` and i.
 
     Args:
         split: "train" (several objects), "salient" (one, framed as DUTS does) or "val" (as "train", other photographs).
@@ -72,7 +70,7 @@ def generate_scenes(split: str, count: int, *, seed: int = 0, size: int = 176) -
         composer = Composer(photos, names, (size, short) if rng.random() < 0.6 else (short, size))
         if split == "salient":
             return composer.salient_scene(rng, f"toy_{index + 1:04d}")
-        # VOC's form, which the registration turns into an integer id; years tell the two sets apart.
+        # VOC's form, which the registration turns into an integer id; the splits have different years.
         return composer.detection_scene(rng, f"{'2008' if split == 'train' else '2009'}_{index + 1:06d}")
 
     with ThreadPoolExecutor() as pool:  # OpenCV and NumPy work outside the interpreter's lock
@@ -84,13 +82,12 @@ def write_toy_datasets(
 ) -> Path:
     """Write a toy VOC 2012 and a toy DUTS under ``root``, unless they are there already.
 
-    ``VOC2012``: the split ``train_aug`` has ``num_train`` images with boxes. A quarter of them, the split ``train``,
-    has masks too, as in the real set; the others have none on disk. ``val`` has ``num_val`` images with masks.
-    ``DUTS``: ``num_salient`` images with masks. A manifest ``toy.json`` records what was made; it is written last, so
-    that an interrupted call is made good by the next one.
+    ``VOC2012``: the split ``train_aug`` has ``num_train`` images with boxes, of which a quarter, the split ``train``,
+    has masks as well, as in the real data set; ``val`` has ``num_val`` images with masks. ``DUTS``: ``num_salient``
+    images with masks. A manifest ``toy.json`` is written last: after an interrupted call, the next one starts again.
 
     Args:
-        root: Folder for ``DETECTRON2_DATASETS``; created where absent.
+        root: Folder for ``DETECTRON2_DATASETS``; is made.
         num_train: Images of ``train_aug``.
         num_salient: Images of ``DUTS``.
         num_val: Images of ``val``.
@@ -101,7 +98,7 @@ def write_toy_datasets(
         ``root``.
 
     Raises:
-        FileExistsError: ``root`` holds a ``VOC2012`` or ``DUTS`` folder that this function has not made.
+        FileExistsError: ``root`` has a ``VOC2012`` or ``DUTS`` folder that this function did not make.
         RuntimeError: scikit-image is not installed.
     """
     root = Path(root)
@@ -129,7 +126,7 @@ def write_toy_datasets(
     partial = root / "toy.partial"
     shutil.rmtree(partial, ignore_errors=True)
     digest = _write_all(partial, {"train": num_train, "salient": num_salient, "val": num_val}, seed=seed, size=size)
-    # From here on the folders are ours, also if the next lines are interrupted.
+    # From here on the folders belong to this function, also if the next lines are interrupted.
     _write_manifest(path, {**manifest, "complete": False})
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
@@ -164,6 +161,5 @@ def _write_all(root: Path, counts: dict[str, int], *, seed: int, size: int) -> s
 
 
 def _write_manifest(path: Path, manifest: dict[str, object]) -> None:
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(manifest, indent=1) + "\n")
-    temporary.replace(path)
+    with atomic_write(path) as file:
+        file.write(json.dumps(manifest, indent=1) + "\n")

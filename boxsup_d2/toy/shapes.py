@@ -1,4 +1,4 @@
-"""What toy scenes are cut from and into: views of photographs, and shapes. Nothing is written here."""
+"""Views of photographs and shapes, which toy scenes are made of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 __all__ = ["FAMILIES", "Texture", "draw_shape", "load_photos", "random_texture", "render_texture", "split_in_two"]
 
-# Shape families and the VOC classes that stand for them, so that the real class list and XML format can be used.
+# Shape families and the VOC classes of their objects, so that the real class list and XML format can be used.
 FAMILIES = {
     "ellipse": "sheep",
     "polygon": "boat",
@@ -126,7 +126,7 @@ def _shape_parts(rng: np.random.Generator, family: str) -> list[list[np.ndarray]
         offset = rng.uniform(-0.9, 0.9, 2) * (1 - hole) * 0.6
         stretch = rng.uniform(1.0, 1.5)
         return [[_closed_curve(round_, stretch), _closed_curve(round_ * hole, stretch) + offset]]
-    # "figure": a body, legs or not, and a head that may stand clear of it: one object of several parts.
+    # "figure": a body, perhaps with legs, and a head that may be apart from it: one object of several parts.
     body = _closed_curve(round_) * (rng.uniform(0.35, 0.55), 0.62)
     neck = np.array([rng.uniform(-0.3, 0.3), -0.62 - rng.uniform(0.12, 0.4)])
     head = _closed_curve(round_ * rng.uniform(0.22, 0.34)) + neck

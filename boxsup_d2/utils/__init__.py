@@ -1,1 +1,1 @@
-"""What every room may use and what uses none of them: files, processes, locks."""
+"""What every room may use and what uses none of them: files, processes, locks, progress."""

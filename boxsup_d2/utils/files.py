@@ -3,12 +3,13 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from typing import IO, Any
 
-__all__ = ["atomic_write", "disk_full_message", "file_sha256"]
+__all__ = ["atomic_write", "disk_full_message", "file_sha256", "json_sha256"]
 
 
 def file_sha256(path: str) -> str:
@@ -18,6 +19,11 @@ def file_sha256(path: str) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def json_sha256(value: Any) -> str:
+    """sha256 of a value that json can hold, whatever the order of its keys, as hex digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from boxsup_d2.data.dataset_mappers.box_crop import BoxCropDatasetMapper
 from boxsup_d2.data.dataset_mappers.box_prompt import BoxPromptDatasetMapper
-from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY, build_dataset_mapper
+from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY, SampleMapper, build_dataset_mapper
 from boxsup_d2.data.dataset_mappers.class_mask import ClassMaskDatasetMapper
 from boxsup_d2.data.dataset_mappers.mask_crop import MaskCropDatasetMapper
 from boxsup_d2.data.dataset_mappers.pseudo_mask import PseudoMaskDatasetMapper
@@ -15,6 +15,7 @@ __all__ = [
     "ClassMaskDatasetMapper",
     "MaskCropDatasetMapper",
     "PseudoMaskDatasetMapper",
+    "SampleMapper",
     "SemSegDatasetMapper",
     "build_dataset_mapper",
 ]

@@ -6,8 +6,11 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.structures import BoxMode
 
-from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY
+from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY, SampleMapper
+from boxsup_d2.data.dataset_mappers.joint import build_joint_train_loader
 from boxsup_d2.data.images import ImageCache, read_image
 from boxsup_d2.masks.rle import decode
 
@@ -15,11 +18,13 @@ _FLIP_CODES = {"none": None, "horizontal": 1, "vertical": 0}
 
 
 @DATASET_MAPPER_REGISTRY.register()
-class BoxCropDatasetMapper:
+class BoxCropDatasetMapper(SampleMapper):
     """One box, or one salient image, to one square crop with its mask (BoxCaseg, section 3.1).
 
     All augmentation is OpenCV's, on uint8; random numbers are NumPy's global ones, which Detectron2 seeds per worker.
     """
+
+    one_size = True
 
     @configurable
     def __init__(
@@ -90,10 +95,19 @@ class BoxCropDatasetMapper:
             "cached_images": cfg.DATALOADER.IMAGE_WINDOW,
         }
 
+    def training_samples(self, cfg: CfgNode) -> list[dict[str, Any]]:
+        """See :func:`box_samples`."""
+        dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False, check_consistency=False)
+        return box_samples(dicts)
+
+    def build_train_loader(self, cfg: CfgNode, seed: int) -> Any:
+        """See :func:`~boxsup_d2.data.dataset_mappers.joint.build_joint_train_loader`."""
+        return build_joint_train_loader(cfg, self, seed)
+
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """
         Args:
-            sample: of :func:`boxsup_d2.data.build.box_samples`: ``file_name`` and ``box`` (x0, y0, x1, y1), with or
+            sample: of :func:`box_samples`: ``file_name`` and ``box`` (x0, y0, x1, y1), with or
                 without ``segmentation``; or of a salient data set: ``file_name`` and ``mask_file_name``.
 
         Returns:
@@ -194,3 +208,30 @@ def random_flip(code: int | None, image: np.ndarray, mask: np.ndarray) -> tuple[
     if code is None or np.random.rand() < 0.5:
         return image, mask
     return cv2.flip(image, code), cv2.flip(mask, code)
+
+
+def box_samples(dataset_dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One sample per box and one per salient image, out of Detectron2 dataset dicts.
+
+    Masks are read off dicts that are ``fully_supervised`` (:func:`boxsup_d2.data.datasets.register_coco_masks`) and off
+    no others: a data set with masks in its dicts still counts as boxes, unless it was registered for its masks.
+
+    Returns:
+        Dicts of ``file_name``, ``image`` (position of the dict, the same for all boxes of an image), and either
+        ``box`` (x0, y0, x1, y1 in pixels) or ``mask_file_name``. A box whose mask may be learned from also has
+        ``segmentation`` (polygons or RLE). Crowd regions are left out.
+    """
+    samples = []
+    for image, d in enumerate(dataset_dicts):
+        if "mask_file_name" in d:
+            samples.append({"file_name": d["file_name"], "image": image, "mask_file_name": d["mask_file_name"]})
+            continue
+        for annotation in d["annotations"]:
+            if annotation.get("iscrowd", 0):
+                continue
+            box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+            sample = {"file_name": d["file_name"], "image": image, "box": tuple(box)}
+            if d.get("fully_supervised", False) and annotation.get("segmentation"):
+                sample["segmentation"] = annotation["segmentation"]
+            samples.append(sample)
+    return samples

@@ -12,6 +12,7 @@ from pycocotools import mask as mask_util
 
 from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY
 from boxsup_d2.data.images import read_image
+from boxsup_d2.masks.segmentation import to_rle
 
 
 @DATASET_MAPPER_REGISTRY.register()
@@ -82,15 +83,18 @@ class BoxPromptDatasetMapper:
                 f'TEST.BOX_PROMPT is "tight", but an annotation of \'{file_name}\' has no mask. Use "xml", or a data '
                 "set with masks."
             )
-        tight = tight_box(annotation["segmentation"], height, width)
+        try:
+            tight = tight_box(annotation["segmentation"], height, width)
+        except ValueError as error:
+            raise ValueError(f"A mask of '{file_name}' cannot be used: {error}") from error
         return box if tight is None else tight
 
 
 def tight_box(segmentation: Any, height: int, width: int) -> list[float] | None:
-    """Tight box (x0, y0, x1, y1; exclusive ends) of a polygon list or RLE; None where it covers no pixel."""
-    if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
-        segmentation = mask_util.frPyObjects(segmentation, height, width)
-    if isinstance(segmentation, list):
-        segmentation = mask_util.merge(segmentation)
-    x, y, w, h = (float(v) for v in mask_util.toBbox(segmentation))
+    """Tight box (x0, y0, x1, y1; exclusive ends) of a polygon list or RLE; None where it covers no pixel.
+
+    Raises:
+        ValueError: it is damaged, or of another image size.
+    """
+    x, y, w, h = (float(v) for v in mask_util.toBbox(to_rle(segmentation, height, width)))
     return [x, y, x + w, y + h] if w > 0 and h > 0 else None

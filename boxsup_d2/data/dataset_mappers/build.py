@@ -1,9 +1,11 @@
-"""Registry of data set mappers: the classes that turn one dataset dict into one sample."""
+"""Registry of data set mappers, and the base class of those that make samples of their own out of dataset dicts."""
 
 from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data.samplers import TrainingSampler
 from fvcore.common.registry import Registry
 
 DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
@@ -11,20 +13,65 @@ DATASET_MAPPER_REGISTRY.__doc__ = """
 Mappers, chosen by name in the config (``INPUT.TRAIN_MAPPER``) and called with ``(cfg, is_train)``.
 
 The object that comes back is called with a dataset dict, which it must not change, and returns the input dict of the
-model.
+model. Detectron2 asks for no more. A mapper whose training samples are not whole dataset dicts derives from
+:class:`SampleMapper`.
 """
 
 
-def build_dataset_mapper(cfg: CfgNode, name: str, is_train: bool, **arguments: Any) -> Callable[[dict[str, Any]], Any]:
-    """Build the mapper called ``name``.
+class SampleMapper:
+    """A mapper that says what its training samples are and how they are loaded; by default as Detectron2's.
 
-    Args:
-        cfg: the config.
-        name: of the mapper.
-        is_train: whether it is for training.
-        arguments: of its constructor, beside those that come from the config.
+    Subclasses override :meth:`training_samples`, and :meth:`build_train_loader` where the order of the samples is
+    their own too.
+    """
+
+    #: Whether all its images have one size: then batches are not grouped by aspect ratio.
+    one_size = False
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """One of :meth:`training_samples`, which must not be changed, to the input dict of the model."""
+        raise NotImplementedError
+
+    def training_samples(self, cfg: CfgNode) -> list[dict[str, Any]]:
+        """What this mapper is called with, out of ``DATASETS.TRAIN``: by default whole dataset dicts."""
+        return detection_samples(cfg)
+
+    def build_train_loader(self, cfg: CfgNode, seed: int) -> Any:
+        """Endless loader of lists of this rank's share of ``SOLVER.IMS_PER_BATCH`` mapped samples.
+
+        ``seed``, the same on all ranks, decides their order.
+        """
+        return build_shuffled_loader(cfg, self, self.training_samples(cfg), seed, one_size=self.one_size)
+
+
+def build_dataset_mapper(cfg: CfgNode, name: str, is_train: bool, **arguments: Any) -> Callable[[dict[str, Any]], Any]:
+    """Build the mapper called ``name``; ``arguments`` go to its constructor, beside those from the config.
 
     Raises:
         KeyError: no mapper of this name is registered.
     """
     return DATASET_MAPPER_REGISTRY.get(name)(cfg, is_train, **arguments)
+
+
+def detection_samples(cfg: CfgNode) -> list[dict[str, Any]]:
+    """The dataset dicts of ``DATASETS.TRAIN``, filtered as the config says."""
+    return get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+
+
+def build_shuffled_loader(
+    cfg: CfgNode,
+    mapper: Callable[[dict[str, Any]], Any],
+    samples: list[dict[str, Any]],
+    seed: int,
+    *,
+    one_size: bool = False,
+) -> Any:
+    """Detectron2's endless loader over samples in random order, see :meth:`SampleMapper.build_train_loader`."""
+    return build_detection_train_loader(
+        samples,
+        mapper=mapper,
+        sampler=TrainingSampler(len(samples), seed=seed),
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING and not one_size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )

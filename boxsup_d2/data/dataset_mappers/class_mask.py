@@ -1,31 +1,37 @@
 """Training samples of generators of class masks: one class of one image, its boxes, and the mask of all its objects."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import detection_utils
+from detectron2.data import detection_utils, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
-from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY
+from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY, SampleMapper
 from boxsup_d2.data.dataset_mappers.scaled_crop import check_crop, crop_image, crop_labels, random_window
 from boxsup_d2.data.images import read_image
 from boxsup_d2.masks.label_map import IGNORE_LABEL, rasterize_boxes
+from boxsup_d2.masks.segmentation import to_rle
+
+logger = logging.getLogger(__name__)
 
 #: Stride of the target: that of the generator's output.
 TARGET_STRIDE = 4
 
 
 @DATASET_MAPPER_REGISTRY.register()
-class ClassMaskDatasetMapper:
+class ClassMaskDatasetMapper(SampleMapper):
     """One class of one image to one square crop: scaled, padded at the bottom and right, cropped, flipped.
 
     The crop is drawn so that it can hold the union of the class's boxes. Masks are rasterised here, out of the
     annotations; nothing is kept on the disk for it.
     """
+
+    one_size = True
 
     @configurable
     def __init__(
@@ -68,10 +74,14 @@ class ClassMaskDatasetMapper:
             "flip": cfg.INPUT.CLASS_CROP.FLIP,
         }
 
+    def training_samples(self, cfg: CfgNode) -> list[dict[str, Any]]:
+        """See :func:`class_samples`."""
+        return class_samples(get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False))
+
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """
         Args:
-            sample: of :func:`boxsup_d2.data.build.class_samples`: ``class_id``, and the ``annotations`` of that class.
+            sample: of :func:`class_samples`: ``class_id``, and the ``annotations`` of that class.
 
         Returns:
             ``image`` (C×S×S uint8), ``box_mask`` (S×S bool: the union of the class's boxes), ``target`` (S/4×S/4
@@ -79,7 +89,8 @@ class ClassMaskDatasetMapper:
             ``image_id`` and ``file_name``.
 
         Raises:
-            FileNotFoundError, ValueError: the image is missing or damaged, or has another size than the dict says.
+            FileNotFoundError, ValueError: the image is missing or damaged, or has another size than the dict says; a
+                mask is damaged.
         """
         image = read_image(sample["file_name"], self.image_format)
         detection_utils.check_image_size(sample, image)
@@ -91,7 +102,10 @@ class ClassMaskDatasetMapper:
         window = random_window(height, width, self.size, self.scales, self.flip, union)
 
         inside = rasterize_boxes(corners, (height, width)).numpy()
-        target = class_target(sample["annotations"], height, width)
+        try:
+            target = class_target(sample["annotations"], height, width)
+        except ValueError as error:
+            raise ValueError(f"A mask of '{sample['file_name']}' cannot be used: {error}") from error
         target = crop_labels(target, window, self.size, 0, TARGET_STRIDE)
         return {
             "image": torch.from_numpy(crop_image(image, window, self.size, self.pixel_mean)),
@@ -101,6 +115,37 @@ class ClassMaskDatasetMapper:
             "image_id": sample["image_id"],
             "file_name": sample["file_name"],
         }
+
+
+def class_samples(dataset_dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One sample per image and class that it holds, out of Detectron2 dataset dicts with masks.
+
+    Returns:
+        Dicts of ``file_name``, ``height``, ``width``, ``image_id``, ``class_id`` and the ``annotations`` of that class,
+        crowd regions included; a crowd region alone makes no sample. Classes of an image are in order of appearance.
+
+    Raises:
+        ValueError: an object has no mask, or there is no object at all.
+    """
+    samples = []
+    for record in dataset_dicts:
+        by_class: dict[int, list[dict[str, Any]]] = {}
+        for annotation in record.get("annotations", ()):
+            by_class.setdefault(annotation["category_id"], []).append(annotation)
+        for class_id, annotations in by_class.items():
+            objects = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
+            if not all(annotation.get("segmentation") for annotation in objects):
+                raise ValueError(
+                    f"An object of '{record['file_name']}' has no mask, but ClassMaskDatasetMapper learns from masks. "
+                    "Name data sets with masks in DATASETS.TRAIN, e.g. coco60_2017_train and not coco60_2017_train_box."
+                )
+            if objects:
+                keys = ("file_name", "height", "width", "image_id")
+                samples.append({**{key: record[key] for key in keys}, "class_id": class_id, "annotations": annotations})
+    if not samples:
+        raise ValueError("The training data sets hold no object with a mask: check DATASETS.TRAIN.")
+    logger.info("Training on %d pairs of an image and a class of %d images", len(samples), len(dataset_dicts))
+    return samples
 
 
 def class_target(annotations: Sequence[dict[str, Any]], height: int, width: int) -> np.ndarray:
@@ -122,8 +167,5 @@ def class_target(annotations: Sequence[dict[str, Any]], height: int, width: int)
 
 def _union(annotations: Sequence[dict[str, Any]], height: int, width: int) -> np.ndarray:
     # Run lengths are merged, which costs little, and decoded once.
-    rles: list[Any] = []
-    for obj in annotations:
-        segmentation = obj["segmentation"]
-        rles += mask_util.frPyObjects(segmentation, height, width) if isinstance(segmentation, list) else [segmentation]
+    rles = [to_rle(obj["segmentation"], height, width) for obj in annotations]
     return np.ascontiguousarray(mask_util.decode(mask_util.merge(rles)))

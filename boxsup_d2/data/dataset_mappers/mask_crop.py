@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 
-from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY
+from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY, SampleMapper
+from boxsup_d2.data.dataset_mappers.mask_crop_loader import build_mask_crop_train_loader
 from boxsup_d2.data.images import ImageCache, read_image
 from boxsup_d2.masks.rle import decode
 from boxsup_d2.masks.windows import Box, box_coverage, box_window, clip_box, cut_window
@@ -24,7 +25,7 @@ _MIN_VISIBLE = 0.5
 
 
 @DATASET_MAPPER_REGISTRY.register()
-class MaskCropDatasetMapper:
+class MaskCropDatasetMapper(SampleMapper):
     """One box, with or without a mask, to one square sample."""
 
     @configurable
@@ -88,10 +89,14 @@ class MaskCropDatasetMapper:
             "cache_mb": node.CACHE_MB,
         }
 
+    def build_train_loader(self, cfg: CfgNode, seed: int) -> Any:
+        """See :func:`boxsup_d2.data.dataset_mappers.mask_crop_loader.build_mask_crop_train_loader`."""
+        return build_mask_crop_train_loader(cfg, self, seed)
+
     def __call__(self, sample: dict[str, Any], donor: dict[str, Any] | None = None) -> dict[str, Any]:
         """
         Args:
-            sample: of :func:`boxsup_d2.data.mask_crops.mask_samples`.
+            sample: of :func:`boxsup_d2.data.dataset_mappers.mask_crop_loader.mask_samples`.
             donor: another one, with a mask, whose object may be pasted in.
 
         Returns:

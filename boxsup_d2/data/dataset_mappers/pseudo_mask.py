@@ -19,8 +19,8 @@ class PseudoMaskDatasetMapper(DatasetMapper):
     Two things are added, both only where the model has a mask head (``MODEL.MASK_ON``):
 
     * ``instances`` gain ``gt_mask_confidence`` (N, float32, 0..1), which ``ConfidenceMaskRCNNConvUpsampleHead`` reads:
-      the annotation's ``MODEL.ROI_MASK_HEAD.CONFIDENCE_KEY``, 1 where it has none, 0 where there is no mask to learn
-      from: none given, or empty, or nothing left of it after augmentation.
+      the annotation's ``MODEL.ROI_MASK_HEAD.CONFIDENCE_KEY``, else its ``confidence``, 1 where it has neither, 0 where
+      there is no mask to learn from: none given, or empty, or nothing left of it after augmentation.
     * An instance with a pseudo mask (an annotation with a confidence) or without any mask keeps its box and class
       whatever becomes of its mask: Detectron2 drops instances with empty masks, boxes and all, and takes new boxes
       from the masks after a random crop. Pseudo masks are not trusted with either.
@@ -33,7 +33,7 @@ class PseudoMaskDatasetMapper(DatasetMapper):
         """
         Args:
             is_train: whether samples are augmented and carry ``instances``.
-            confidence_key: annotation key that holds the confidence.
+            confidence_key: annotation key that governs, such as "quality".
             kwargs: see Detectron2's ``DatasetMapper``.
         """
         super().__init__(is_train, **kwargs)
@@ -101,6 +101,8 @@ class PseudoMaskDatasetMapper(DatasetMapper):
 
 def _confidence(annotation: dict[str, Any], key: str, file_name: str) -> float | None:
     """Confidence of the annotation's pseudo mask; None where it has none, which means a true mask."""
+    # Older files have no quality; a predicted mask must not pass for a true one there.
+    key = key if annotation.get(key) is not None else "confidence"
     value = annotation.get(key)
     if value is None:
         return None

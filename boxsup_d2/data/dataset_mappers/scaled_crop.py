@@ -81,17 +81,7 @@ def _random_span(length: int, size: int, scale: float, keep: tuple[float, float]
 
 
 def crop_image(image: np.ndarray, window: CropWindow, size: int, fill: Sequence[float]) -> np.ndarray:
-    """The crop of an image.
-
-    Args:
-        image: H×W×C uint8.
-        window: what to crop.
-        size: S.
-        fill: value of the padding by channel.
-
-    Returns:
-        C×S×S uint8, contiguous.
-    """
+    """The crop of an image: H×W×C uint8 to C×S×S uint8, contiguous; ``fill``: value of the padding by channel."""
     part = _cut(image, window)
     if part.shape[:2] != (window.out_height, window.out_width):
         # Bilinear, which picks four source pixels however much it shrinks: published, and scales stay above 1/2.
@@ -113,9 +103,7 @@ def crop_labels(labels: np.ndarray, window: CropWindow, size: int, fill: int, st
 
     Args:
         labels: H×W, any type.
-        window: what to crop.
-        size: S.
-        fill: value of the padding.
+        window, size, fill: see :func:`crop_image`.
         stride: keep every stride-th row and column of the crop, the first ones included, as a nearest resize does.
 
     Returns:

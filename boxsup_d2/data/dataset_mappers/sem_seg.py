@@ -6,16 +6,19 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 
-from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY
+from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY, SampleMapper
 from boxsup_d2.data.dataset_mappers.scaled_crop import check_crop, crop_image, crop_labels, random_window
 from boxsup_d2.data.images import read_image, read_label_map
 from boxsup_d2.masks.label_map import IGNORE_LABEL
 
 
 @DATASET_MAPPER_REGISTRY.register()
-class SemSegDatasetMapper:
+class SemSegDatasetMapper(SampleMapper):
     """One image to one square crop: scaled, padded at the bottom and right, cropped anywhere, flipped."""
+
+    one_size = True
 
     @configurable
     def __init__(
@@ -58,6 +61,10 @@ class SemSegDatasetMapper:
             "flip": cfg.INPUT.SEM_SEG_CROP.FLIP,
         }
 
+    def training_samples(self, cfg: CfgNode) -> list[dict[str, Any]]:
+        """See :func:`sem_seg_dicts`."""
+        return sem_seg_dicts(cfg.DATASETS.TRAIN, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """
         Args:
@@ -85,3 +92,38 @@ class SemSegDatasetMapper:
             "image_id": dataset_dict["image_id"],
             "file_name": dataset_dict["file_name"],
         }
+
+
+def sem_seg_dicts(names: tuple[str, ...], num_classes: int) -> list[dict[str, Any]]:
+    """Dicts of data sets with label maps: those of the data sets, without annotations.
+
+    Args:
+        names: of registered data sets.
+        num_classes: outputs of the network.
+
+    Raises:
+        ValueError: one of them has no label maps, or they do not have the same classes, as many as the network.
+    """
+    if not names:
+        raise ValueError("DATASETS.TRAIN is empty: name at least one data set.")
+    classes = {name: MetadataCatalog.get(name).get("stuff_classes") for name in names}
+    records = []
+    for name in names:
+        dicts = get_detection_dataset_dicts(name, filter_empty=False, check_consistency=False)
+        if classes[name] is None or not all("sem_seg_file_name" in record for record in dicts):
+            raise ValueError(
+                f"Data set '{name}' of DATASETS.TRAIN has no label maps, which SemSegDatasetMapper learns from: use a "
+                "..._sem_seg set, such as voc_2012_train_aug_sem_seg."
+            )
+        if list(classes[name]) != list(classes[names[0]]):
+            raise ValueError(
+                f"DATASETS.TRAIN: '{name}' and '{names[0]}' have different classes ({len(classes[name])} and "
+                f"{len(classes[names[0]])}, background included): their label maps do not fit together."
+            )
+        if len(classes[name]) != num_classes:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, but '{name}' of DATASETS.TRAIN has "
+                f"{len(classes[name])} classes, background included: set it to that."
+            )
+        records += [{key: value for key, value in record.items() if key != "annotations"} for record in dicts]
+    return records

@@ -1,5 +1,6 @@
 """Lazy registration: a data set opens no file, and looks up its metadata, before it is used."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,19 @@ class LazyMetadata(Metadata):
         """All metadata, the lazy ones with their present values."""
         values = {key: value for key, value in self.__dict__.items() if key != "_resolvers"}
         return {**values, **{key: resolve() for key, resolve in self._resolvers.items()}}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, for worker processes, as plain metadata with the values of now; what needs an absent file and the
+        ``source`` stay behind."""
+        values = {key: value for key, value in self.__dict__.items() if key not in ("_resolvers", "source")}
+        for key, resolve in self._resolvers.items():
+            with contextlib.suppress(FileNotFoundError):
+                values[key] = resolve()
+        return _plain_metadata, (values,)
+
+
+def _plain_metadata(values: dict[str, Any]) -> Metadata:
+    return Metadata(**values)
 
 
 def register_dataset(

@@ -3,24 +3,14 @@
 COCO-60 is COCO without the classes of Pascal VOC.
 """
 
-import logging
 import os
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from boxsup_d2.data.datasets.catalog import register_dataset
-from boxsup_d2.data.formats.coco import (
-    build_dicts,
-    category_tables,
-    coco_header,
-    coco_segmentation,
-    load_coco_boxes,
-    read_coco_json,
-)
+from boxsup_d2.data.datasets.source import CocoSource
+from boxsup_d2.data.formats.coco import category_tables, coco_header
+from boxsup_d2.data.formats.coco_dicts import load_coco_boxes, load_coco_masks, load_coco_subset
 from boxsup_d2.data.paths import require_path
-from boxsup_d2.masks.rle import has_mask
-
-logger = logging.getLogger(__name__)
 
 #: VOC's 20 classes by the names that COCO gives them.
 VOC_CLASSES_IN_COCO = frozenset(
@@ -34,10 +24,11 @@ VOC_CLASSES_IN_COCO = frozenset(
 def register_coco_boxes(name: str, json_file: str, image_root: str) -> None:
     """Register any COCO json as a box-only data set; nothing is opened before it is used.
 
-    Class names and ids come from the json. Masks and areas in it are never read.
+    Class names and ids come from the json. Masks and areas in it are never read. A former data set of the name is
+    replaced, here as in all registrations.
 
     Args:
-        name: to register it under; a former data set of that name is replaced.
+        name: to register it under.
         json_file: path of the json.
         image_root: folder that the json's file names are relative to.
     """
@@ -51,13 +42,9 @@ def register_coco_boxes_lazily(
     image_root: Callable[[], str],
     expected: dict[int, str] | None = None,
 ) -> None:
-    """As :func:`register_coco_boxes`, with paths that are looked up when used.
+    """As :func:`register_coco_boxes`, with functions that return the paths when they are used.
 
-    Args:
-        name: to register it under.
-        json_file: returns the path of the json.
-        image_root: returns the folder of the images.
-        expected: see :func:`category_tables`; class names are then known without opening the json.
+    ``expected``: see :func:`category_tables`; class names are then known without opening the json.
     """
     tables = None if expected is None else category_tables({"categories": []}, name, expected)
 
@@ -71,53 +58,21 @@ def register_coco_boxes_lazily(
         name,
         lambda: load_coco_boxes(json_file(), require_path(image_root(), name), name, expected),
         lazy={
-            # Not "json_file": Detectron2's evaluators, or a writer, would take the masks in there for the data set's.
-            "box_json_file": json_file,
             "image_root": image_root,
             "thing_classes": classes,
             "thing_dataset_id_to_contiguous_id": ids,
         },
+        # No "json_file" beside it: Detectron2's evaluators would take the masks in there for the data set's.
+        source=CocoSource(name, json_file, masks=False, classes=expected),
         evaluator_type="box",
     )
-
-
-def load_coco_masks(path: str, image_root: str, dataset: str) -> list[dict[str, Any]]:
-    """Load a COCO json with the masks that it has; annotations without one keep their box.
-
-    Args:
-        path: of the json.
-        image_root: folder that its file names are relative to.
-        dataset: name, for messages.
-
-    Returns:
-        As :func:`boxsup_d2.data.datasets.load_coco_boxes`, and ``segmentation`` (polygons or compressed RLE) in the
-        annotations that have a mask. Crowd regions are there, with ``iscrowd`` 1. Every dict says
-        ``fully_supervised``: its masks were drawn, and a network may learn from them.
-
-    Raises:
-        FileNotFoundError: the json or images are missing.
-        ValueError: the json is damaged, or a mask has another size than its image.
-    """
-
-    def mask_key(source: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
-        segmentation = coco_segmentation(source.get("segmentation"), image, f"'{path}', annotation {source['id']}")
-        return {"segmentation": segmentation} if has_mask(segmentation) else {}
-
-    data = read_coco_json(path, dataset)
-    records = build_dicts(data, path, image_root, dataset, keep_crowds=True, extra_keys=mask_key)
-    return [{**record, "fully_supervised": True} for record in records]
 
 
 def register_coco_masks(name: str, json_file: str, image_root: str) -> None:
     """Register a COCO json with the masks that some or all of its annotations have; nothing is opened before use.
 
     Labelling it keeps these masks and gives the other boxes one; ``BoxCropDatasetMapper`` learns from boxes where
-    there is no mask, and from masks where there is one.
-
-    Args:
-        name: to register it under; a former data set of that name is replaced.
-        json_file: path of the json.
-        image_root: folder that the json's file names are relative to.
+    there is no mask, and from masks where there is one. Arguments are those of :func:`register_coco_boxes`.
     """
     json_file, image_root = (os.path.abspath(os.path.expanduser(path)) for path in (json_file, image_root))
     keys = ("thing_classes", "thing_dataset_id_to_contiguous_id")
@@ -125,55 +80,11 @@ def register_coco_masks(name: str, json_file: str, image_root: str) -> None:
         name,
         lambda: load_coco_masks(json_file, require_path(image_root, name), name),
         lazy={key: lambda key=key: coco_header(json_file, name)[key] for key in keys},  # type: ignore[misc]
+        source=CocoSource(name, lambda: json_file, masks=True),
         json_file=json_file,
         image_root=image_root,
         evaluator_type="coco",
     )
-
-
-def load_coco_subset(
-    path: str, image_root: str, dataset: str, classes: Mapping[int, str], *, masks: bool = False
-) -> list[dict[str, Any]]:
-    """Load the objects of some classes of a COCO json.
-
-    Args:
-        path: of the json.
-        image_root: folder that its file names are relative to.
-        dataset: name, for messages.
-        classes: category id → name of the classes.
-        masks: load the masks too; without, nothing that comes from a mask is in the result.
-
-    Returns:
-        As :func:`boxsup_d2.data.datasets.load_coco_boxes`. With masks, annotations also have ``segmentation``
-        (polygons, or compressed RLE with str counts), and crowd regions are there with ``iscrowd`` 1. An object
-        without a usable polygon is left out, as Detectron2 does.
-
-    Raises:
-        FileNotFoundError: the json or images are missing.
-        ValueError: the json is damaged or holds invalid entries: all kinds, with counts and first examples.
-    """
-    data = coco_subset(read_coco_json(path, dataset), classes)
-    without_mask = []
-
-    def mask_keys(source: dict[str, Any], image: dict[str, Any]) -> dict[str, Any] | None:
-        segmentation = coco_segmentation(source.get("segmentation"), image, f"'{path}', annotation {source['id']}")
-        if segmentation is None:
-            without_mask.append(source["id"])
-            return None
-        return {"segmentation": segmentation}
-
-    dicts = build_dicts(
-        data,
-        path,
-        image_root,
-        dataset,
-        expected=dict(classes),
-        keep_crowds=masks,
-        extra_keys=mask_keys if masks else None,
-    )
-    if without_mask:
-        logger.warning("%s: %d objects without a polygon are left out", dataset, len(without_mask))
-    return dicts
 
 
 def register_coco_subset(
@@ -184,50 +95,15 @@ def register_coco_subset(
     *,
     masks: bool = False,
 ) -> None:
-    """Register some classes of a COCO json; nothing is opened before it is used.
-
-    Args:
-        name: to register it under; a former data set of that name is replaced.
-        json_file: returns the path of the json.
-        image_root: returns the folder of the images.
-        classes: see :func:`load_coco_subset`.
-        masks: see there.
-    """
+    """Register some classes of a COCO json, see :func:`load_coco_subset`; paths are looked up when they are used."""
     names, ids = category_tables({"categories": []}, name, dict(classes))
     register_dataset(
         name,
         lambda: load_coco_subset(json_file(), require_path(image_root(), name), name, classes, masks=masks),
-        # Neither "json_file" nor "box_json_file": their readers would take all classes of the json for the data set's.
-        lazy={"subset_json_file": json_file, "image_root": image_root},
+        lazy={"image_root": image_root},
+        # No "json_file" beside it: Detectron2's evaluators would take all of it for the data set's.
+        source=CocoSource(name, json_file, masks=masks, classes=classes, only_classes=True),
         thing_classes=names,
         thing_dataset_id_to_contiguous_id=ids,
-        has_masks=masks,
         evaluator_type="coco" if masks else "box",
     )
-
-
-def coco_subset(data: dict[str, Any], category_ids: Collection[int]) -> dict[str, Any]:
-    """A COCO json of some of its classes.
-
-    Args:
-        data: a COCO json, which is not changed.
-        category_ids: of the classes to keep.
-
-    Returns:
-        The json with these categories, their annotations (crowd regions too) and the images that hold an object of
-        one of them; a crowd region alone is none. Order and unknown fields stay.
-    """
-    annotations = [obj for obj in data["annotations"] if _id(obj, "category_id") in category_ids]
-    with_objects = {_id(obj, "image_id") for obj in annotations if not obj.get("iscrowd")}
-    return {
-        **data,
-        "images": [image for image in data["images"] if _id(image, "id") in with_objects],
-        "annotations": [obj for obj in annotations if _id(obj, "image_id") in with_objects],
-        "categories": [category for category in data["categories"] if _id(category, "id") in category_ids],
-    }
-
-
-def _id(entry: dict[str, Any], key: str) -> int | None:
-    # Damaged ones are for the reader of the subset to complain about.
-    value = entry.get(key)
-    return value if isinstance(value, int) else None

@@ -1,142 +1,60 @@
-"""Pascal VOC 2012 in its own layout: boxes from the XML files, instance masks from ``SegmentationObject``, class masks
-from ``SegmentationClass``.
-
-Every set follows ``ImageSets/Segmentation/<split>.txt``. Box sets never open a mask file.
-
-Frames: VOC boxes are 1-based with inclusive ends; ours are 0-based with exclusive ends, see :mod:`.voc_xml`.
-"""
+"""Data sets in Pascal VOC's own layout; :mod:`boxsup_d2.data.formats.voc_layout` reads it."""
 
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
-from detectron2.structures import BoxMode
-from pycocotools import mask as mask_util
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from boxsup_d2.data.datasets.catalog import register_dataset
-from boxsup_d2.data.formats.voc import ids_of_names, parse_voc_xml, voc_image_size, voc_object
-from boxsup_d2.data.images import read_label_map
-from boxsup_d2.data.paths import require_images, require_path, under_root
+from boxsup_d2.data.datasets.source import DatasetSource
+from boxsup_d2.data.formats.voc_layout import (
+    VOC_CLASSES,
+    load_voc_boxes,
+    load_voc_instances,
+    load_voc_sem_seg,
+    split_file,
+)
+from boxsup_d2.data.paths import under_root
+from boxsup_d2.masks.label_map import IGNORE_LABEL
 
 logger = logging.getLogger(__name__)
 
-VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-VOID = 255
 
-# Process-wide, because functions in Detectron2's DatasetCatalog take no arguments; see apply_dataset_switches.
-_switches = {"use_difficult": True}
+class VocSource(DatasetSource):
+    """A split of a folder in VOC's layout.
+
+    Attributes:
+        use_difficult: whether the next load has the objects marked difficult, see :func:`apply_dataset_switches`.
+    """
+
+    def __init__(self, name: str, dirname: str, split: str):
+        super().__init__(name, lambda: [split_file(under_root(dirname), split)])
+        # A set that is registered late, or anew, follows those that are there.
+        self.use_difficult: bool = next((source.use_difficult for source in _voc_sources()), True)
 
 
 def apply_dataset_switches(cfg: CfgNode) -> None:
     """Make every later load of a VOC set honour ``DATASETS.VOC_USE_DIFFICULT``.
 
-    With False, objects marked difficult appear in no VOC set of this process: neither trained on, nor labelled, nor
-    prompted for; in sets with masks their pixels become void, so that no evaluator holds them against a method. The
-    ids of the other annotations stay the same.
+    With False, objects marked difficult appear in none of them: neither trained on, nor labelled, nor prompted for; in
+    sets with masks their pixels become void, so that no evaluator holds them against a method. The ids of the other
+    annotations stay the same.
     """
     use_difficult = bool(cfg.DATASETS.VOC_USE_DIFFICULT)
-    if use_difficult != _switches["use_difficult"]:
+    changed = [source for source in _voc_sources() if source.use_difficult != use_difficult]
+    for source in changed:
+        source.use_difficult = use_difficult
+    if changed:
         logger.info("VOC objects marked difficult are %s", "used" if use_difficult else "left out")
-    _switches["use_difficult"] = use_difficult
 
 
-def filter_difficult(dataset_dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Copies of box-only dataset dicts without the annotations whose ``difficult`` is 1; images and ids stay."""
-    return [
-        {**record, "annotations": [obj for obj in record["annotations"] if not obj.get("difficult", 0)]}
-        if "annotations" in record
-        else record
-        for record in dataset_dicts
-    ]
-
-
-def load_voc_boxes(dirname: str, split: str, name: str, classes: Sequence[str] = VOC_CLASSES) -> list[dict[str, Any]]:
-    """Load a split of a folder in VOC's layout, boxes only.
-
-    Args:
-        dirname: the folder with ``Annotations``, ``ImageSets`` and ``JPEGImages``.
-        split: reads ``ImageSets/Segmentation/<split>.txt``.
-        name: of the data set, for messages.
-        classes: names in the order of ``category_id``.
-
-    Returns:
-        Per image ``file_name``, ``height``, ``width`` (of the XML), ``image_id`` ("2007_000032" → 2007000032) and
-        ``annotations`` in XML order: ``id`` (1-based position in the whole list, difficult objects counted whether
-        used or not), ``bbox`` (x0, y0, x1, y1; 0-based, exclusive ends, floats), ``bbox_mode`` (XYXY_ABS),
-        ``category_id``, ``iscrowd`` 0, ``difficult`` 0 or 1.
-
-    Raises:
-        FileNotFoundError: a list, XML file or image is missing.
-        ValueError: an XML file is damaged, or holds an unknown class or an inverted box.
-    """
-    records = _load_all_boxes(dirname, split, name, classes)
-    return records if _switches["use_difficult"] else filter_difficult(records)
-
-
-def load_voc_instances(
-    dirname: str, split: str, name: str, classes: Sequence[str] = VOC_CLASSES
-) -> list[dict[str, Any]]:
-    """Load a split with the masks of ``SegmentationObject`` (methods.md A6: XML object i is instance id i, from 1).
-
-    Returns:
-        As :func:`load_voc_boxes`; each annotation also has ``segmentation``, a compressed RLE with str counts in the
-        frame of the image, and each image with void pixels has ``void_mask``, their RLE. Void are: value 255, ids
-        beyond the XML's objects, and difficult objects where the switch leaves them out. An object without a single
-        pixel of its own is left out (and counted in a warning): there is no mask to learn or to compare with.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`load_voc_boxes`; a mask file is missing or damaged.
-    """
-    mask_root = require_path(os.path.join(dirname, "SegmentationObject"), name)
-    records = _load_all_boxes(dirname, split, name, classes)
-    without_pixels, beyond_xml, resized = [], [], []
-    for record in records:
-        stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
-        ids = read_label_map(require_path(os.path.join(mask_root, f"{stem}.png"), name))
-        if ids.shape != (record["height"], record["width"]):
-            # A few official XML files have wrong sizes; the mask was drawn on the image itself.
-            record["height"], record["width"] = ids.shape
-            resized.append(stem)
-        boxes = record["annotations"]
-        # One H×W×(N+1) stack, void last: pycocotools encodes all of it in one call.
-        masks = ids[:, :, None] == np.array([*range(1, len(boxes) + 1), VOID], dtype=np.uint8)
-        unknown = (ids > len(boxes)) & (ids != VOID)
-        if unknown.any():
-            masks[:, :, -1] |= unknown
-            beyond_xml.append(stem)
-        kept = []
-        for index, obj in enumerate(boxes):
-            if obj["difficult"] and not _switches["use_difficult"]:
-                masks[:, :, -1] |= masks[:, :, index]
-            elif not masks[:, :, index].any():
-                without_pixels.append(stem)
-            else:
-                kept.append(index)
-        *rles, void = encode_masks(masks[:, :, [*kept, -1]])
-        record["annotations"] = [{**boxes[index], "segmentation": rle} for index, rle in zip(kept, rles, strict=True)]
-        if masks[:, :, -1].any():
-            record["void_mask"] = void
-    for stems, text in (
-        (without_pixels, "objects without a pixel in SegmentationObject are left out"),
-        (beyond_xml, "masks hold ids that their XML has no object for: void"),
-        (resized, "XML files give another size than the mask: the mask's is used"),
-    ):
-        if stems:
-            logger.warning("%s: %d %s (%s ...)", name, len(stems), text, ", ".join(stems[:3]))
-    return records
-
-
-def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
-    """H×W×N boolean masks → N compressed RLEs with str counts, as they are written to a json."""
-    rles = mask_util.encode(np.asfortranarray(masks, dtype=np.uint8))
-    return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in rles]
+def _voc_sources() -> Iterator[VocSource]:
+    for name in DatasetCatalog:
+        source = MetadataCatalog.get(name).get("source")
+        if isinstance(source, VocSource):
+            yield source
 
 
 def register_voc_boxes(
@@ -145,126 +63,40 @@ def register_voc_boxes(
     """Register a split of a folder in VOC's layout; nothing is opened before it is used.
 
     Args:
-        name: to register it under; a former data set of that name is replaced.
-        dirname: see :func:`load_voc_boxes`; a relative path is looked up in ``DETECTRON2_DATASETS`` when used.
-        split: see there.
-        classes: see there.
+        name: to register it under.
+        dirname: a relative path is looked up in ``DETECTRON2_DATASETS`` when used.
+        split: see :func:`load_voc_boxes`, as of the other arguments.
+        classes: names in the order of ``category_id``.
         masks: with the instance masks, see :func:`load_voc_instances`.
     """
     loader = load_voc_instances if masks else load_voc_boxes
+    source = VocSource(name, dirname, split)
     register_dataset(
         name,
-        lambda: loader(under_root(dirname), split, name, classes),
+        lambda: loader(under_root(dirname), split, name, classes, use_difficult=source.use_difficult),
         lazy={"dirname": partial(under_root, dirname), "image_root": partial(under_root, f"{dirname}/JPEGImages")},
         thing_classes=list(classes),
         # Category ids of the json that dataset_to_coco writes: 1-based, as every COCO json of VOC has them.
         thing_dataset_id_to_contiguous_id={index + 1: index for index in range(len(classes))},
         split=split,
+        source=source,
         evaluator_type="voc_instance" if masks else "box",
     )
 
 
-def load_voc_sem_seg(dirname: str, split: str, name: str, classes: Sequence[str] = VOC_CLASSES) -> list[dict[str, Any]]:
-    """Load a split with its class masks; none of them is opened.
-
-    Returns:
-        As :func:`load_voc_boxes`; each image also has ``sem_seg_file_name``, a PNG of the image's size: 0 background,
-        1 + ``category_id``, 255 void. Of ``train_aug`` it is the file of ``SegmentationClassAug`` where there is one,
-        of any other split that of ``SegmentationClass``.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`load_voc_boxes`; class masks are missing.
-    """
-    records = load_voc_boxes(dirname, split, name, classes)
-    folders = ["SegmentationClassAug", "SegmentationClass"] if split == "train_aug" else ["SegmentationClass"]
-    paths = [os.path.join(dirname, folder) for folder in folders]
-    present = {path: set(os.listdir(path)) for path in paths if os.path.isdir(path)}
-    missing = []
-    for record in records:
-        base = os.path.splitext(os.path.basename(record["file_name"]))[0] + ".png"
-        path = next((path for path in paths if base in present.get(path, ())), None)
-        if path is None:
-            missing.append(base)
-        else:
-            record["sem_seg_file_name"] = os.path.join(path, base)
-    if missing:
-        made = "datasets/prepare_voc_train_aug.py --masks makes them."
-        fix = made if split == "train_aug" else "Unpack the whole VOC 2012."
-        raise FileNotFoundError(
-            f"Data set '{name}' lacks the class masks of {len(missing)} of its {len(records)} images in "
-            f"{' and '.join(map(repr, paths))}, first {', '.join(missing[:3])}. {fix}"
-        )
-    return records
-
-
 def register_voc_sem_seg(name: str, dirname: str, split: str, classes: Sequence[str] = VOC_CLASSES) -> None:
-    """Register a split of a folder in VOC's layout for semantic segmentation; nothing is opened before it is used.
-
-    Args:
-        name: to register it under; a former data set of that name is replaced.
-        dirname: see :func:`load_voc_boxes`; a relative path is looked up in ``DETECTRON2_DATASETS`` when used.
-        split: see there.
-        classes: see there.
-    """
+    """As :func:`register_voc_boxes`, for semantic segmentation: with the class masks, see :func:`load_voc_sem_seg`."""
+    source = VocSource(name, dirname, split)
     register_dataset(
         name,
-        lambda: load_voc_sem_seg(under_root(dirname), split, name, classes),
+        lambda: load_voc_sem_seg(under_root(dirname), split, name, classes, use_difficult=source.use_difficult),
         lazy={"dirname": partial(under_root, dirname), "image_root": partial(under_root, f"{dirname}/JPEGImages")},
         stuff_classes=["background", *classes],
-        ignore_label=VOID,
+        ignore_label=IGNORE_LABEL,
         # Of the boxes, which prompt box-to-mask methods.
         thing_classes=list(classes),
         thing_dataset_id_to_contiguous_id={index + 1: index for index in range(len(classes))},
         split=split,
+        source=source,
         evaluator_type="sem_seg",
     )
-
-
-def _load_all_boxes(dirname: str, split: str, name: str, classes: Sequence[str]) -> list[dict[str, Any]]:
-    list_file = os.path.join(dirname, "ImageSets", "Segmentation", f"{split}.txt")
-    fix = ""
-    if split == "train_aug" and os.path.isdir(os.path.dirname(list_file)):
-        fix = "Build it with datasets/prepare_voc_train_aug.py; datasets/README.md says what it needs."
-    with open(require_path(list_file, name, fix), encoding="utf-8") as file:
-        stems = [line.split()[0] for line in file if line.strip()]
-    for folder in ("Annotations", "JPEGImages"):
-        require_path(os.path.join(dirname, folder), name)
-    class_ids = {class_name: index for index, class_name in enumerate(classes)}
-    records = []
-    next_id = 1
-    for stem, image_id in zip(stems, _image_ids(stems, list_file), strict=True):
-        record = _read_xml(os.path.join(dirname, "Annotations", f"{stem}.xml"), name, class_ids)
-        record["file_name"] = os.path.join(dirname, "JPEGImages", f"{stem}.jpg")
-        record["image_id"] = image_id
-        for obj in record["annotations"]:
-            obj["id"] = next_id
-            next_id += 1
-        records.append(record)
-    require_images((record["file_name"] for record in records), name)
-    return records
-
-
-def _image_ids(stems: list[str], list_file: str) -> list[int]:
-    if len(set(stems)) != len(stems):
-        raise ValueError(f"'{list_file}' names an image twice. Remove the repeated lines.")
-    return ids_of_names(stems)
-
-
-def _read_xml(path: str, name: str, class_ids: dict[str, int]) -> dict[str, Any]:
-    root = parse_voc_xml(require_path(path, name))
-    height, width = voc_image_size(root, path)
-    annotations = []
-    for element in root.findall("object"):
-        obj = voc_object(element, path)
-        if obj.name not in class_ids:
-            raise ValueError(f"'{path}': unknown class '{obj.name}'; known are {', '.join(class_ids)}. Rename it.")
-        annotations.append(
-            {
-                "bbox": list(obj.box),
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": class_ids[obj.name],
-                "iscrowd": 0,
-                "difficult": obj.difficult,
-            }
-        )
-    return {"height": height, "width": width, "annotations": annotations}

@@ -1,27 +1,27 @@
 """Where the images of a file that labelling wrote are: on this machine first, then where the file says they were."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-# Key of `info` that says where the labels come from.
-PROVENANCE_KEY = "boxsup_d2"
+from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY, provenance_of
 
 
-def find_image_root(info: dict[str, Any], path: str) -> str:
+def find_image_root(data: Mapping[str, Any], path: str) -> str:
     """Folder of a pseudo-mask file's images.
 
     Args:
-        info: the json's ``info``.
+        data: the json, or of it ``info`` alone.
         path: of the json, for messages.
 
     Raises:
         FileNotFoundError: neither the labelled data set's folder on this machine nor the recorded one exists.
         ValueError: the file does not say where it comes from.
     """
-    provenance = info.get(PROVENANCE_KEY)
-    if not isinstance(provenance, dict):
+    provenance = provenance_of(data)
+    if provenance is None:
         raise ValueError(
             f"'{path}' is no pseudo-mask file: its info has no '{PROVENANCE_KEY}'. A box json is registered by "
             "register_coco_boxes, one with masks by Detectron2's register_coco_instances."

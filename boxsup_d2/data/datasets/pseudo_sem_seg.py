@@ -3,38 +3,29 @@
 ``boxsup_d2/labelling/sem_seg_writer.py`` writes both; ``docs/architecture.md`` shows the manifest.
 """
 
-import json
 import os
 from functools import lru_cache
 from typing import Any
 
 from boxsup_d2.data.datasets.catalog import register_dataset
 from boxsup_d2.data.datasets.provenance import find_image_root
+from boxsup_d2.data.datasets.source import DatasetSource
 from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.data.formats.pseudo_masks import MISSING_FIX, read_manifest
 from boxsup_d2.data.paths import require_images, require_path
-
-# How the stem of every manifest ends: by its name it is told from a json of instance masks, which need not exist yet.
-SEM_SEG_SUFFIX = "_pseudo_sem_seg"
-IGNORE_LABEL = 255
-_FIX = "Run the labelling step that writes it, or correct DATASETS.PSEUDO_MASKS."
+from boxsup_d2.masks.label_map import IGNORE_LABEL
 
 
 def register_pseudo_sem_seg(path: str, name: str) -> None:
-    """Register semantic pseudo labels; nothing is opened before they are used.
-
-    Images are looked for as those of any pseudo-mask file are.
-
-    Args:
-        path: of the manifest.
-        name: to register it under; a former data set of that name is replaced.
-    """
+    """Register a manifest of semantic pseudo labels; nothing is opened before they are used."""
     register_dataset(
         name,
         lambda: load_pseudo_sem_seg(path, name),
         lazy={
-            "image_root": lambda: find_image_root(_header(path, name)[0], path),
+            "image_root": lambda: find_image_root({"info": _header(path, name)[0]}, path),
             "stuff_classes": lambda: list(_header(path, name)[1]),
         },
+        source=DatasetSource(name, lambda: [path]),
         ignore_label=IGNORE_LABEL,
         pseudo_masks=True,
         evaluator_type="sem_seg",
@@ -53,7 +44,7 @@ def load_pseudo_sem_seg(path: str, name: str) -> list[dict[str, Any]]:
         ValueError: the manifest is damaged.
     """
     data = read_manifest(path, name)
-    image_root = find_image_root(data["info"], path)
+    image_root = find_image_root(data, path)
     folder = os.path.dirname(path)
     problems = Problems()
     records = []
@@ -84,37 +75,9 @@ def load_pseudo_sem_seg(path: str, name: str) -> list[dict[str, Any]]:
     return records
 
 
-def read_manifest(path: str, name: str) -> dict[str, Any]:
-    """Read a manifest and check its outer form.
-
-    Args:
-        path: of the manifest.
-        name: of the data set, for messages.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or no manifest.
-    """
-    try:
-        with open(require_path(path, name, _FIX), encoding="utf-8") as file:
-            data = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"'{path}' is no whole json ({error}). Labelling never leaves such a file: copy it again, or delete it and "
-            "label again."
-        ) from error
-    classes, images = (data.get(key) if isinstance(data, dict) else None for key in ("stuff_classes", "images"))
-    if not isinstance(classes, list) or not isinstance(images, list) or not isinstance(data.get("info"), dict):
-        raise ValueError(
-            f"'{path}' is no manifest of semantic labels: it needs info, stuff_classes and images. A json of instance "
-            f"masks must not have a name that ends in {SEM_SEG_SUFFIX}.json: rename it."
-        )
-    return data
-
-
 def _header(path: str, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """``info`` and ``stuff_classes`` of a manifest; read once per file version."""
-    stat = os.stat(require_path(path, name, _FIX))
+    stat = os.stat(require_path(path, name, MISSING_FIX))
     return _cached_header(path, name, stat.st_mtime_ns, stat.st_size)
 
 

@@ -1,74 +1,23 @@
-"""Salient images: a folder of photographs beside a folder of foreground masks, paired by file stem."""
+"""Data sets of salient images, each with the mask of its one object."""
 
-import os
 from functools import partial
-from typing import Any
 
 from boxsup_d2.data.datasets.catalog import register_dataset
-from boxsup_d2.data.formats.problems import Problems
-from boxsup_d2.data.images import is_image_name
-from boxsup_d2.data.paths import require_path, under_root
-
-
-def load_salient(image_root: str, mask_root: str, name: str) -> list[dict[str, Any]]:
-    """List salient images and their masks; no image is opened.
-
-    Args:
-        image_root: folder of the photographs.
-        mask_root: folder of the masks (foreground: grey value above 127).
-        name: of the data set, for messages.
-
-    Returns:
-        Per image, sorted by name, ``file_name``, ``mask_file_name`` and ``image_id`` (1-based position). Height and
-        width are left out: they would cost opening thousands of files.
-
-    Raises:
-        FileNotFoundError: a folder is missing.
-        ValueError: an image without a mask, a mask without an image, or two files of one stem.
-    """
-    problems = Problems()
-    images = _by_stem(image_root, name, problems)
-    masks = _by_stem(mask_root, name, problems)
-    for stem in sorted(images.keys() - masks.keys()):
-        problems.add("images without a mask", images[stem])
-    for stem in sorted(masks.keys() - images.keys()):
-        problems.add("masks without an image", masks[stem])
-    if not images and not masks:
-        problems.add("folders without images", image_root)
-    problems.raise_if_any(image_root, f"Every image needs a mask of the same stem in '{mask_root}', and vice versa.")
-    return [
-        {
-            "file_name": os.path.join(image_root, images[stem]),
-            "mask_file_name": os.path.join(mask_root, masks[stem]),
-            "image_id": index,
-        }
-        for index, stem in enumerate(sorted(images), start=1)
-    ]
+from boxsup_d2.data.datasets.source import DatasetSource
+from boxsup_d2.data.formats.salient import load_salient
+from boxsup_d2.data.paths import under_root
 
 
 def register_salient(name: str, image_root: str, mask_root: str) -> None:
-    """Register a set of salient images; nothing is opened before it is used.
+    """Register a set of salient images, see :func:`load_salient`; nothing is opened before it is used.
 
-    Args:
-        name: to register it under; a former data set of that name is replaced.
-        image_root: see :func:`load_salient`; a relative path is looked up in ``DETECTRON2_DATASETS`` when used.
-        mask_root: likewise.
+    Relative paths are looked up in ``DETECTRON2_DATASETS`` when used.
     """
     register_dataset(
         name,
         lambda: load_salient(under_root(image_root), under_root(mask_root), name),
         lazy={"image_root": partial(under_root, image_root), "mask_root": partial(under_root, mask_root)},
+        # The folders are all there is: what is in them is paired by name.
+        source=DatasetSource(name, lambda: [under_root(mask_root), under_root(image_root)]),
         evaluator_type="salient",
     )
-
-
-def _by_stem(folder: str, name: str, problems: Problems) -> dict[str, str]:
-    files: dict[str, str] = {}
-    for file_name in sorted(os.listdir(require_path(folder, name))):
-        if not is_image_name(file_name):
-            continue
-        stem = os.path.splitext(file_name)[0]
-        if stem in files:
-            problems.add("files that share a stem", f"{files[stem]} and {file_name}")
-        files[stem] = file_name
-    return files

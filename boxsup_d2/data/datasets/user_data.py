@@ -20,14 +20,11 @@ _MASKS = ("none", "kept")
 
 
 def register_listed(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Register what ``DATASETS.REGISTER`` lists; nothing is opened. Registering the same again changes nothing.
+    """Register what ``DATASETS.REGISTER`` lists, and return the names; nothing is opened, and doing it again is safe.
 
     Args:
         entries: ``{NAME, JSON, IMAGES, MASKS: none|kept}`` or ``{NAME, IMAGES, SALIENT_MASKS}`` each, see
-            ``boxsup_d2/config.py``.
-
-    Returns:
-        The names.
+            ``boxsup_d2/config/keys.py``.
 
     Raises:
         ValueError: an entry lacks a field, has one that there is not, or takes the name of another data set.

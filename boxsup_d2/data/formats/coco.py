@@ -1,73 +1,61 @@
-"""COCO-format jsons: reading them strictly, and data sets that keep the boxes only.
+"""COCO-format jsons: reading and checking the file and its categories, and jsons made of others.
 
-Box-only dicts are built from a *list of allowed keys*: masks, and COCO's ``area``, which is the mask's, cannot leak
-into them whatever the json holds. Works for any json in this format: category ids with gaps, no ``iscrowd``, unknown
-fields.
+Its images and annotations are read by :mod:`.coco_dicts`. Works for any json in this format: category ids with gaps, no
+``iscrowd``, unknown fields.
 """
 
 import json
-import logging
 import os
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
-
-from detectron2.structures import BoxMode
-from pycocotools import mask as mask_util
 
 from boxsup_d2.data.formats.coco_checks import (
     Fault,
     box_fault,
     category_fault,
-    crowd_fault,
-    id_fault,
-    image_fault,
-    reference_fault,
-    segmentation_fault,
-    size_fault,
-    usable_polygon,
 )
 from boxsup_d2.data.formats.problems import Problems
-from boxsup_d2.data.paths import require_images, require_path
-
-logger = logging.getLogger(__name__)
-
-# Takes an annotation of the json and its image's entry, returns the keys to add to the box-only annotation, or None to
-# leave it out.
-ExtraKeys = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any] | None]
+from boxsup_d2.data.paths import require_path
+from boxsup_d2.masks.segmentation import segmentation_fault, to_rle, usable_polygon
 
 
 def read_coco_json(path: str, dataset: str, fix: str = "") -> dict[str, Any]:
-    """Read a json and check its outer form.
-
-    Args:
-        path: of the json.
-        dataset: name for messages.
-        fix: what to do where it is missing.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no json, or not COCO's form.
-    """
-    try:
-        with open(require_path(path, dataset, fix), "rb") as file:
-            # Of bytes, json finds out itself whether they are UTF-8, 16 or 32, with a byte order mark or without.
-            data = json.loads(file.read())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"'{path}' is no valid json ({error}): it may have been cut off while downloading or copying. Get it again."
-        ) from error
-    except OSError as error:
-        raise FileNotFoundError(f"'{path}' cannot be read ({error.strerror}). {fix}".rstrip()) from error
+    """Read a json, see :func:`read_json`, and check that it has COCO's outer form, see :func:`check_coco_form`."""
+    data = read_json(path, dataset, fix)
     check_coco_form(data, path)
     return data
 
 
-def check_coco_form(data: Any, path: str) -> None:
-    """Check that a json has the outer form of COCO's: an object with lists of objects.
+def read_json(path: str, dataset: str, fix: str = "", damaged: str = "Get it again.") -> Any:
+    """Read any json.
+
+    Args:
+        path: of the file.
+        dataset: name, for messages.
+        fix, damaged: what to do where it is missing or damaged, for messages.
 
     Raises:
-        ValueError: it has not.
+        FileNotFoundError: there is no such file, or it cannot be read.
+        ValueError: it is no json.
+    """
+    try:
+        with open(require_path(path, dataset, fix), "rb") as file:
+            # Of bytes, json finds out itself whether they are UTF-8, 16 or 32, with a byte order mark or without.
+            return json.loads(file.read())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"'{path}' is no valid json ({error}): it may have been cut off while downloading or copying. {damaged}"
+        ) from error
+    except OSError as error:
+        raise FileNotFoundError(f"'{path}' cannot be read ({error.strerror}). {fix}".rstrip()) from error
+
+
+def check_coco_form(data: Any, path: str) -> None:
+    """
+    Raises:
+        ValueError: a json has not the outer form of COCO's: an object with lists of objects.
     """
     if isinstance(data, list):
         looks_like = data and all(isinstance(item, dict) and "image_id" in item for item in data[:1])
@@ -116,90 +104,44 @@ def category_tables(
     return [names[key] for key in ids], {key: index for index, key in enumerate(ids)}
 
 
-def load_coco_boxes(
-    path: str, image_root: str, dataset: str, expected: dict[int, str] | None = None
-) -> list[dict[str, Any]]:
-    """Load the boxes of a COCO json and nothing else; crowd regions are dropped.
+def usable_images(entries: list[Any], problems: Problems) -> list[dict[str, Any]]:
+    """Images of a json that have an id, a number or a text, and a file name; ``problems`` gains the others."""
+    usable = []
+    for image in entries:
+        named = isinstance(image, dict) and isinstance(image.get("file_name"), str) and image["file_name"]
+        if named and _is_key(image.get("id")):
+            usable.append(image)
+        else:
+            problems.add("images without an id or a file_name", image)
+    return usable
 
-    Args:
-        path: of the json.
-        image_root: folder that its file names are relative to.
-        dataset: name, for messages.
-        expected: see :func:`category_tables`.
 
-    Returns:
-        Per image ``file_name``, ``height``, ``width``, ``image_id`` and ``annotations`` in the json's order: ``id``,
-        ``bbox`` (x, y, w, h), ``bbox_mode`` (XYWH_ABS), ``category_id`` (contiguous, 0-based), ``iscrowd`` 0.
-        Images without boxes are kept, with an empty list.
+def usable_objects(entries: list[dict[str, Any]], problems: Problems) -> dict[int | str, list[dict[str, Any]]]:
+    """Annotations of a json by image id, whatever else is wrong with it: the lenient reading, for reports.
 
-    Raises:
-        FileNotFoundError: the json or images are missing.
-        ValueError: the json is damaged or holds invalid entries: all kinds, with counts and first examples.
+    Left out are crowd regions, and what has no box or no usable image, category or own id; ``problems`` gains the
+    latter. Unlike in :mod:`.coco_dicts`, ids may be texts and need not be there in the other lists.
     """
-    return build_dicts(read_coco_json(path, dataset), path, image_root, dataset, expected=expected)
-
-
-def build_dicts(
-    data: dict[str, Any],
-    path: str,
-    image_root: str,
-    dataset: str,
-    *,
-    expected: dict[int, str] | None = None,
-    keep_crowds: bool = False,
-    extra_keys: ExtraKeys | None = None,
-    look_up_images: bool = True,
-) -> list[dict[str, Any]]:
-    """Dataset dicts of a COCO json that was read, see :func:`load_coco_boxes`.
-
-    Args:
-        data: as :func:`read_coco_json` returned it.
-        path: where it came from, for messages.
-        image_root: folder that its file names are relative to.
-        dataset: name, for messages.
-        expected: see :func:`category_tables`.
-        keep_crowds: keep crowd regions, with ``iscrowd`` 1.
-        extra_keys: returns what an annotation has beyond its box; box-only sets have no such function.
-        look_up_images: check that they exist.
-    """
-    _, contiguous = category_tables(data, path, expected)
-    problems = Problems()
-    records, entries = _image_records(data["images"], image_root, problems)
-    seen: set[Any] = set()
-    empty_boxes = 0
-    for source in data["annotations"]:
-        fault = crowd_fault(source)
-        iscrowd = 0 if fault else int(source.get("iscrowd") or 0)
-        if iscrowd and not keep_crowds:
+    usable: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in entries:
+        if annotation.get("iscrowd"):
             continue
-        fault = fault or id_fault(source, seen) or reference_fault(source, records, contiguous) or box_fault(source)
-        if fault is not None:
+        fault = box_fault(annotation)
+        if fault is None and annotation.get("id") is not None and not _is_key(annotation["id"]):
+            fault = Fault("annotations whose id is neither a number nor a text", annotation)
+        for key, what in (("image_id", "images"), ("category_id", "categories")):
+            if fault is None and not _is_key(annotation.get(key)):
+                fault = Fault(f"annotations of unknown {what}", annotation.get("id"))
+        if fault is None:
+            usable[annotation["image_id"]].append(annotation)
+        else:
             problems.add(*fault)
-            continue
-        seen.add(source["id"])
-        box = [float(value) for value in source["bbox"]]
-        if min(box[2:]) <= 0:
-            empty_boxes += 1
-            continue
-        target = {
-            "id": source["id"],
-            "bbox": box,
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": contiguous[source["category_id"]],
-            "iscrowd": iscrowd,
-        }
-        if extra_keys is not None:
-            extra = extra_keys(source, entries[source["image_id"]])
-            if extra is None:
-                continue
-            target.update(extra)
-        records[source["image_id"]]["annotations"].append(target)
-    problems.raise_if_any(path, "Correct or remove these entries.")
-    if empty_boxes:
-        logger.warning("%s: %d boxes of zero width or height are left out", dataset, empty_boxes)
-    if look_up_images:
-        require_images((record["file_name"] for record in records.values()), dataset)
-    return list(records.values())
+    return usable
+
+
+def usable_names(entries: list[dict[str, Any]]) -> dict[int | str, str]:
+    """Class names by category id; a category without a name is called by its id, one without an id is left out."""
+    return {c["id"]: str(c.get("name", c["id"])) for c in entries if _is_key(c.get("id"))}
 
 
 def coco_segmentation(value: Any, image: dict[str, Any], where: str) -> list[Any] | dict[str, Any] | None:
@@ -227,10 +169,7 @@ def coco_segmentation(value: Any, image: dict[str, Any], where: str) -> list[Any
         raise ValueError(f"{where}: its segmentation is damaged, {fault}. Remove it, or write the file again.")
     if isinstance(value, list):
         return value or None
-    if isinstance(value["counts"], list):
-        rle = mask_util.frPyObjects(value, *size)
-        return {"size": size, "counts": rle["counts"].decode("ascii")}
-    return {"size": size, "counts": value["counts"]}
+    return to_rle(value, *size)
 
 
 def coco_header(path: str, dataset: str, fix: str = "") -> dict[str, Any]:
@@ -252,26 +191,44 @@ def _read_header(path: str, dataset: str, mtime_ns: int, size: int) -> dict[str,
     }
 
 
-def _image_records(
-    images: list[dict[str, Any]], image_root: str, problems: Problems
-) -> tuple[dict[Any, dict[str, Any]], dict[Any, dict[str, Any]]]:
-    """Records without annotations, and the json's own entries, both by image id."""
-    records: dict[Any, dict[str, Any]] = {}
-    entries: dict[Any, dict[str, Any]] = {}
-    for image in images:
-        fault = image_fault(image) or size_fault(image)
-        if fault is None and image["id"] in records:
-            fault = Fault("repeated image ids", image["id"])
-        if fault is not None:
-            problems.add(*fault)
-            continue
-        key = image["id"]
-        entries[key] = image
-        records[key] = {
-            "file_name": os.path.join(image_root, image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": key,
-            "annotations": [],
-        }
-    return records, entries
+def coco_subset(data: dict[str, Any], category_ids: Collection[int]) -> dict[str, Any]:
+    """What a COCO json, which is not changed, has of some categories.
+
+    Returns:
+        The json with these categories, their annotations (crowd regions too) and the images that hold an object of
+        one of them; a crowd region alone is none. Order and unknown fields stay.
+    """
+    annotations = [obj for obj in data["annotations"] if _id(obj, "category_id") in category_ids]
+    with_objects = {_id(obj, "image_id") for obj in annotations if not obj.get("iscrowd")}
+    return {
+        **data,
+        "images": [image for image in data["images"] if _id(image, "id") in with_objects],
+        "annotations": [obj for obj in annotations if _id(obj, "image_id") in with_objects],
+        "categories": [category for category in data["categories"] if _id(category, "id") in category_ids],
+    }
+
+
+def without_masks(data: dict[str, Any]) -> dict[str, Any]:
+    """A COCO json, which is not changed, as if it had never held an object's mask: w·h is their ``area``.
+
+    Crowd regions keep theirs: they are no object's mask, box-only sets drop them, and files copy them untouched.
+    """
+    return {**data, "annotations": [obj if obj.get("iscrowd") else _box_only(obj) for obj in data["annotations"]]}
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, int | str)
+
+
+def _id(entry: dict[str, Any], key: str) -> int | None:
+    # Damaged ones are for the reader of the subset to complain about.
+    value = entry.get(key)
+    return value if isinstance(value, int) else None
+
+
+def _box_only(annotation: dict[str, Any]) -> dict[str, Any]:
+    bare = {key: value for key, value in annotation.items() if key != "segmentation"}
+    box = annotation.get("bbox")
+    if isinstance(box, list) and len(box) == 4:
+        bare["area"] = box[2] * box[3]
+    return bare

@@ -1,6 +1,6 @@
 """What makes an entry of a COCO json usable: each rule once, as a pure function.
 
-The strict reader (:mod:`.coco_format`) refuses a file that breaks one of them; the inspection
+The strict reader (:mod:`.coco_dicts`) refuses a file that breaks one of them; the inspection
 (:mod:`boxsup_d2.data.formats.inspection`) counts what does and keeps the rest. No file is opened here.
 """
 
@@ -9,15 +9,11 @@ import math
 from collections.abc import Container, Iterable, Iterator
 from typing import Any, NamedTuple, TypeGuard
 
-import numpy as np
-
 from boxsup_d2.data.formats.problems import brief
 
 # pycocotools counts the pixels of a mask in 32 bits.
 _MAX_PIXELS = 2**31
 _MAX_ID = 2**63
-# Digits of compressed RLE: 48 + five bits of the number, and one bit that says that more follow.
-_FIRST_DIGIT, _MORE, _PAYLOAD = 48, 0x20, 0x1F
 
 
 class Fault(NamedTuple):
@@ -125,85 +121,3 @@ def box_fault(annotation: dict[str, Any]) -> Fault | None:
 
 def _name(annotation: dict[str, Any]) -> str:
     return f"id {brief(annotation.get('id'))}"
-
-
-def segmentation_fault(value: Any, height: int, width: int) -> str | None:
-    """What keeps a ``segmentation`` from being a mask of its image; None where nothing does, or where there is none.
-
-    pycocotools checks little: an RLE of too few pixels gives it masks out of unset memory, and a polygon that ends at
-    infinity takes all memory there is. Nothing may reach it that was not seen here.
-
-    Args:
-        value: polygons, RLE with a list of counts, or compressed RLE with str counts. Of several polygons one has to
-            be usable: those of fewer than three points count for nothing, here as in Detectron2.
-        height: of the image.
-        width: of the image.
-    """
-    if not value or value == [[]]:  # both are what tools write for a box alone
-        return None
-    if isinstance(value, list):
-        return _polygon_fault(value, height, width)
-    size = [height, width]
-    if not isinstance(value, dict) or value.get("size") != size or not isinstance(value.get("counts"), str | list):
-        return f"it is no RLE of size {size}"
-    pixels = _rle_pixels(value["counts"])
-    if pixels is None:
-        return "its RLE cannot be read"
-    return None if pixels == height * width else f"its RLE counts {pixels} pixels, its image has {height * width}"
-
-
-def usable_polygon(points: Any) -> bool:
-    """Whether a polygon has three points at least, each with an x and a y."""
-    return isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0
-
-
-def rle_runs(counts: str) -> np.ndarray | None:
-    """Lengths of the runs of a compressed RLE, int64; None where the text is none."""
-    try:
-        digits = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - _FIRST_DIGIT
-    except UnicodeEncodeError:
-        return None
-    if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & _MORE:
-        return None
-    ends = np.flatnonzero((digits & _MORE) == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
-    if place.max() > 6:  # 35 bits: more than a count of pixels has
-        return None
-    values = np.add.reduceat((digits & _PAYLOAD) << (5 * place), starts)
-    # The topmost bit of the last digit is the sign.
-    values -= ((digits[ends] & 0x10) != 0).astype(np.int64) << (5 * (ends - starts + 1))
-    # From the fourth run on, what is stored is the difference to the run before the last.
-    for first in (1, 2):
-        values[first::2] = np.cumsum(values[first::2])
-    return values
-
-
-def _rle_pixels(counts: str | list[Any]) -> int | None:
-    """Pixels that the runs of an RLE cover together; None where they are no runs."""
-    if isinstance(counts, list):
-        return sum(counts) if all(is_int(run) and run >= 0 for run in counts) else None
-    runs = rle_runs(counts)
-    return None if runs is None or runs.min() < 0 else int(runs.sum())
-
-
-def _polygon_fault(polygons: list[Any], height: int, width: int) -> str | None:
-    usable = [points for points in polygons if usable_polygon(points)]
-    if not usable:
-        return "it has no polygon of three points"
-    for points in usable:
-        if not _all_finite(points):
-            return "its polygons are not made of numbers"
-        # Far outside of any image: another frame, or damaged. Rasterising takes memory in proportion to the length.
-        for values, side in ((points[0::2], width), (points[1::2], height)):
-            if min(values) < -side - 1 or max(values) > 2 * side + 1:
-                return "its polygons lie far outside of the image"
-    return None
-
-
-def _all_finite(values: list[Any]) -> bool:
-    # A single sum is some ten times as fast as a look at each, and there are millions.
-    try:
-        return set(map(type, values)) <= {int, float} and math.isfinite(sum(values))
-    except OverflowError:
-        return False

@@ -11,10 +11,9 @@ from boxsup_d2.data.images import image_size, is_image_name
 
 
 def require_folder(path: str, what: str) -> str:
-    """Return a folder's path if it is one.
-
+    """
     Raises:
-        FileNotFoundError: it is none; names it.
+        FileNotFoundError: a path is no folder; otherwise it is returned.
     """
     if not os.path.isdir(path):
         raise FileNotFoundError(f"The folder of the {what}, '{path}', does not exist. Correct the path.")
@@ -22,11 +21,9 @@ def require_folder(path: str, what: str) -> str:
 
 
 def list_files(root: str, extensions: Sequence[str] = ()) -> list[str]:
-    """Files below a folder, with "/" between the parts of their relative paths, sorted.
+    """Sorted relative paths, with "/", of the files below a folder; links in it are followed.
 
-    Args:
-        root: the folder; links in it are followed.
-        extensions: lower-case, with dots; none: the images.
+    ``extensions``: lower-case, with dots; none: the images.
     """
     found = []
     for folder, inner, names in os.walk(root, followlinks=True):
@@ -44,11 +41,7 @@ def list_files(root: str, extensions: Sequence[str] = ()) -> list[str]:
 
 
 class ImageFinder:
-    """Finds the image that a file of annotations belongs to.
-
-    Args:
-        root: folder of the images.
-    """
+    """Finds the image below a folder that a file of annotations belongs to."""
 
     def __init__(self, root: str):
         self.images = list_files(root)
@@ -91,10 +84,7 @@ def output_stems(images: Sequence[dict[str, Any]]) -> list[str]:
     """Relative paths without extension under which files for images can be written.
 
     Folders of the file names stay; an absolute path loses its root, and nothing leads out of the folder that is
-    written to, whatever the json says.
-
-    Args:
-        images: entries of a COCO json.
+    written to, whatever the json says. ``images`` are entries of a COCO json.
 
     Raises:
         ValueError: two images would get the same.

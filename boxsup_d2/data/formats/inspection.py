@@ -1,6 +1,6 @@
 """Everything that is wrong with a COCO json and its images, found before any work starts, in one summary.
 
-The strict reader (:mod:`boxsup_d2.data.formats.coco`) stops a run at such a file. Here the same rules
+The strict reader (:mod:`boxsup_d2.data.formats.coco_dicts`) stops a run at such a file. Here the same rules
 (:mod:`boxsup_d2.data.formats.coco_checks`), and those that need the images, sort the file into what can be used and
 what cannot, so that a person decides once. Images are listed and their headers read; none is decoded.
 """
@@ -23,13 +23,13 @@ from boxsup_d2.data.formats.coco_checks import (
     image_fault,
     is_int,
     reference_fault,
-    segmentation_fault,
     size_fault,
     unused_ids,
 )
 from boxsup_d2.data.formats.problems import Problems, brief
 from boxsup_d2.data.images import image_size
 from boxsup_d2.data.paths import missing_files
+from boxsup_d2.masks.segmentation import segmentation_fault
 
 #: Keys of :attr:`Inspection.filled`.
 SIZES_READ = "image sizes read from the files"
@@ -93,7 +93,7 @@ def inspect_coco(data: dict[str, Any], image_root: str, *, path: str, headers: b
     Args:
         data: the json, as :func:`boxsup_d2.data.formats.coco.read_coco_json` returns it; it is not changed.
         image_root: folder that its file names are relative to.
-        path: where it came from, for messages.
+        path: where it came from.
         headers: read the header of every image; without, only of those whose size the json lacks. Files are looked up
             in one listing per folder in any case.
 

@@ -22,10 +22,7 @@ _ANCHORS = 2048
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
-    """Outlines of a mask.
-
-    Args:
-        mask: H×W bool.
+    """Outlines of a mask (H×W bool).
 
     Returns:
         A COCO polygon (x0, y0, x1, y1, ...) per connected part, pixels that touch at a corner being connected; holes
@@ -41,15 +38,10 @@ def mask_to_polygon(mask: np.ndarray) -> list[float]:
 
 
 def join_rings(rings: Sequence[np.ndarray]) -> np.ndarray:
-    """Join rings to one by cuts of no width, each from a point of the first ring near it.
+    """Join rings (one or more, each N×2) to one (N×2) by cuts of no width, each from a point of the first near it.
 
-    Linear in the number of points, whatever a ragged mask consists of.
-
-    Args:
-        rings: at least one, each N×2; a pixel's being inside is by the number of crossings.
-
-    Returns:
-        N×2.
+    A pixel's being inside is by the number of crossings. Linear in the number of points, whatever a ragged mask
+    consists of.
     """
     outline, *others = rings
     if not others:
@@ -65,14 +57,10 @@ def join_rings(rings: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def to_polygons(data: dict[str, Any]) -> dict[str, Any]:
-    """A COCO json with polygons in the place of run-length masks.
+    """A COCO json, which is not changed, with polygons in the place of run-length masks.
 
-    Args:
-        data: COCO dict; it is not changed.
-
-    Returns:
-        The same with new ``annotations``. Polygons stay as they are. Crowd regions stay RLE, which is how COCO tools
-        know them, and so do empty masks: a polygon cannot be empty, and pycocotools fails on an empty list.
+    Polygons stay as they are. Crowd regions stay RLE, which is how COCO tools know them, and so do empty masks: a
+    polygon cannot be empty, and pycocotools fails on an empty list.
 
     Raises:
         ValueError: a mask cannot be read; names the annotation.

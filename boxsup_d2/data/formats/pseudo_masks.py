@@ -6,31 +6,30 @@
 of a large file is read without the rest. A file appears under its name only when it is whole.
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
 
-from boxsup_d2.utils.files import atomic_write
+from boxsup_d2.data.formats.coco import read_coco_json, read_json
+from boxsup_d2.utils.files import atomic_write, json_sha256
 
 PROVENANCE_KEY = "boxsup_d2"
 # Describe a run and not what it made: a file that differs in these only is the same labelling. Paths are among them,
 # for a folder may move or be spelled in another way; the hashes beside them say what is in it.
-_NOT_IDENTITY = ("date", "summary", "checkpoint", "config_name", "image_root")
+_NOT_IDENTITY = ("date", "summary", "checkpoint", "config_name", "image_root", "step")
 _HEAD_CHARACTERS = 1 << 16
 # What follows the source data set's name in the name of a file, by PSEUDO_MASKS.FORMAT.
 _SUFFIXES = {"instances": "_pseudo", "sem_seg": "_pseudo_sem_seg"}
+#: What to do where a file that labelling writes is missing.
+MISSING_FIX = "Run the labelling step that writes it (PSEUDO_MASKS.DATASETS), or correct DATASETS.PSEUDO_MASKS."
 
 
 def labels_path(folder: str, dataset_name: str, label_format: str = "instances") -> str:
-    """Path of the file that a labelling of a data set writes.
+    """Path of the file that a labelling of a data set writes into a folder.
 
-    Args:
-        folder: it is in.
-        dataset_name: of the source.
-        label_format: ``"instances"``: a COCO json; ``"sem_seg"``: a manifest, whose label maps lie in the folder of
-            its stem.
+    ``label_format``: ``"instances"``: a COCO json; ``"sem_seg"``: a manifest, whose label maps lie in the folder of its
+    stem.
 
     Raises:
         ValueError: there is no such format.
@@ -40,15 +39,20 @@ def labels_path(folder: str, dataset_name: str, label_format: str = "instances")
     return os.path.join(folder, f"{dataset_name}{_SUFFIXES[label_format]}.json")
 
 
+def is_manifest(path: str) -> bool:
+    """Whether a file, which need not exist yet, is the manifest of semantic labels, by its name."""
+    return os.path.splitext(path)[0].endswith(_SUFFIXES["sem_seg"])
+
+
 def label_map_folder(path: str) -> str:
     """The folder of the label maps that a manifest lists."""
     return os.path.splitext(path)[0]
 
 
 def provenance_digest(provenance: dict[str, Any]) -> str:
-    """16 hex digits that tell one labelling from another; date, summary and paths do not count."""
+    """16 hex digits that tell one labelling from another; date, summary, names and paths do not count."""
     identity = {key: value for key, value in provenance.items() if key not in _NOT_IDENTITY}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return json_sha256(identity)[:16]
 
 
 def write_pseudo_masks(
@@ -116,40 +120,44 @@ def read_provenance(path: str) -> dict[str, Any] | None:
                     head += more
     except (FileNotFoundError, UnicodeDecodeError):
         return None
+    return provenance_of({"info": info})
+
+
+def provenance_of(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Provenance of a json that was read; None where it has none."""
+    info = data.get("info")
     provenance = info.get(PROVENANCE_KEY) if isinstance(info, dict) else None
     return provenance if isinstance(provenance, dict) else None
 
 
 def read_pseudo_masks(path: str) -> dict[str, Any]:
-    """Read and check a pseudo-mask file.
-
-    Returns:
-        The COCO json.
+    """Read a pseudo-mask file, the COCO json as it is.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no whole json, not in COCO's form, or carries no provenance.
+        ValueError: it is no valid json, not in COCO's form, or carries no provenance.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"Pseudo-mask file '{path}' does not exist. Run the labelling step that writes it "
-            "(PSEUDO_MASKS.DATASETS), or correct DATASETS.PSEUDO_MASKS."
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"Pseudo-mask file '{path}' is no whole json ({error}). Labelling never leaves such a file, so it was cut "
-            "off by copying or downloading: get it again, or delete it and label again."
-        ) from error
-    lists = ("images", "annotations", "categories")
-    if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in lists):
-        raise ValueError(f"'{path}' is no COCO json: it needs the lists {', '.join(lists)}.")
-    info = data.get("info")
-    if not isinstance(info, dict) or not isinstance(info.get(PROVENANCE_KEY), dict):
+    data = read_coco_json(path, os.path.splitext(os.path.basename(path))[0], MISSING_FIX)
+    if provenance_of(data) is None:
         raise ValueError(
             f"'{path}' does not say where its masks come from (info.{PROVENANCE_KEY} is missing): it was not written "
             "by boxsup_d2. Register it as an ordinary COCO data set instead."
+        )
+    return data
+
+
+def read_manifest(path: str, name: str) -> dict[str, Any]:
+    """Read a manifest and check its outer form; ``name``: of the data set, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no manifest.
+    """
+    data = read_json(path, name, MISSING_FIX, "Copy it again, or delete it and label again.")
+    classes, images = (data.get(key) if isinstance(data, dict) else None for key in ("stuff_classes", "images"))
+    if not isinstance(classes, list) or not isinstance(images, list) or not isinstance(data.get("info"), dict):
+        raise ValueError(
+            f"'{path}' is no manifest of semantic labels: it needs info, stuff_classes and images. A json of instance "
+            f"masks must not have a name that ends in {_SUFFIXES['sem_seg']}.json: rename it."
         )
     return data

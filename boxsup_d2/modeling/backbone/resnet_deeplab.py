@@ -1,7 +1,7 @@
-"""ResNet with holes: the trunk of DeepLabV2 (Chen et al., TPAMI 2018), output stride 8, or 4 as published with LPG.
+"""Dilated ResNet: the trunk of DeepLabV2 (Chen et al., TPAMI 2018), output stride 8, or 4 as published with LPG.
 
 Parameters have torchvision's names and layout (``conv1``, ``bn1``, ``layer1`` ... ``layer4``; the stride of a
-bottleneck sits in its 3×3 convolution), so that torchvision's ImageNet weights fit as they are.
+bottleneck is in its 3×3 convolution), so that torchvision's ImageNet weights fit.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class DilatedResNet(Backbone):
     """Bottleneck ResNet whose res4 and res5 have dilation 2 and 4 instead of a stride.
 
     Output: ``res5``, N × 2048 × ceil(H / s) × ceil(W / s), with stride s = 8, or 4 without the stem's max-pool. Its
-    position (y, x) looks at pixel (sy, sx) of the image.
+    position (y, x) belongs to pixel (sy, sx) of the image.
     """
 
     @configurable
@@ -30,8 +30,8 @@ class DilatedResNet(Backbone):
         """
         Args:
             blocks: bottlenecks of the four stages.
-            norm: a name of Detectron2's ``get_norm``. "FrozenBN" suits the batches of two that fit in training.
-            stem_max_pool: as in the paper; the code published with LPG leaves it out.
+            norm: a name of Detectron2's ``get_norm``. "FrozenBN" suits small batches.
+            stem_max_pool: True as in the paper; the code published with LPG has none.
             in_channels: channels of the input image.
         """
         super().__init__()
@@ -50,7 +50,7 @@ class DilatedResNet(Backbone):
         self._out_feature_strides = {"res5": 8 if stem_max_pool else 4}
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         node = cfg.MODEL.RESNETS
         if node.DEPTH not in _BLOCKS:
             raise ValueError(f"MODEL.RESNETS.DEPTH {node.DEPTH} has no DeepLab variant: use one of {sorted(_BLOCKS)}")
@@ -68,8 +68,7 @@ class DilatedResNet(Backbone):
 
 
 def _replace_stride(stage: Any, dilation: int) -> None:
-    # torchvision's replace_stride_with_dilation leaves the first block of a stage at the stage before's dilation; here
-    # every 3×3 convolution of the stage has it.
+    # Every 3×3 convolution of the stage; torchvision's replace_stride_with_dilation leaves out the first block.
     for block in stage:
         block.conv2.stride = (1, 1)
         block.conv2.dilation = block.conv2.padding = (dilation, dilation)

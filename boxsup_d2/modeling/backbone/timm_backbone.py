@@ -45,17 +45,17 @@ class TimmBackbone(Backbone):
                 stride 4 and more.
             bn_momentum: of every batch norm; None keeps timm's.
             freeze_bn: replace batch norms by frozen ones.
-            in_channels: channels of the input, the image's three last; what stands before them starts with zero weights
-                where ``pretrained``.
+            in_channels: channels of the input, the image's three last; with ``pretrained`` the others start with zero
+                weights.
 
         Raises:
-            ValueError: timm does not know the network, or it lacks a wanted level.
+            ValueError: timm does not know the network, or it lacks one of ``out_features``.
         """
         super().__init__()
         if not timm.is_model(name):
             similar = ", ".join(difflib.get_close_matches(name, timm.list_models())) or "see timm.list_models()"
             raise ValueError(f"MODEL.TIMM.NAME '{name}' is not a timm model; similar ones: {similar}")
-        # timm's HRNet takes its features from the classification head's convolutions unless told otherwise.
+        # By default, the features of timm's HRNet are those of the classification head's convolutions.
         kwargs: dict[str, Any] = {"feature_location": ""} if name.startswith("hrnet") else {}
         kwargs["features_only"] = True
         self.net = timm.create_model(name, pretrained=pretrained and in_channels == 3, in_chans=in_channels, **kwargs)
@@ -84,7 +84,7 @@ class TimmBackbone(Backbone):
             self.net = freeze_batch_norm_2d(self.net)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         node = cfg.MODEL.TIMM
         return {
             "name": node.NAME,
@@ -108,7 +108,7 @@ class TimmBackbone(Backbone):
 def _load_grown(net: nn.Module, pretrained: nn.Module) -> None:
     """Give ``net``, which takes more channels, the weights of an image network.
 
-    timm would repeat the image's weights for the other channels and scale them all: no ImageNet network any more.
+    timm would repeat the image's weights for the other channels and scale all of them.
     """
     ours, state = net.state_dict(), pretrained.state_dict()
     for name, value in state.items():

@@ -1,4 +1,4 @@
-"""VGG16 with holes: the trunk of DeepLab-LargeFOV (Chen et al., ICLR 2015), output stride 8.
+"""Dilated VGG16: the trunk of DeepLab-LargeFOV (Chen et al., ICLR 2015), output stride 8.
 
 The convolutions keep torchvision's names (``features.0`` ... ``features.28``), which are also the published ones.
 """
@@ -11,7 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-# Convolutions of each stage; a pool follows every stage.
+# Convolutions of each stage, and the stride of the pool after it.
 _CONVS = (2, 2, 3, 3, 3)
 _POOL_STRIDES = (2, 2, 2, 1, 1)
 _WIDTHS = (64, 128, 256, 512, 512)
@@ -20,8 +20,8 @@ _WIDTHS = (64, 128, 256, 512, 512)
 class VGG16LargeFOV(Backbone):
     """Thirteen convolutions, each with ReLU; the last two pools do not stride, and conv5 has dilation 2 instead.
 
-    Output: ``conv5``, N × C × ceil(H / 8) × ceil(W / 8), average-pooled as fc6 expects it. Its position (y, x) looks at
-    pixel (8y, 8x) of the image: the paddings are odd-sized, as DeepLab's are.
+    Output: ``conv5``, N × C × ceil(H / 8) × ceil(W / 8), average-pooled for fc6. Its position (y, x) belongs to
+    pixel (8y, 8x) of the image.
     """
 
     def __init__(self, in_channels: int = 3, widths: Sequence[int] = _WIDTHS) -> None:
@@ -43,7 +43,7 @@ class VGG16LargeFOV(Backbone):
         self.features = nn.Sequential(*layers)
         for module in self.features:
             if isinstance(module, nn.Conv2d):
-                # Without batch norms, a random start must keep the signal's size through thirteen layers by itself.
+                # Without batch norms, the initialisation must keep the signal's size through thirteen layers.
                 weight_init.c2_msra_fill(module)
         self._out_features = ["conv5"]
         self._out_feature_channels = {"conv5": channels}

@@ -6,17 +6,19 @@ from pathlib import Path
 
 import safetensors.torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
+
+from boxsup_d2.modeling.boxmask.meta_arch import BoxMask
 
 
-def export_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> str:
+def export_weights(model: BoxMask, path: Path, metadata: Mapping[str, str]) -> str:
     """Write the network that answers at inference as a safetensors file.
 
     Weights are stored as float16. The statistics of batch norms stay float32: they are few, and a variance may be
     smaller than what half precision holds.
 
     Args:
-        model: a :class:`boxsup_d2.modeling.boxmask.meta_arch.BoxMask`.
+        model: the trained network.
         path: of the file.
         metadata: texts that the file keeps.
 

@@ -44,6 +44,9 @@ class BoxMask(BoxToMaskMethod):
             "INPUT.FORMAT": "RGB",
         },
         weights_key="MODEL.WEIGHTS",
+        weights="package://boxsup_d2/model_zoo/weights/boxmask.safetensors",
+        weights_sha256="11ee411cd0bf2c1a8cc3da7d48e97f0fd597d420001ada48d9ce9b7bed671c6e",
+        recipe="zoo/boxmask.yaml",
         neutral_keys=("MODEL.BOXMASK.TEST_WINDOWS_PER_FORWARD", "INPUT.MASK_CROP.CACHE_MB"),
         inference_keys=("MODEL.BOXMASK.EDGE_",),
     )
@@ -243,11 +246,11 @@ class BoxMask(BoxToMaskMethod):
         self.updates += 1
         for mean, value in zip(self.average.parameters(), self.net.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
-        for mean, value in zip(self.average.buffers(), self.net.buffers(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - decay)
+        for mean_buffer, buffer in zip(self.average.buffers(), self.net.buffers(), strict=True):
+            if mean_buffer.is_floating_point():
+                mean_buffer.lerp_(buffer, 1 - decay)
             else:
-                mean.copy_(value)
+                mean_buffer.copy_(buffer)
         self.average.eval()
 
     def train(self, mode: bool = True) -> "BoxMask":

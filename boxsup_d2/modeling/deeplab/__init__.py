@@ -1,6 +1,6 @@
-"""DeepLab's semantic segmenters, which learn from label maps, and their test-time augmentation."""
+"""DeepLab's semantic segmenters and their test-time augmentation."""
 
 from boxsup_d2.modeling.deeplab import checkpoints
-from boxsup_d2.modeling.deeplab.meta_arch import DeepLabSegmentor, MultiScaleSegmentor
+from boxsup_d2.modeling.deeplab.meta_arch import DeepLabSegmenter, SemanticSegmenterWithTTA
 
-__all__ = ["DeepLabSegmentor", "MultiScaleSegmentor", "checkpoints"]
+__all__ = ["DeepLabSegmenter", "SemanticSegmenterWithTTA", "checkpoints"]

@@ -1,17 +1,17 @@
-"""Checkpoints of semantic segmentation networks by others, and the ImageNet weights that these start from.
+"""Published checkpoints of semantic segmentation networks, and torchvision's ImageNet weights to start from.
 
-Pure functions on state dicts, see :mod:`boxsup_d2.checkpoint.formats`. The published networks take B, G, R images minus
-(104.008, 116.669, 122.675), without a division; torchvision's take R, G, B with ImageNet's mean and std, for images in
-0..255: ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD`` have to say which.
+Pure functions on state dicts, see :mod:`boxsup_d2.checkpoint.formats`. Set ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN`` and
+``MODEL.PIXEL_STD`` as the weights need it: the published networks take B, G, R images in 0..255 minus (104.008,
+116.669, 122.675), without a division; torchvision's take R, G, B with ImageNet's mean and std.
 """
 
 from torch import Tensor
 
 from boxsup_d2.checkpoint.formats import CheckpointFormat, State, register_checkpoint_format
 
-# Where torchvision's VGG16 has its convolutions.
+# Positions of the convolutions in torchvision's VGG16.
 _VGG16_CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-# The published LargeFOV network goes on with the same numbering.
+# In the published LargeFOV network, the head continues the numbering.
 _LARGEFOV_HEAD = {"features.32.": "fc6.", "features.35.": "fc7.", "features.38.": "fc8."}
 
 
@@ -25,7 +25,7 @@ def is_published_largefov(state: State) -> bool:
 
 
 def convert_published_largefov(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published names to those of ``DeepLabSegmentor`` with ``build_vgg16_largefov_backbone`` and ``LargeFOVHead``."""
+    """Published names to those of ``DeepLabSegmenter`` with ``build_vgg16_largefov_backbone`` and ``LargeFOVHead``."""
     converted = {}
     for name, value in state.items():
         for theirs, ours in _LARGEFOV_HEAD.items():
@@ -44,7 +44,7 @@ def is_published_deeplabv2(state: State) -> bool:
 
 
 def convert_published_deeplabv2(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published names to those of ``DeepLabSegmentor`` with ``build_resnet_deeplab_backbone`` and ``ASPPSumHead``.
+    """Published names to those of ``DeepLabSegmenter`` with ``build_resnet_deeplab_backbone`` and ``ASPPSumHead``.
 
     Needs ``MODEL.RESNETS.STEM_MAX_POOL: False``; the multi-scale one ``MODEL.SEM_SEG_HEAD.MSC_SCALES: (0.5, 0.75)``.
     """
@@ -67,10 +67,10 @@ def is_torchvision_vgg16(state: State) -> bool:
 
 
 def convert_torchvision_vgg16(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's VGG16 to the trunk, fc6 and fc7 of LargeFOV; its classes are left out.
+    """torchvision's VGG16 to the trunk, fc6 and fc7 of LargeFOV, without its classes.
 
-    fc6 keeps every third row and column of the 7×7 positions that the classifier sees, and of its 4096 outputs, as of
-    fc7's inputs and outputs, every fourth.
+    fc6 keeps every third row and column of the classifier's 7×7 positions, and every fourth of its 4096 outputs, as
+    fc7 does of its inputs and outputs.
     """
     converted = {"backbone." + name: value for name, value in state.items() if name.startswith("features.")}
     if "classifier.0.weight" in state:

@@ -1,10 +1,11 @@
-"""Semantic segmentation networks of the DeepLab kind: trained on label maps, asked for class probabilities.
+"""Semantic segmentation networks of the DeepLab kind: trained on label maps, predict class probabilities.
 
 Shape legend: N images, C classes with the background, H x W pixels of the network's input, h x w logits.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +14,17 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from boxsup_d2.masks.label_map import IGNORE_LABEL
 from boxsup_d2.modeling.losses import pixel_cross_entropy
 from boxsup_d2.modeling.visualization import is_picture_due, overlay_labels, put_picture, to_rgb
 
 
 @META_ARCH_REGISTRY.register()
-class DeepLabSegmentor(SemanticSegmentor):
-    """Backbone and head of a semantic segmentation network, at one scale or several at once (MSC).
+class DeepLabSegmenter(SemanticSegmentor):
+    """A semantic segmentation network: backbone and head, at one scale or at several (MSC).
 
-    With ``msc_scales`` the image also runs through the network at these scales, whose logits are resized to the first
-    one's and joined by the pixel-wise maximum (DeepLabV2). In training each scale and the maximum have a loss.
+    With ``msc_scales`` the image also goes through the network at these scales; the result is the pixel-wise maximum of
+    all logits, at the size of those of scale 1 (DeepLabV2). In training each scale and the maximum have a loss.
     """
 
     @configurable
@@ -34,7 +36,7 @@ class DeepLabSegmentor(SemanticSegmentor):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         num_classes: int,
-        ignore_value: int = 255,
+        ignore_value: int = IGNORE_LABEL,
         loss_weight: float = 1.0,
         msc_scales: Sequence[float] = (),
         test_pad: int = 0,
@@ -44,15 +46,15 @@ class DeepLabSegmentor(SemanticSegmentor):
         """
         Args:
             backbone: any backbone of Detectron2's interface.
-            sem_seg_head: has ``layers(features)``, which gives N x C x h x w logits of the backbone's maps.
+            sem_seg_head: has ``layers(features)``, the N x C x h x w logits of the backbone's maps.
             pixel_mean, pixel_std: per channel, for images in 0..255.
             num_classes: C.
             ignore_value: label without a loss.
             loss_weight: of every loss.
             msc_scales: further scales beside 1.
-            test_pad: images are padded to this side at inference, bottom and right; larger ones are left as they are.
+            test_pad: smaller images are padded to this side at inference, at the bottom and on the right.
             image_format: channel order of the images.
-            vis_period: iterations between two pictures of training samples; 0: none.
+            vis_period: iterations between two pictures of training samples; 0: no pictures.
         """
         super().__init__(
             backbone=backbone, sem_seg_head=sem_seg_head, pixel_mean=tuple(pixel_mean), pixel_std=tuple(pixel_std)
@@ -66,7 +68,7 @@ class DeepLabSegmentor(SemanticSegmentor):
         self.vis_period = vis_period
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.MODEL.SEM_SEG_HEAD
         return {
             **super().from_config(cfg),
@@ -83,12 +85,12 @@ class DeepLabSegmentor(SemanticSegmentor):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """
         Args:
             batched_inputs: in training, dicts of ``image`` (3 x H x W uint8, channels in ``INPUT.FORMAT`` order) and
                 ``sem_seg`` (H x W int64, the class or ``ignore_value``). In evaluation, dicts of ``image``, and
-                ``height`` and ``width`` of the answer where they are not the image's.
+                ``height`` and ``width`` of the output where they are not the image's.
 
         Returns:
             In training the dict of losses. In evaluation one ``{"sem_seg": C x height x width}`` per input, the
@@ -103,12 +105,12 @@ class DeepLabSegmentor(SemanticSegmentor):
     def class_logits(self, images: Tensor) -> Tensor:
         """N x C x h x w logits of N x 3 x H x W images in 0..255; of several scales the pixel-wise maximum.
 
-        Position (y, x) stands for pixel (stride y, stride x): upsample with ``align_corners=True``.
+        Position (y, x) belongs to pixel (stride y, stride x): upsample with ``align_corners=True``.
         """
         return self.scale_logits(self.normalize(images))[-1]
 
     def scale_logits(self, inputs: Tensor) -> list[Tensor]:
-        """Logits of every scale, the last one the answer.
+        """Logits of every scale; the last ones are the result.
 
         Args:
             inputs: N x 3 x H x W, normalised.
@@ -121,7 +123,7 @@ class DeepLabSegmentor(SemanticSegmentor):
         if not self.msc_scales:
             return logits
         for scale in self.msc_scales:
-            # The factor itself maps pixels to pixels, not the ratio of the rounded sizes, as published.
+            # As published, the factor maps pixels to pixels, and not the ratio of the rounded sizes.
             resized = F.interpolate(inputs, scale_factor=scale, mode="bilinear", align_corners=False)
             logits.append(self._logits(resized))
         best = logits[0]
@@ -141,30 +143,30 @@ class DeepLabSegmentor(SemanticSegmentor):
             logits = logits[..., : -(-height // stride_y), : -(-width // stride_x)]
         return logits
 
-    def losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
-        """Cross-entropy of a training batch: ``loss_sem_seg``, and with several scales one loss each and the maximum's.
+    def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Cross-entropy of a training batch: ``loss_sem_seg``, and with several scales that of each and of the maximum.
 
-        Always the same keys; zero, and connected, where every pixel is to be ignored.
+        Always the same keys; zero, with a gradient, where every pixel is ignored.
         """
         multiple = self.backbone.size_divisibility
-        # Zero is the mean, once normalised.
+        # The padding is zero, which is the mean of normalised images.
         images = ImageList.from_tensors([self.normalize(x["image"]) for x in batched_inputs], multiple)
         labels = [x["sem_seg"].to(self.device, non_blocking=True) for x in batched_inputs]
         targets = ImageList.from_tensors(labels, multiple, self.ignore_value).tensor
         scales = {"loss_sem_seg": 1.0}
         if self.msc_scales:
             scales |= {f"loss_sem_seg_x{scale:g}": scale for scale in self.msc_scales} | {"loss_sem_seg_max": 1.0}
-        answers = self.scale_logits(images.tensor)
+        predictions = self.scale_logits(images.tensor)
         if is_picture_due(self.vis_period):
-            self.visualize_training(batched_inputs[0], answers[-1][0], images.tensor.shape[-2:])
+            self.visualize_training(batched_inputs[0], predictions[-1][0], images.tensor.shape[-2:])
         return {
             name: self.loss_weight
             * pixel_cross_entropy(logits, reduce_labels(targets, logits.shape[-2:], scale), ignore=self.ignore_value)
-            for (name, scale), logits in zip(scales.items(), answers, strict=True)
+            for (name, scale), logits in zip(scales.items(), predictions, strict=True)
         }
 
-    def visualize_training(self, sample: dict, logits: Tensor, padded: Sequence[int]) -> None:
-        """Put a training image into the event storage, with its logits C x h x w, which are of its padded size."""
+    def visualize_training(self, sample: dict[str, Any], logits: Tensor, padded: Sequence[int]) -> None:
+        """Put a picture of a training image and its logits (C x h x w, of its ``padded`` size) into the storage."""
         image = to_rgb(sample["image"], self.image_format)
         height, width = image.shape[-2:]
         full = F.interpolate(logits.detach().float()[None], size=tuple(padded), mode="bilinear", align_corners=True)
@@ -172,7 +174,7 @@ class DeepLabSegmentor(SemanticSegmentor):
         put_picture("Left to right: image; label map; prediction", [[image, *panels]])
 
     @torch.no_grad()
-    def inference(self, batched_inputs: list[dict]) -> list[dict]:
+    def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Class probabilities of a batch of images; see :meth:`forward`."""
         images = [self.normalize(x["image"]) for x in batched_inputs]
         side = self._test_side(max(x.shape[-2] for x in images)), self._test_side(max(x.shape[-1] for x in images))
@@ -189,8 +191,8 @@ class DeepLabSegmentor(SemanticSegmentor):
         return results
 
     def _upsample(self, logits: Tensor, side: tuple[int, int]) -> Tensor:
-        """Logits at the size of the input that they are of, whose sides :meth:`_test_side` gave."""
-        # Logits belong to pixels, not to blocks, see reduce_labels.
+        """Logits at the size of their input, whose sides are from :meth:`_test_side`."""
+        # Logits belong to pixels, not to blocks: see reduce_labels.
         if self.backbone.size_divisibility > 1:
             strides = [whole // own for whole, own in zip(side, logits.shape[-2:], strict=True)]
             size = [(own - 1) * stride + 1 for own, stride in zip(logits.shape[-2:], strides, strict=True)]
@@ -201,7 +203,7 @@ class DeepLabSegmentor(SemanticSegmentor):
         return F.pad(logits, missing, mode="replicate") if any(missing) else logits
 
     def _test_side(self, side: int) -> int:
-        """Side that an image's side is padded to: so that corners of logits are corners of the input, if possible."""
+        """Side that an image's side is padded to: corners of the logits become corners of the input, if possible."""
         side = max(side, self.test_pad)
         multiple = self.backbone.size_divisibility
         if multiple > 1:
@@ -211,11 +213,11 @@ class DeepLabSegmentor(SemanticSegmentor):
 
 
 def reduce_labels(labels: Tensor, size: Sequence[int], scale: float = 1.0) -> Tensor:
-    """Labels of the pixels that logits stand for.
+    """Labels of the pixels that logits belong to.
 
-    Position (y, x) of a network's logits looks at pixel (stride y, stride x) of its input; strides are powers of two.
-    A resize by nearest neighbour would take other pixels: of 321 for 41 logits of stride 8 those at 7.83 y, so that at
-    the far end a label is 7 pixels off.
+    Position (y, x) of a network's logits belongs to pixel (stride y, stride x) of its input; strides are powers of two.
+    A resize by nearest neighbour would take other pixels: of 321 for 41 logits those at 7.83 y instead of 8 y, which is
+    7 pixels off at the end.
 
     Args:
         labels: N x H x W, of the image at scale 1.
@@ -232,25 +234,22 @@ def reduce_labels(labels: Tensor, size: Sequence[int], scale: float = 1.0) -> Te
 
 
 def _positions(side: int, logits: int, scale: float, device: torch.device) -> Tensor:
-    stride = 2 ** math.ceil(math.log2(int(side * scale) / logits))  # whichever part of a stride is at the end
-    # As images are scaled, by the middles of pixels.
+    stride = 2 ** math.ceil(math.log2(int(side * scale) / logits))  # also where the side is no multiple of it
+    # Images are scaled by the centres of pixels.
     centres = (stride * torch.arange(logits, device=device) + 0.5) / scale - 0.5
     return centres.round().long().clamp(0, side - 1)
 
 
-class MultiScaleSegmentor(nn.Module):
-    """Any segmentor, asked at several scales and, if wanted, of the mirrored image; the answers are averaged.
-
-    For evaluation only.
-    """
+class SemanticSegmenterWithTTA(nn.Module):
+    """Test-time augmentation of any segmenter: the mean over scales and, optionally, the mirrored image."""
 
     def __init__(self, model: nn.Module, scales: Sequence[float] = (1.0,), flip: bool = False) -> None:
         """
         Args:
-            model: answers dicts of ``image``, ``height`` and ``width`` with ``sem_seg``, C x height x width
+            model: gives for dicts of ``image``, ``height`` and ``width`` dicts of ``sem_seg``, C x height x width
                 probabilities.
             scales: factors on the image's sides.
-            flip: ask for the mirror image as well.
+            flip: predict the mirrored image as well.
 
         Raises:
             ValueError: there is no scale, or one that is not positive.
@@ -261,14 +260,14 @@ class MultiScaleSegmentor(nn.Module):
         self.model = model
         self.scales = tuple(scales)
         self.flip = flip
-        # An evaluation puts back the mode that it found.
+        # Detectron2 restores this mode after an evaluation.
         self.training = model.training
 
-    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One ``{"sem_seg": C x height x width}`` per input dict."""
         return [{"sem_seg": self._average(sample)} for sample in batched_inputs]
 
-    def _average(self, sample: dict) -> Tensor:
+    def _average(self, sample: dict[str, Any]) -> Tensor:
         image = sample["image"].float()
         total: Tensor | None = None
         for scale in self.scales:
@@ -276,12 +275,12 @@ class MultiScaleSegmentor(nn.Module):
             resized = image
             if tuple(size) != tuple(image.shape[-2:]):
                 resized = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
-            answer = {
+            output_size = {
                 "height": sample.get("height", image.shape[-2]),
                 "width": sample.get("width", image.shape[-1]),
             }
             views = [resized, resized.flip(-1)] if self.flip else [resized]
-            probs = [x["sem_seg"] for x in self.model([{**answer, "image": view} for view in views])]
+            probs = [x["sem_seg"] for x in self.model([{**output_size, "image": view} for view in views])]
             mean = (probs[0] + probs[1].flip(-1)) / 2 if self.flip else probs[0]
             total = mean if total is None else total + mean
         assert total is not None

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from boxsup_d2.masks.paste import MaskPatch
 from boxsup_d2.modeling.box_to_mask import (
-    AskedNetwork,
+    AuxiliaryNetwork,
     BoxToMaskMethod,
     MethodInfo,
     box_to_mask_instances,
@@ -52,8 +52,8 @@ class LPG(BoxToMaskMethod):
         },
         weights_key="MODEL.WEIGHTS",
         neutral_keys=("MODEL.LPG.TEST_SAMPLES_PER_FORWARD",),
-        asks=(
-            AskedNetwork(
+        auxiliary=(
+            AuxiliaryNetwork(
                 step_field="SEGMENTER",
                 config_key="MODEL.LPG.SEGMENTER_CONFIG",
                 weights_key="MODEL.LPG.SEGMENTER_WEIGHTS",
@@ -86,21 +86,18 @@ class LPG(BoxToMaskMethod):
         """
         Args:
             backbone: takes the channels [class probability if there is a segmenter, box mask, image].
-            in_features: its maps that the head sees, upsampled to the first of them, which must be of stride 4, and
-                concatenated.
+            in_features: its maps that the head sees, upsampled to the first, which has stride 4, and concatenated.
             head_channels: hidden channels of the head.
             pixel_mean, pixel_std: per image channel, for images in 0..255.
             image_format: channel order of the images.
             segmenter: gives the class probability; None: the generator of the first round, without one.
             train_dataset: registered data set whose classes the training samples' ``class_id`` counts.
-            test_samples_per_forward: samples of up to 512×512 pixels per forward pass at inference, >= 1; of larger
-                ones as many fewer, see :meth:`samples_at_once`.
+            test_samples_per_forward: samples of up to 512×512 pixels per forward pass at inference, >= 1.
             test_flip: average with the mirrored sample.
             vis_period: iterations between two pictures of training samples; 0: none.
 
         Raises:
-            ValueError: the backbone lacks a feature, the first is not of stride 4, or ``test_samples_per_forward`` is
-                not positive.
+            ValueError: the backbone lacks a feature, the first is not of stride 4, or a number is out of its range.
         """
         super().__init__()
         shapes = backbone.output_shape()

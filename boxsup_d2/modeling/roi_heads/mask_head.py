@@ -1,4 +1,4 @@
-"""Mask head whose loss is governed by how far each ground-truth mask can be trusted (BoxCaseg, third step).
+"""Mask head whose loss depends on the confidence of each ground-truth mask (BoxCaseg's retraining).
 
 Shapes: B foreground RoIs of all images of the batch, C classes (1 when class-agnostic), M side of the predicted mask.
 """
@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class ConfidenceMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
-    """Detectron2's mask head; the loss of a RoI counts as much as the mask of its matched instance is trusted.
+    """Detectron2's mask head; the loss of each RoI is weighted by the confidence of the instance that it matches.
 
     Reads ``gt_mask_confidence`` (0..1) of the instances, which ``PseudoMaskDatasetMapper`` provides and Detectron2's
-    RoI heads hand over to the proposals as every ``gt_*`` field; instances without it count as certain. The loss is
-    the weighted mean over the RoIs, so it equals Detectron2's when all confidences are 1, and zero, connected to the
-    parameters, when none is trusted. Box and class losses do not pass through here.
+    RoI heads copy to the proposals; instances without it have confidence 1. The loss is the weighted mean over the
+    RoIs: Detectron2's when all confidences are 1, and zero, with a gradient, when all weights are 0. Box and class
+    losses do not change.
     """
 
     @configurable
@@ -31,8 +31,8 @@ class ConfidenceMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
         """
         Args:
             input_shape: shape of the pooled features.
-            confidence_threshold: RoIs whose confidence is below it give no loss, nor does confidence 0.
-            confidence_weighting: weight the others by their confidence, instead of equally.
+            confidence_threshold: RoIs whose confidence is below it, or 0, have no loss.
+            confidence_weighting: weight the others by their confidence; else equally.
             kwargs: see Detectron2's ``MaskRCNNConvUpsampleHead``.
         """
         super().__init__(input_shape, **kwargs)
@@ -48,14 +48,14 @@ class ConfidenceMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
             "confidence_weighting": cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_WEIGHTING,
         }
 
-    def forward(self, x: torch.Tensor, instances: list[Instances]) -> Any:
+    def forward(self, x: torch.Tensor, instances: list[Instances]) -> dict[str, torch.Tensor] | list[Instances]:
         """See Detectron2's ``BaseMaskRCNNHead.forward``: losses in training, ``instances`` with masks otherwise."""
         if not self.training:
             return super().forward(x, instances)
         return {"loss_mask": self.losses(self.layers(x), instances) * self.loss_weight}
 
     def losses(self, mask_logits: torch.Tensor, instances: list[Instances]) -> torch.Tensor:
-        """Confidence-governed mask loss.
+        """Weighted mask loss.
 
         Args:
             mask_logits: B×C×M×M.
@@ -83,7 +83,7 @@ class ConfidenceMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
 def confidence_weights(confidence: torch.Tensor, threshold: float, weighting: bool) -> torch.Tensor:
     """Weights (B, float32, >= 0) of the mask losses of RoIs with these confidences (B, 0..1).
 
-    A confidence of 0 means that there is no mask: it has no weight whatever the threshold.
+    A confidence of 0 means that there is no mask: its weight is 0 with any threshold.
     """
     confidence = confidence.float()
     kept = (confidence >= threshold) & (confidence > 0)
@@ -99,11 +99,11 @@ def weighted_mask_loss(logits: torch.Tensor, targets: torch.Tensor, weights: tor
         weights: B, >= 0.
 
     Returns:
-        Scalar float32; zero and connected where all weights are 0.
+        Scalar float32; zero, with a gradient, where all weights are 0.
     """
-    # In float32 also outside of autocast: a sum over half-precision losses would overflow.
+    # In float32: a sum over half-precision losses would overflow.
     per_roi = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").flatten(1).mean(1)
-    # The clamp only acts where the numerator is 0 as well; it needs no look at the values on the host.
+    # The clamp acts only where the numerator is 0 as well, and needs no transfer to the host.
     return (per_roi * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
@@ -129,7 +129,7 @@ def _mask_targets(instances: list[Instances], logits: torch.Tensor) -> torch.Ten
 
 
 def _log_accuracy(logits: torch.Tensor, targets: torch.Tensor, kept: torch.Tensor) -> None:
-    """The scalars that Detectron2 logs, over the kept RoIs; one transfer to the host where stock has three."""
+    """Log Detectron2's scalars of the kept RoIs, with one transfer to the host instead of three."""
     kept_pixels = kept[:, None, None]
     wrong = ((logits > 0) != targets) & kept_pixels
     positive = targets & kept_pixels

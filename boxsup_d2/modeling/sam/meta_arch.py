@@ -34,6 +34,7 @@ class SAM(UntrainedBoxToMask):
         config={"INPUT.FORMAT": "RGB"},
         weights_key="MODEL.SAM.NETWORK",
         weights_help="a folder or hub name of a SAM",
+        weights_on_hub=True,
         extra="sam",
         inference_keys=("MODEL.SAM.",),
         neutral_keys=("MODEL.SAM.BOXES_PER_FORWARD",),

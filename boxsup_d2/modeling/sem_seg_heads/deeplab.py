@@ -1,7 +1,7 @@
-"""Heads of the DeepLab family: one feature map to class logits at its size.
+"""Heads of the DeepLab family: one feature map to class logits of its size.
 
-:class:`~boxsup_d2.modeling.DeepLabSegmentor` uses of a head only ``layers(features)``, as Detectron2's
-``SemSegFPNHead`` has it too; the loss is the meta-architecture's.
+:class:`~boxsup_d2.modeling.DeepLabSegmenter` calls only ``layers(features)``, which Detectron2's ``SemSegFPNHead`` has
+as well; the loss is in the meta-architecture.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class LargeFOVHead(nn.Module):
     ) -> None:
         """
         Args:
-            in_feature, in_channels: the map of the backbone that is used.
+            in_feature, in_channels: name and channels of the backbone's map.
             num_classes: with the background.
             hidden_channels: of fc6 and fc7.
             lr_factor: see :meth:`lr_factors`.
@@ -41,17 +41,17 @@ class LargeFOVHead(nn.Module):
         _init_classifier(self.fc8)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         return {**_common_arguments(cfg, input_shape), "hidden_channels": cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM}
 
     def lr_factors(self) -> dict[str, float]:
-        """How much faster than the others the classifier learns, by name of the submodule."""
+        """Factors on the learning rate by name of the submodule."""
         return {"fc8": self.lr_factor}
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
         """Logits N × num_classes × h × w of the backbone's maps."""
         x = features[self.in_feature]
-        # Whole channels are dropped: neighbouring pixels of one carry the same information.
+        # Whole channels are dropped, since neighbouring pixels are alike.
         x = F.dropout2d(F.relu(self.fc6(x)), 0.5, self.training)
         x = F.dropout2d(F.relu(self.fc7(x)), 0.5, self.training)
         return self.fc8(x)
@@ -75,7 +75,7 @@ class ASPPSumHead(nn.Module):
     ) -> None:
         """
         Args:
-            in_feature, in_channels: the map of the backbone that is used.
+            in_feature, in_channels: name and channels of the backbone's map.
             num_classes: with the background.
             rates: dilations, one convolution each.
             lr_factor: see :meth:`lr_factors`.
@@ -88,11 +88,11 @@ class ASPPSumHead(nn.Module):
             _init_classifier(conv)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         return _common_arguments(cfg, input_shape)
 
     def lr_factors(self) -> dict[str, float]:
-        """How much faster than the backbone the pyramid learns, by name of the submodule."""
+        """Factors on the learning rate by name of the submodule."""
         return {"convs": self.lr_factor}
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
@@ -106,7 +106,7 @@ class ASPPSumHead(nn.Module):
     forward = layers
 
 
-def _common_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+def _common_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
     node = cfg.MODEL.SEM_SEG_HEAD
     if len(node.IN_FEATURES) != 1 or node.IN_FEATURES[0] not in input_shape:
         raise ValueError(
@@ -122,6 +122,6 @@ def _common_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
 
 
 def _init_classifier(conv: Any) -> None:
-    """The published start of the last layer, a convolution with bias."""
+    """The published initialisation of the last layer, a convolution with bias."""
     nn.init.normal_(conv.weight, std=0.01)
     nn.init.zeros_(conv.bias)

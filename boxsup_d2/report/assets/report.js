@@ -4,10 +4,10 @@
   const PAGE = 60;
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
-  const [find, classes, sort, order, view] = ["find", "class", "sort", "order", "view"].map(byId);
+  const [find, classes, sort, order, below, view] = ["find", "class", "sort", "order", "below", "view"].map(byId);
   const [cards, viewer, help] = ["cards", "viewer", "help"].map(byId);
   const columns = data.truth ? [...data.sets, "ground truth"] : data.sets;
-  const SHORT = { iou: "IoU", confidence: "conf", box_iou: "box", agreement: "agree", share: "share" };
+  const SHORT = { iou: "IoU", quality: "quality", confidence: "conf", box_iou: "box", agreement: "agree", share: "share" };
 
   let shown = []; // entries that pass the filter, sorted: {image, items, value}
   let page = 0;
@@ -72,12 +72,14 @@
     const [key, set] = sort.value.split(":");
     const direction = Number(order.value);
     const lookup = (item) => (key ? valueOf(item, key, Number(set)) : null);
+    const limit = key && below.value !== "" ? Number(below.value) : Infinity;
     const worse = (one, two) => two === null || (one !== null && direction * (one - two) < 0);
     shown = [];
     const groups = new Map();
     for (let item = 0; item < data.image.length; item++) {
       if (!matches(item, words)) continue;
       const value = lookup(item);
+      if (limit < Infinity && !(value !== null && value < limit)) continue;
       const image = data.image[item];
       const group = view.value === "images" ? groups.get(image) : undefined;
       if (group) {
@@ -351,6 +353,7 @@
     clearTimeout(typing);
     typing = setTimeout(update, 120);
   });
+  below.addEventListener("input", update);
   [classes, sort, order, view].forEach((control) => control.addEventListener("change", update));
   byId("toolbar").addEventListener("submit", (event) => event.preventDefault());
   cards.addEventListener("click", (event) => {

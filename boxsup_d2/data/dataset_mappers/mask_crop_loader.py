@@ -5,7 +5,7 @@ without a mask by their boxes. A box-only data set cannot leak a mask, its dicts
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,12 @@ from detectron2.data.build import worker_init_reset_seed
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
-from boxsup_d2.data.dataset_mappers.mask_crop import MaskCropDatasetMapper
-
 logger = logging.getLogger(__name__)
 
 
-def build_mask_crop_train_loader(cfg: CfgNode, mapper: MaskCropDatasetMapper, seed: int) -> torch.utils.data.DataLoader:
+def build_mask_crop_train_loader(
+    cfg: CfgNode, mapper: Callable[..., dict[str, Any]], seed: int
+) -> torch.utils.data.DataLoader:
     """Endless loader of lists of this rank's share of ``SOLVER.IMS_PER_BATCH`` samples of ``DATASETS.TRAIN``.
 
     Raises:
@@ -119,7 +119,7 @@ class MaskCropDataset(torch.utils.data.IterableDataset):
         self,
         sources: Sequence[tuple[list[dict[str, Any]], np.ndarray]],
         weights: Sequence[float],
-        mapper: MaskCropDatasetMapper,
+        mapper: Callable[..., dict[str, Any]],
         *,
         seed: int,
         rank: int = 0,
