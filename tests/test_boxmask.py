@@ -243,7 +243,11 @@ class TestModel:
         assert torch.equal(alone.pred_masks[0], instances.pred_masks[1])
 
     def test_flipped_images_get_flipped_masks(self):
-        model = build_model(small_cfg(MODEL__BOXMASK__TEST_FLIP=True, MODEL__BOXMASK__TEST_SIZES=[64, 96])).eval()
+        model = build_model(
+            small_cfg(
+                MODEL__BOXMASK__TEST_FLIP=True, MODEL__BOXMASK__TEST_PASSES=1, MODEL__BOXMASK__TEST_SIZES=[64, 96]
+            )
+        ).eval()
         inputs = prompt([[10, 10, 40, 40]])
         mirrored = {**inputs, "image": inputs["image"].flip(-1), "instances": prompt([[30, 10, 60, 40]])["instances"]}
         first, second = model([inputs, mirrored])

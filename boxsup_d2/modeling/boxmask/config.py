@@ -66,8 +66,11 @@ def add_boxmask_config(cfg: CN) -> None:
     cfg.MODEL.BOXMASK.TRAIN_SIZE_STEPS = []
     # Sides in pixels that windows are resized to at inference; the probabilities of several are averaged.
     cfg.MODEL.BOXMASK.TEST_SIZES = [128]
-    # Average with the mirrored window.
+    # Average with the mirrored window, in every pass.
     cfg.MODEL.BOXMASK.TEST_FLIP = True
+    # How often a box is looked at: the second time the window lies around the mask that was found (and is mirrored,
+    # unless TEST_FLIP does that anyway). Better for boxes that are 10 % off, worse for tight ones.
+    cfg.MODEL.BOXMASK.TEST_PASSES = 1
     # A mask may leave its box by this share of the box's sides: users' boxes may be too tight.
     cfg.MODEL.BOXMASK.TEST_OVERRUN = 0.1
     # Mean-field steps that snap masks to the image's edges (0: none); what like-coloured neighbours add to a pixel's

@@ -78,6 +78,7 @@ class BoxMask(BoxToMaskMethod):
         max_aspect: float = 2.0,
         test_sizes: list[int] | None = None,
         test_flip: bool = False,
+        test_passes: int = 1,
         test_overrun: float = 0.1,
         edge_steps: int = 0,
         edge_weight: float = 4.0,
@@ -99,6 +100,7 @@ class BoxMask(BoxToMaskMethod):
             margin, max_aspect: see :func:`boxsup_d2.masks.windows.box_window`.
             test_sizes: sides of windows at inference, in pixels.
             test_flip: average with the mirrored window.
+            test_passes: how often a box is looked at, from the second time on where the mask before was.
             test_overrun: share of a box's sides by which its mask may leave it.
             edge_steps, edge_weight, edge_color: see :func:`boxsup_d2.modeling.boxmask.edges.snap_to_edges`.
             test_windows_per_forward: windows per forward pass at inference.
@@ -121,6 +123,7 @@ class BoxMask(BoxToMaskMethod):
         self.max_aspect = max_aspect
         self.test_sizes = test_sizes or [128]
         self.test_flip = test_flip
+        self.test_passes = test_passes
         self.test_overrun = test_overrun
         self.edge_steps = edge_steps
         self.edge_weight = edge_weight
@@ -155,6 +158,7 @@ class BoxMask(BoxToMaskMethod):
             "max_aspect": cfg.INPUT.MASK_CROP.MAX_ASPECT,
             "test_sizes": list(node.TEST_SIZES),
             "test_flip": node.TEST_FLIP,
+            "test_passes": node.TEST_PASSES,
             "test_overrun": node.TEST_OVERRUN,
             "edge_steps": node.EDGE_STEPS,
             "edge_weight": node.EDGE_WEIGHT,
@@ -297,21 +301,32 @@ class BoxMask(BoxToMaskMethod):
         pixels = np.ascontiguousarray(image.cpu().numpy().transpose(1, 2, 0))
         corners = [clip_box(box, *size) for box in boxes.detach().cpu().double().tolist()]
         windows = [box_window(box, self.margin, self.max_aspect) for box in corners]
-        prob, quality = self._window_answers(pixels, corners, windows)
+        prob, quality = self._window_answers(pixels, corners, windows, mirror=False)
+        for step in range(1, self.test_passes):
+            # A user's box may be loose or too tight: the mask knows better where the object is.
+            found = [_mask_box(p, window, box) for p, window, box in zip(prob, windows, corners, strict=True)]
+            boxes_now = [clip_box(box, *size) for box in found]
+            windows = [box_window(box, self.margin, self.max_aspect) for box in boxes_now]
+            prob, judged = self._window_answers(pixels, boxes_now, windows, mirror=step % 2 == 1)
+            quality = (quality * step + judged) / (step + 1)
         patches = paste_patches(prob, torch.tensor(windows, dtype=torch.int64).reshape(-1, 4), *size)
         patches = [_cut_to_box(p, box, self.test_overrun) for p, box in zip(patches, corners, strict=True)]
         return patches, mean_foreground(prob, prob > 0.5), quality
 
-    def _window_answers(self, pixels: np.ndarray, boxes: list[Box], windows: list[Window]) -> tuple[Tensor, Tensor]:
+    def _window_answers(
+        self, pixels: np.ndarray, boxes: list[Box], windows: list[Window], mirror: bool
+    ) -> tuple[Tensor, Tensor]:
         """B x h x h probabilities and B predicted IoUs of boxes in their windows of an H x W x 3 image."""
         if not boxes:
             return self.pixel_mean.new_zeros((0, 1, 1)), self.pixel_mean.new_zeros(0)
         step = self.test_windows_per_forward
         starts = range(0, len(boxes), step)
-        answers = [self._answer(pixels, boxes[i : i + step], windows[i : i + step]) for i in starts]
+        answers = [self._answer(pixels, boxes[i : i + step], windows[i : i + step], mirror) for i in starts]
         return torch.cat([prob for prob, _ in answers]), torch.cat([quality for _, quality in answers])
 
-    def _answer(self, pixels: np.ndarray, boxes: list[Box], windows: list[Window]) -> tuple[Tensor, Tensor]:
+    def _answer(
+        self, pixels: np.ndarray, boxes: list[Box], windows: list[Window], mirror: bool
+    ) -> tuple[Tensor, Tensor]:
         """The same for as many as fit into the memory, averaged over sizes and flips."""
         network = self.net if self.average is None else self.average
         probs, qualities = [], []
@@ -321,7 +336,7 @@ class BoxMask(BoxToMaskMethod):
             images = crops.permute(0, 3, 1, 2)
             covers = torch.from_numpy(np.stack([box_coverage(b, w, side) for b, w in zip(boxes, windows, strict=True)]))
             normalized, covers = self.normalize(images), covers[:, None].to(self.device)
-            for flip in (False, True) if self.test_flip else (False,):
+            for flip in (False, True) if self.test_flip else (mirror,):
                 if flip:
                     logits, quality = network(normalized.flip(-1), covers.flip(-1))
                     logits = logits.flip(-1)
@@ -345,6 +360,21 @@ def _resize(maps: Tensor, side: int) -> Tensor:
     if maps.shape[-1] == side:
         return maps
     return F.interpolate(maps, (side, side), mode="bilinear", align_corners=False)
+
+
+def _mask_box(prob: Tensor, window: Window, box: Box) -> Box:
+    """Tight box, in the image's pixels, of what is above 1/2 in a window's h x h map; ``box`` where nothing is."""
+    inside = prob > 0.5
+    columns, rows = inside.any(0).nonzero()[:, 0].tolist(), inside.any(1).nonzero()[:, 0].tolist()
+    if not columns:
+        return box
+    scale_x, scale_y = (window[2] - window[0]) / prob.shape[1], (window[3] - window[1]) / prob.shape[0]
+    return (
+        window[0] + columns[0] * scale_x,
+        window[1] + rows[0] * scale_y,
+        window[0] + (columns[-1] + 1) * scale_x,
+        window[1] + (rows[-1] + 1) * scale_y,
+    )
 
 
 def _cut_to_box(patch: MaskPatch, box: Any, overrun: float) -> MaskPatch:
