@@ -254,7 +254,7 @@ def test_setup_warns_once_and_freezes(no_gpu, quiet_setup, tmp_path, caplog):
 
 def test_setup_registers_pseudo_masks(no_gpu, quiet_setup, monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(defaults, "register_pseudo_masks_from_cfg", lambda cfg: seen.extend(cfg.DATASETS.PSEUDO_MASKS))
+    monkeypatch.setattr(defaults, "register_from_cfg", lambda cfg: seen.extend(cfg.DATASETS.PSEUDO_MASKS))
     config = write(tmp_path / "c.yaml", {"OUTPUT_DIR": str(tmp_path), "DATASETS": {"PSEUDO_MASKS": ["a.json"]}})
     setup(parse("--config-file", config))
     assert seen == ["a.json"]

@@ -243,7 +243,8 @@ def test_wheel_holds_every_module_and_config(tmp_path: Path, archive: str) -> No
         (source,) = tmp_path.glob("boxsup_d2-*")
     with zipfile.ZipFile(build("wheel")) as wheel:
         held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    data = [PACKAGE / "py.typed", *(PACKAGE / "report" / "assets").iterdir()]
+    folders = [PACKAGE / "report" / "assets", PACKAGE / "model_zoo" / "weights"]
+    data = [PACKAGE / "py.typed", *(path for folder in folders for path in folder.iterdir())]
     expected = {relative(path) for path in [*PACKAGE.rglob("*.py"), *data]}
     assert held == expected | {f"boxsup_d2/model_zoo/{relative(path)}" for path in CONFIGS}
 

@@ -186,4 +186,4 @@ def test_metadata_goes_to_worker_processes():
     for name in DatasetCatalog.list():
         copy = pickle.loads(pickle.dumps(MetadataCatalog.get(name)))
         assert copy.name == name
-        assert copy.evaluator_type == MetadataCatalog.get(name).evaluator_type
+        assert copy.get("evaluator_type") == MetadataCatalog.get(name).get("evaluator_type")
