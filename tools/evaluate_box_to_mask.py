@@ -159,16 +159,16 @@ def evaluate(
         }
         start = time.process_time()
         with torch.no_grad():
-            answer = model([inputs])[0]["instances"]
+            predicted = model([inputs])[0]["instances"]
         scores.seconds += time.process_time() - start
         void = truth.void_mask()
-        score = [float(v) for v in answer.scores]
-        quality = predicted_quality(answer)
+        score = [float(v) for v in predicted.scores]
+        quality = predicted_quality(predicted)
         for position, i in enumerate(kept):
             true = truth.mask(i)
             scores.image.append(index)
             scores.category.append(int(truth.annotations[i]["category_id"]))
-            scores.iou.append(float(mask_iou(answer.pred_masks[position].cpu().numpy(), true, void)))
+            scores.iou.append(float(mask_iou(predicted.pred_masks[position].cpu().numpy(), true, void)))
             scores.filled.append(float(mask_iou(filled(boxes[i], true.shape), true, void)))
             scores.quality.append(quality[position])
             scores.score.append(score[position])

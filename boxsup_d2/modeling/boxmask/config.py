@@ -46,7 +46,7 @@ def add_boxmask_config(cfg: CN) -> None:
     # Tell the network where the box is, by a channel in front of the image's.
     cfg.MODEL.BOXMASK.BOX_CHANNEL = True
     # Weights of the losses: pixels and overlap where there is a mask; projections where there is only a box, and the
-    # averaged network's own answer there; the predicted quality.
+    # averaged network's own prediction there; the predicted quality.
     cfg.MODEL.BOXMASK.PIXEL_WEIGHT = 1.0
     cfg.MODEL.BOXMASK.OVERLAP_WEIGHT = 1.0
     cfg.MODEL.BOXMASK.PROJECTION_WEIGHT = 0.5
@@ -56,7 +56,7 @@ def add_boxmask_config(cfg: CN) -> None:
     cfg.MODEL.BOXMASK.BOUNDARY_WEIGHT = 3.0
     # The averaged network teaches from this update on: before, it knows too little.
     cfg.MODEL.BOXMASK.TEACHER_START = 500
-    # Decay per update of the exponential average of the weights, which answers at inference; 0 averages nothing.
+    # Decay per update of the exponential average of the weights, which predicts at inference; 0 averages nothing.
     cfg.MODEL.BOXMASK.EMA_DECAY = 0.998
     # Learning rate of the pretrained backbone, as a multiple of SOLVER.BASE_LR.
     cfg.MODEL.BOXMASK.BACKBONE_LR_FACTOR = 0.5

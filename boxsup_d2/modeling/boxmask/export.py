@@ -12,7 +12,7 @@ from boxsup_d2.modeling.boxmask.meta_arch import BoxMask
 
 
 def export_weights(model: BoxMask, path: Path, metadata: Mapping[str, str]) -> str:
-    """Write the network that answers at inference as a safetensors file.
+    """Write the network that predicts at inference as a safetensors file.
 
     Weights are stored as float16. The statistics of batch norms stay float32: they are few, and a variance may be
     smaller than what half precision holds.

@@ -63,7 +63,7 @@ def projection_loss(logits: Tensor, boxes: Tensor) -> Tensor:
 
 
 def teacher_loss(logits: Tensor, teacher: Tensor, boxes: Tensor, *, certainty: float = 0.75) -> Tensor:
-    """Cross-entropy with another network's answer, where that is certain; outside of the box is background.
+    """Cross-entropy with another network's prediction, where that is certain; outside of the box is background.
 
     Args:
         logits: N x 1 x H x W, unbounded.

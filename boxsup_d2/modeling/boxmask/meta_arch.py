@@ -1,6 +1,6 @@
 """BoxMask: a class-agnostic network for the box-to-mask contract, trained on whatever masks there are.
 
-It sees a box with some of its surroundings and is told where the box is; it answers with a mask and with the IoU that
+It sees a box with some of its surroundings and is told where the box is; it predicts a mask and the IoU that
 it expects of it. Boxes without masks teach by their projections and by what the averaged network thinks of them.
 
 Shape legend: N samples or windows, S their side, h = S / 2, B the boxes of one image.
@@ -195,7 +195,7 @@ class BoxMask(BoxToMaskMethod):
         Returns:
             In training the dict of losses. In evaluation one ``{"instances": Instances, "patches": [MaskPatch]}`` per
             input, whose ``pred_masks`` (B x height x width bool), ``pred_boxes``, ``pred_classes``, ``scores``,
-            ``quality`` (B floats, predicted IoU) and patches answer the boxes in order.
+            ``quality`` (B floats, predicted IoU) and patches are those of the boxes, in order.
         """
         return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
 
@@ -222,8 +222,8 @@ class BoxMask(BoxToMaskMethod):
         teacher = unknown.sum() * 0
         if self.average is not None and known < len(logits) and self.updates >= self.teacher_start:
             with torch.no_grad():
-                answer = self.average(images[known:], boxes[known:])[0].sigmoid()
-            teacher = losses.teacher_loss(unknown, answer, inner[known:])
+                taught = self.average(images[known:], boxes[known:])[0].sigmoid()
+            teacher = losses.teacher_loss(unknown, taught, inner[known:])
         truth = losses.hard_iou(logits[:known], masks) if known else quality[:0]
         judged = F.binary_cross_entropy_with_logits(quality[:known], truth) if known else quality.sum() * 0
         found = {
@@ -301,19 +301,19 @@ class BoxMask(BoxToMaskMethod):
         pixels = np.ascontiguousarray(image.cpu().numpy().transpose(1, 2, 0))
         corners = [clip_box(box, *size) for box in boxes.detach().cpu().double().tolist()]
         windows = [box_window(box, self.margin, self.max_aspect) for box in corners]
-        prob, quality = self._window_answers(pixels, corners, windows, mirror=False)
+        prob, quality = self._window_predictions(pixels, corners, windows, mirror=False)
         for step in range(1, self.test_passes):
             # A user's box may be loose or too tight: the mask knows better where the object is.
             found = [_mask_box(p, window, box) for p, window, box in zip(prob, windows, corners, strict=True)]
             boxes_now = [clip_box(box, *size) for box in found]
             windows = [box_window(box, self.margin, self.max_aspect) for box in boxes_now]
-            prob, judged = self._window_answers(pixels, boxes_now, windows, mirror=step % 2 == 1)
+            prob, judged = self._window_predictions(pixels, boxes_now, windows, mirror=step % 2 == 1)
             quality = (quality * step + judged) / (step + 1)
         patches = paste_patches(prob, torch.tensor(windows, dtype=torch.int64).reshape(-1, 4), *size)
         patches = [_cut_to_box(p, box, self.test_overrun) for p, box in zip(patches, corners, strict=True)]
         return patches, mean_foreground(prob, prob > 0.5), quality
 
-    def _window_answers(
+    def _window_predictions(
         self, pixels: np.ndarray, boxes: list[Box], windows: list[Window], mirror: bool
     ) -> tuple[Tensor, Tensor]:
         """B x h x h probabilities and B predicted IoUs of boxes in their windows of an H x W x 3 image."""
@@ -321,10 +321,10 @@ class BoxMask(BoxToMaskMethod):
             return self.pixel_mean.new_zeros((0, 1, 1)), self.pixel_mean.new_zeros(0)
         step = self.test_windows_per_forward
         starts = range(0, len(boxes), step)
-        answers = [self._answer(pixels, boxes[i : i + step], windows[i : i + step], mirror) for i in starts]
-        return torch.cat([prob for prob, _ in answers]), torch.cat([quality for _, quality in answers])
+        parts = [self._predict_windows(pixels, boxes[i : i + step], windows[i : i + step], mirror) for i in starts]
+        return torch.cat([prob for prob, _ in parts]), torch.cat([quality for _, quality in parts])
 
-    def _answer(
+    def _predict_windows(
         self, pixels: np.ndarray, boxes: list[Box], windows: list[Window], mirror: bool
     ) -> tuple[Tensor, Tensor]:
         """The same for as many as fit into the memory, averaged over sizes and flips."""
