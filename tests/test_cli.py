@@ -22,7 +22,7 @@ from boxsup_d2.cli import main
 from boxsup_d2.cli.errors import message_of
 from boxsup_d2.cli.label_job import LabelJob, check_classes, job_config, request_of
 from boxsup_d2.cli.main import build_parser
-from boxsup_d2.methods import methods
+from boxsup_d2.methods import DEFAULT_METHOD, methods
 from boxsup_d2.modeling.baselines.meta_arch import BoxFill
 from boxsup_d2.utils import progress
 
@@ -192,6 +192,23 @@ def test_nothing_of_the_json_is_lost(tmp_path: Path, data: dict[str, Any]) -> No
 def test_masks_that_are_there_can_be_overwritten(tmp_path: Path, data: dict[str, Any]) -> None:
     assert label(tmp_path, "--overwrite-masks") == 0
     assert read(tmp_path / "masks.json")["annotations"][4]["segmentation"] != data["annotations"][4]["segmentation"]
+
+
+def test_default_is_the_network_that_ships_and_fast_is_another_labelling(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not compared by speed: times belong to benchmarks."""
+    plain = ["label", "--json", str(tmp_path / "boxes.json"), "--images", str(tmp_path / "images"), "--device", "cpu"]
+    requests = []
+    for name, options in (("default.json", []), ("fast.json", ["--fast"])):
+        assert main([*plain, "--out", str(tmp_path / name), *options]) == 0
+        provenance = read(tmp_path / name)["info"]["boxsup_d2"]
+        assert provenance["method"] == methods()[DEFAULT_METHOD].__name__
+        assert provenance["checkpoint"].startswith("package://boxsup_d2/"), "no path of this machine"
+        requests.append(provenance["request"])
+    assert requests[0]["config_sha256"] != requests[1]["config_sha256"]
+    assert label(tmp_path, "--fast") == 2
+    assert f"'box' has no faster setting; there is one of: {DEFAULT_METHOD}" in capsys.readouterr().err
 
 
 def test_masks_of_low_quality_deserve_a_look_and_can_stay_boxes(

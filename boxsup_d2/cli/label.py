@@ -47,6 +47,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     method.add_argument("--weights", metavar="F", help="trained weights; default: model_final.pth beside --config")
     method.add_argument("--config", metavar="F", help="a config of a network, such as those that 'boxsup train' leaves")
     method.add_argument("--crf", action="store_true", help="refine masks by a dense CRF: better edges, slower")
+    method.add_argument("--fast", action="store_true", help="a faster setting of the method, for somewhat worse masks")
     method.add_argument("--overwrite-masks", action="store_true", help="label boxes that have a mask, too")
     method.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys to set, in pairs")
     machine = parser.add_argument_group("machine")
@@ -197,6 +198,13 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
         weights = beside if os.path.isfile(beside) else None
     if config and not os.path.isfile(config):
         raise BadInput(f"--config: there is no file '{config}'.")
+    fast: tuple[Any, ...] = ()
+    if args.fast:
+        kinds = methods()
+        fast = kinds[method].info.fast if method in kinds else ()
+        if not fast:
+            able = ", ".join(name for name, known in kinds.items() if known.info.fast)
+            raise BadInput(f"--fast: '{method or config}' has no faster setting; there is one of: {able}.")
     return kind(
         json_file=source.json_file(work),
         image_root=source.image_root,
@@ -205,7 +213,7 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
         method=method,
         config=config,
         weights=weights,
-        opts=tuple(args.opts),
+        opts=(*fast, *args.opts),
         crf=args.crf,
         overwrite=args.overwrite_masks,
         device=args.device,

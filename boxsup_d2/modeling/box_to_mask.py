@@ -69,6 +69,7 @@ class MethodInfo:
         weights: trained weights that ship with this package, for the network that ``config`` describes; "": none do.
         weights_sha256: of that file.
         recipe: the shipped config that made them (:mod:`boxsup_d2.model_zoo`).
+        fast: config keys and values, in turn, that make it faster for somewhat worse masks; (): it has no such setting.
         extra: of this package that installs what it needs ("onnx": ``pip install 'boxsup_d2[onnx]'``); "": none.
         inference_keys: keys, or beginnings of keys that end in "." or "_", that decide predictions and no weights: a
             change labels anew and trains nothing.
@@ -87,6 +88,7 @@ class MethodInfo:
     weights: str = ""
     weights_sha256: str = ""
     recipe: str = ""
+    fast: tuple[Any, ...] = ()
     extra: str = ""
     inference_keys: tuple[str, ...] = ()
     neutral_keys: tuple[str, ...] = ()
