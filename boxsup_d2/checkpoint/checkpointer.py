@@ -28,10 +28,13 @@ class PromptedNetwork(Protocol):
         input_convolution: name of its first convolution's weight, which grows where a checkpoint's takes fewer
             channels; "": it has none.
         input_help: what an error says of a checkpoint with other channels.
+        pretrained_prefix: where a backbone's own checkpoint belongs, in a model that holds the same network twice;
+            "": the ends of the names say it.
     """
 
     input_convolution: str
     input_help: str
+    pretrained_prefix: str
 
 
 class BoxSupCheckpointer(DetectionCheckpointer):
@@ -94,7 +97,7 @@ class BoxSupCheckpointer(DetectionCheckpointer):
         return recognise(loaded)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        prefix = getattr(self.model, "pretrained_prefix", "")
+        prefix = self.model.pretrained_prefix if isinstance(self.model, PromptedNetwork) else ""
         if prefix and checkpoint.get("matching_heuristics", False):
             # Names' ends say nothing where a model holds the same network twice.
             checkpoint["model"] = {prefix + key: value for key, value in checkpoint["model"].items()}

@@ -123,6 +123,11 @@ class BoxToMaskMethod(nn.Module):
         grows where a checkpoint's takes fewer channels; "" of any other."""
         return ""
 
+    @property
+    def pretrained_prefix(self) -> str:
+        """Of a model that holds the same network twice: where the parameters of a backbone's own checkpoint belong."""
+        return ""
+
     def lr_factors(self) -> dict[str, float]:
         """Learning rates as multiples of ``SOLVER.BASE_LR``, by beginnings of parameter names."""
         return {}
