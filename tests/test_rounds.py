@@ -465,7 +465,7 @@ def test_files_of_every_kind_of_data_set(tmp_path, monkeypatch):
     words += ["PSEUDO_MASKS.DATASETS", ("voc_2007_train",)]
     cfg = load_config("", words)
     files = input_files(cfg, trains=True, from_steps=(), made={"made_pseudo"})
-    assert {key: file.anew for key, file in files.items()} == {
+    assert {key: file.for_training for key, file in files.items()} == {
         "coco_2017_train_box/instances_train2017.json": True,
         "dut_tr_single/DUTS-TR-Mask-single": True,
         "dut_tr_single/DUTS-TR-Image-single": True,
@@ -492,7 +492,7 @@ def test_files_of_every_kind_of_data_set(tmp_path, monkeypatch):
     ]
     assert found[0] - found[1] == {"MODEL.LPG.SEGMENTER_CONFIG/s.yaml", "MODEL.LPG.SEGMENTER_WEIGHTS/s.pth"}
     only_labels = input_files(cfg, trains=False, from_steps=("MODEL.WEIGHTS",), made=())
-    assert {key: file.anew for key, file in only_labels.items()} == {"voc_2007_train/train.txt": False}
+    assert {key: file.for_training for key, file in only_labels.items()} == {"voc_2007_train/train.txt": False}
 
 
 def test_failed_step_is_resumed(project):

@@ -19,7 +19,7 @@ examples:
   start from a network that was trained before:
     $ boxsup train --json boxes.json --images photos --init other/boxcaseg/model_final.pth --out my
 
-Where do masks come from? The box losses say where an object ends, not what it looks like. A network needs some true
+Where do masks come from? Boxes bound an object and say nothing of its shape. A network needs some true
 masks, of any objects: those in the json, --salient, or --init. With none of these it learns from boxes alone, and
 the masks of its box head are worse than the filled boxes: mIoU* 46.3 against 55.4, and 77.7 with salient images
 (docs/benchmarks.md). Classes and their number are the json's. Nothing has to be validated.

@@ -185,7 +185,7 @@ def _add_shared_config(cfg: CN) -> None:
     # that do their work outside of `if __name__ == "__main__":`.
     cfg.PSEUDO_MASKS.CRF_WORKERS = 0
     # Images, spread from worst to best mask, that the page beside each written file shows (docs/report.md); 0 writes
-    # none. Only what is looked at depends on it, so changing it makes nothing anew.
+    # none. Labels do not depend on it, so a change makes nothing again.
     cfg.PSEUDO_MASKS.REPORT_IMAGES = 200
 
     # ---------------------------------------------------------------- evaluation

@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file or folder that a step reads and no step makes; ``anew``: not only labels depend on its content."""
+    """A file or folder that a step reads and no step makes; ``for_training``: the weights depend on its content."""
 
     path: str
-    anew: bool
+    for_training: bool
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def input_files(
         if name not in made:
             for path in [labels[name]] if name in labels else _dataset_files(name):
                 key = f"{name}/{os.path.basename(os.path.normpath(path))}"
-                files[key] = InputFile(path, anew=name in training)
+                files[key] = InputFile(path, for_training=name in training)
     given = {key: path for key, path in network_paths(cfg).items() if key not in from_steps}
-    files.update({f"{key}/{os.path.basename(path)}": InputFile(path, anew=True) for key, path in given.items()})
+    files.update({f"{key}/{os.path.basename(path)}": InputFile(path, for_training=True) for key, path in given.items()})
     return files
 
 

@@ -102,8 +102,7 @@ def parse_rounds(rounds: Sequence[Any], rounds_file: str) -> list[Step]:
     """Check the ``ROUNDS`` list of a config and return its steps in the order given.
 
     Args:
-        rounds: ``cfg.ROUNDS``: ``{NAME, STEPS: [...]}`` each, a step with ``NAME, CONFIG, OPTS, EVAL_ONLY, WEIGHTS,
-            PSEUDO_MASKS`` and the fields of networks that methods use, such as ``SEGMENTER``.
+        rounds: ``cfg.ROUNDS``; docs/rounds.md lists the fields.
         rounds_file: the file it came from; ``CONFIG`` paths are relative to its folder.
 
     Raises:

@@ -100,7 +100,7 @@ class RoundsState:
                 return Decision("start", f"it was made from a former run of {name}", aside)
         inputs = self._check_inputs(planned, entry)
         for file in inputs.changed:
-            if file.anew:
+            if file.for_training:
                 return Decision("start", f"{file.path} has another content than when the step ran", aside)
         if entry["status"] in ("running", "failed"):
             return Decision("resume", entry.get("error", "it was interrupted"))

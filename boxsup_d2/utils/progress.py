@@ -11,7 +11,7 @@ __all__ = ["ProgressBar", "console", "track"]
 
 T = TypeVar("T")
 
-# What is told beside results goes through this one, so that it stands above a bar instead of inside it.
+# Messages go through this one, so that they stand above a bar instead of inside it.
 console = Console(stderr=True)
 
 # Seconds between two drawings of a bar.

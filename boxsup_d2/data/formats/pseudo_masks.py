@@ -1,9 +1,8 @@
 """The pseudo-mask file: a COCO json that says where it comes from.
 
-``info`` keeps what the source held and gains one key, :data:`PROVENANCE_KEY`, with ``source_dataset``,
-``source_sha256``, ``method``, ``config_name``, ``config_sha256``, ``checkpoint``, ``checkpoint_sha256``, ``step``,
-``code_version``, ``image_root``, ``overwrite``, ``date`` and ``summary``. It is written first, so that the provenance
-of a large file is read without the rest. A file appears under its name only when it is whole.
+``info`` keeps what the source held and gains one key, :data:`PROVENANCE_KEY`; docs/architecture.md lists what it says.
+It is written first, so that the provenance of a large file is read without the rest. A file appears under its name only
+when it is whole.
 """
 
 import json
