@@ -21,7 +21,7 @@ examples:
 
 Where do masks come from? Boxes bound an object and say nothing of its shape. A network needs some true
 masks, of any objects: those in the json, --salient, or --init. With none of these it learns from boxes alone, and
-the masks of its box head are worse than the filled boxes: mIoU* 46.3 against 55.4, and 77.7 with salient images
+the masks of its box head are worse than the filled boxes: mIoU* 48.2 against 55.4, and 77.6 with salient images
 (docs/benchmarks.md). Classes and their number are the json's. Nothing has to be validated.
 
 What it costs: --size small took 24 minutes on one thread of a busy CPU (1,200 iterations); the Mask R-CNN takes about
