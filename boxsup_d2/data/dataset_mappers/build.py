@@ -6,6 +6,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
 from fvcore.common.registry import Registry
 
 DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
@@ -56,6 +57,21 @@ def build_dataset_mapper(cfg: CfgNode, name: str, is_train: bool, **arguments: A
 def detection_samples(cfg: CfgNode) -> list[dict[str, Any]]:
     """The dataset dicts of ``DATASETS.TRAIN``, filtered as the config says."""
     return get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+
+
+def rank_batch_size(cfg: CfgNode) -> int:
+    """This rank's share of ``SOLVER.IMS_PER_BATCH``.
+
+    Raises:
+        ValueError: it does not divide over the ranks.
+    """
+    world_size = comm.get_world_size()
+    batch_size, remainder = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
+    if remainder or batch_size == 0:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) does not divide over {world_size} processes"
+        )
+    return batch_size
 
 
 def build_shuffled_loader(

@@ -11,7 +11,7 @@ from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
 from detectron2.utils import comm
 
-from boxsup_d2.data.dataset_mappers.build import SampleMapper
+from boxsup_d2.data.dataset_mappers.build import SampleMapper, rank_batch_size
 from boxsup_d2.data.samplers import ImageWindowSampler, mix_at_ratio, overlapping
 
 logger = logging.getLogger(__name__)
@@ -26,12 +26,7 @@ def build_joint_train_loader(cfg: CfgNode, mapper: SampleMapper, seed: int) -> t
     Raises:
         ValueError: the batch does not divide over the ranks, or a kind of sample that BOX_RATIO wants is missing.
     """
-    world_size = comm.get_world_size()
-    batch_size, remainder = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
-    if remainder or batch_size == 0:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) does not divide over {world_size} processes"
-        )
+    batch_size = rank_batch_size(cfg)
     dataset = JointDataset(
         mapper.training_samples(cfg),
         mapper,
@@ -42,7 +37,7 @@ def build_joint_train_loader(cfg: CfgNode, mapper: SampleMapper, seed: int) -> t
         window=cfg.DATALOADER.IMAGE_WINDOW,
         seed=seed,
         rank=comm.get_rank(),
-        world_size=world_size,
+        world_size=comm.get_world_size(),
     )
     return torch.utils.data.DataLoader(
         dataset,

@@ -16,6 +16,8 @@ from detectron2.data.build import worker_init_reset_seed
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
+from boxsup_d2.data.dataset_mappers.build import rank_batch_size
+
 logger = logging.getLogger(__name__)
 
 
@@ -28,12 +30,7 @@ def build_mask_crop_train_loader(
         ValueError: the batch does not divide over the ranks, a data set holds nothing to learn from, or there is not
             one weight per data set.
     """
-    world_size = comm.get_world_size()
-    batch_size, remainder = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
-    if remainder or batch_size == 0:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) does not divide over {world_size} processes"
-        )
+    batch_size = rank_batch_size(cfg)
     names, weights = tuple(cfg.DATASETS.TRAIN), tuple(cfg.DATALOADER.SOURCE_WEIGHTS)
     if weights and len(weights) != len(names):
         raise ValueError(f"DATALOADER.SOURCE_WEIGHTS has {len(weights)} weights for {len(names)} of DATASETS.TRAIN")
