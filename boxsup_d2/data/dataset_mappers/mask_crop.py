@@ -39,6 +39,8 @@ class MaskCropDatasetMapper(SampleMapper):
         box_jitter: float = 0.15,
         jitter_prob: float = 0.5,
         paste_prob: float = 0.35,
+        turn_prob: float = 0.0,
+        coarse_prob: float = 0.0,
         color_jitter: float = 0.4,
         min_side: float = 8,
         cache_mb: int = 0,
@@ -51,6 +53,8 @@ class MaskCropDatasetMapper(SampleMapper):
             box_jitter: largest move of an edge of the box, as a share of its side.
             jitter_prob: how often the box is jittered at all.
             paste_prob: how often another sample's object is pasted in.
+            turn_prob: how often a sample is turned by a quarter or a half.
+            coarse_prob: how often the pixels, not the mask, lose their detail, see :func:`coarsen`.
             color_jitter: largest relative change of brightness, contrast and saturation.
             min_side: an object that pasting leaves smaller than this, in pixels, is left as it was.
             cache_mb: memory for decoded images, in MiB.
@@ -62,6 +66,8 @@ class MaskCropDatasetMapper(SampleMapper):
         self.box_jitter = box_jitter
         self.jitter_prob = jitter_prob
         self.paste_prob = paste_prob
+        self.turn_prob = turn_prob
+        self.coarse_prob = coarse_prob
         self.color_jitter = color_jitter
         self.min_side = min_side
         self.cache_mb = cache_mb
@@ -84,6 +90,8 @@ class MaskCropDatasetMapper(SampleMapper):
             "box_jitter": node.BOX_JITTER,
             "jitter_prob": node.JITTER_PROB,
             "paste_prob": node.PASTE_PROB,
+            "turn_prob": node.TURN_PROB,
+            "coarse_prob": node.COARSE_PROB,
             "color_jitter": node.COLOR_JITTER,
             "min_side": node.MIN_SIDE,
             "cache_mb": node.CACHE_MB,
@@ -125,6 +133,11 @@ class MaskCropDatasetMapper(SampleMapper):
         inside = np.zeros_like(cover) if mask is None else cut_mask(mask, window, self.size)
         if np.random.rand() < 0.5:
             crop, cover, inside = (a[:, ::-1] for a in (crop, cover, inside))
+        if np.random.rand() < self.turn_prob:
+            quarters = np.random.randint(1, 4)
+            crop, cover, inside = (np.rot90(a, quarters) for a in (crop, cover, inside))
+        if np.random.rand() < self.coarse_prob:
+            crop = coarsen(crop, np.random.uniform(0.2, 0.6))
         crop = jitter_colors(crop, self.color_jitter)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))),
@@ -229,6 +242,13 @@ def cut_mask(mask: np.ndarray, window: tuple[int, int, int, int], size: int) -> 
         inside = box_coverage((0.0, 0.0, float(width), float(height)), window, size)
         three = np.clip(three - 127 * (1 - inside), 0, 255).astype(np.uint8)
     return three
+
+
+def coarsen(image: np.ndarray, share: float) -> np.ndarray:
+    """S x S x 3 image as it looks where only ``share`` of its side was photographed."""
+    side = max(round(share * image.shape[0]), 2)
+    small = cv2.resize(np.ascontiguousarray(image), (side, side), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def jitter_colors(image: np.ndarray, most: float) -> np.ndarray:
