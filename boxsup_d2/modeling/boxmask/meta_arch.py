@@ -188,8 +188,8 @@ class BoxMask(BoxToMaskMethod):
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """
         Args:
-            batched_inputs: in training, dicts of ``image`` (3 x S x S uint8), ``box`` and ``mask`` (S x S uint8,
-                coverage in 0..255) and ``has_mask`` (bool; False: ``mask`` says nothing). In evaluation, dicts of
+            batched_inputs: in training, dicts of ``image`` (3 x S x S uint8), ``box``, ``mask`` and ``void`` (S x S
+                uint8, coverage in 0..255) and ``has_mask`` (bool; False: ``mask`` says nothing). In evaluation, dicts of
                 ``image`` (3 x H x W uint8, not resized), ``height``, ``width``, and ``instances`` with ``gt_boxes``
                 (B x 4, in ``image``'s pixels) and ``gt_classes``.
 
@@ -207,17 +207,19 @@ class BoxMask(BoxToMaskMethod):
         batched_inputs = sorted(batched_inputs, key=lambda x: not x["has_mask"])
         known = sum(bool(x["has_mask"]) for x in batched_inputs)
         images = self.normalize(torch.stack([x["image"] for x in batched_inputs]))
-        boxes = torch.stack([x["box"] for x in batched_inputs])[:, None].to(self.device).float() / 255
-        masks = torch.stack([x["mask"] for x in batched_inputs])[:known, None].to(self.device).float() / 255
+        boxes, masks, void = (
+            torch.stack([x[key] for x in batched_inputs])[:, None].to(self.device).float() / 255
+            for key in ("box", "mask", "void")
+        )
         side = next((s for step, s in reversed(self.train_sizes) if self.updates >= step), images.shape[-1])
         if side != images.shape[-1]:
             images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
             boxes = F.interpolate(boxes, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
 
         logits, quality = self.net(images, boxes)
-        masks = F.interpolate(masks, logits.shape[-2:], mode="area") if known else masks[..., :1, :1]
-        inner = F.interpolate(boxes, logits.shape[-2:], mode="area")
-        weights = losses.boundary_weights(masks, self.boundary_weight) if known else masks
+        masks, void, inner = (F.interpolate(maps, logits.shape[-2:], mode="area") for maps in (masks, void, boxes))
+        masks, counted = masks[:known], 1 - void[:known]
+        weights = losses.boundary_weights(masks, self.boundary_weight) * counted
         pixel, overlap = losses.pixel_and_overlap_losses(logits[:known], masks, weights)
         unknown = logits[known:]
         teacher = unknown.sum() * 0
@@ -225,7 +227,7 @@ class BoxMask(BoxToMaskMethod):
             with torch.no_grad():
                 taught = self.average(images[known:], boxes[known:])[0].sigmoid()
             teacher = losses.teacher_loss(unknown, taught, inner[known:])
-        truth = losses.hard_iou(logits[:known], masks) if known else quality[:0]
+        truth = losses.hard_iou(logits[:known], masks, counted)
         judged = F.binary_cross_entropy_with_logits(quality[:known], truth) if known else quality.sum() * 0
         found = {
             "pixel": pixel,
