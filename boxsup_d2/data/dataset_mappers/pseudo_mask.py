@@ -25,8 +25,8 @@ class PseudoMaskDatasetMapper(DatasetMapper):
     * An instance with a pseudo mask (an annotation with a confidence) or without any mask keeps its box and class
       whatever becomes of its mask: Detectron2 drops instances with empty masks, boxes and all, and takes new boxes
       from the masks after a random crop. Pseudo masks are not trusted with either.
-    * ``instances`` gain ``gt_void`` (N equal masks) where the image has pixels of unknown label (``void_mask``, an RLE),
-      such as VOC's borders: as background they would teach masks that end inside their objects.
+    * ``instances`` gain ``gt_void`` (N equal masks) where the image has pixels of unknown label (``void_mask``), such
+      as VOC's borders: as background they would teach masks that end inside their objects.
 
     Annotations with a true mask are treated exactly as Detectron2 does.
     """

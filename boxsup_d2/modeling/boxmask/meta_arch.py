@@ -189,8 +189,8 @@ class BoxMask(BoxToMaskMethod):
         """
         Args:
             batched_inputs: in training, dicts of ``image`` (3 x S x S uint8), ``box``, ``mask`` and ``void`` (S x S
-                uint8, coverage in 0..255) and ``has_mask`` (bool; False: ``mask`` says nothing). In evaluation, dicts of
-                ``image`` (3 x H x W uint8, not resized), ``height``, ``width``, and ``instances`` with ``gt_boxes``
+                uint8, coverage in 0..255) and ``has_mask`` (bool; False: ``mask`` says nothing). In evaluation, dicts
+                of ``image`` (3 x H x W uint8, not resized), ``height``, ``width``, and ``instances`` with ``gt_boxes``
                 (B x 4, in ``image``'s pixels) and ``gt_classes``.
 
         Returns:
