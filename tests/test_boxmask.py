@@ -306,6 +306,26 @@ def scene(tmp_path):
     return {"file_name": str(path), "height": 80, "width": 100, "image_id": 1, "annotations": [annotation]}
 
 
+class TestFolding:
+    def test_the_folded_network_is_the_network(self):
+        cfg = small_cfg()
+        torch.manual_seed(0)
+        model = build_model(cfg)
+        for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            torch.nn.init.uniform_(norm.running_mean, -1, 1)
+            torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+            torch.nn.init.uniform_(norm.weight, 0.5, 2)
+            torch.nn.init.uniform_(norm.bias, -1, 1)
+        model.eval()
+        inputs = torch.randn(2, 3, 64, 64), torch.rand(2, 1, 64, 64)
+        with torch.no_grad():
+            expected = (model.net if model.average is None else model.average)(*inputs)
+            model.only_predict()
+            for found, value in zip(model.net(*inputs), expected, strict=True):
+                torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
+        assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+
+
 class TestSamples:
     def test_box_mask_and_pixels_agree(self, scene):
         mapper = MaskCropDatasetMapper(image_format="RGB", size=64, color_jitter=0)

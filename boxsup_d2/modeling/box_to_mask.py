@@ -132,6 +132,9 @@ class BoxToMaskMethod(nn.Module):
         """Learning rates as multiples of ``SOLVER.BASE_LR``, by beginnings of parameter names."""
         return {}
 
+    def only_predict(self) -> None:
+        """Take on the form that predicts fastest; the network will not be trained or saved any more."""
+
     @classmethod
     def num_known_classes(cls, cfg: CfgNode) -> int | None:
         """Classes that a network of this config tells apart by their numbers; None: it takes boxes of any class."""

@@ -73,7 +73,7 @@ def mask_samples(
     Returns:
         Dicts of ``file_name`` and ``mask_file_name``, or ``box`` (x0, y0, x1, y1 in pixels) and maybe
         ``segmentations`` (a list: together they are the mask) with ``void`` (the image's, an RLE); and their shares,
-        which sum to 1. An image's share grows with the square root of its samples: a crowd is not worth fifty portraits.
+        which sum to 1. An image's share grows with the square root of its samples: a crowd is not fifty portraits.
     """
     samples: list[dict[str, Any]] = []
     shares: list[float] = []

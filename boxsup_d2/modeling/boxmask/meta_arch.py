@@ -23,6 +23,7 @@ from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, MethodInfo, box_to_m
 from boxsup_d2.modeling.boxmask import losses
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
 from boxsup_d2.modeling.boxmask.network import BoxMaskNetwork
+from boxsup_d2.modeling.fold import fold_batch_norms
 
 
 @META_ARCH_REGISTRY.register()
@@ -270,6 +271,11 @@ class BoxMask(BoxToMaskMethod):
             state_dict.update({average + k[len(net) :]: v for k, v in list(state_dict.items()) if k.startswith(net)})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def only_predict(self) -> None:
+        self.net, self.average = self.net if self.average is None else self.average, None
+        example = [self.pixel_mean.new_zeros((1, channels, 64, 64)) for channels in (3, 1)]
+        fold_batch_norms(self.net.eval(), *example)
+
     def normalize(self, images: Tensor) -> Tensor:
         """N x 3 x S x S images in 0..255, on any device, as the network's input."""
         images = images.to(self.device, torch.float32, non_blocking=True, memory_format=torch.channels_last)
@@ -322,7 +328,7 @@ class BoxMask(BoxToMaskMethod):
         """B x h x h probabilities and B predicted IoUs of boxes in their windows of an H x W x 3 image."""
         if not boxes:
             return self.pixel_mean.new_zeros((0, 1, 1)), self.pixel_mean.new_zeros(0)
-        step = self.test_windows_per_forward
+        step = max(self.test_windows_per_forward // (2 if self.test_flip else 1), 1)
         starts = range(0, len(boxes), step)
         parts = [self._predict_windows(pixels, boxes[i : i + step], windows[i : i + step], mirror) for i in starts]
         return torch.cat([prob for prob, _ in parts]), torch.cat([quality for _, quality in parts])
@@ -339,14 +345,13 @@ class BoxMask(BoxToMaskMethod):
             images = crops.permute(0, 3, 1, 2)
             covers = torch.from_numpy(np.stack([box_coverage(b, w, side) for b, w in zip(boxes, windows, strict=True)]))
             normalized, covers = self.normalize(images), covers[:, None].to(self.device)
-            for flip in (False, True) if self.test_flip else (mirror,):
-                if flip:
-                    logits, quality = network(normalized.flip(-1), covers.flip(-1))
-                    logits = logits.flip(-1)
-                else:
-                    logits, quality = network(normalized, covers)
-                probs.append(_resize(logits.float().sigmoid(), finest // 2))
-                qualities.append(quality.float().sigmoid())
+            flips = (False, True) if self.test_flip else (mirror,)
+            # One pass for both: an image has few boxes, and a small batch costs more per window.
+            seen = [torch.cat([x.flip(-1) if flip else x for flip in flips]) for x in (normalized, covers)]
+            logits, quality = network(*seen)
+            for flip, part in zip(flips, logits.float().sigmoid().chunk(len(flips)), strict=True):
+                probs.append(_resize(part.flip(-1) if flip else part, finest // 2))
+            qualities += quality.float().sigmoid().chunk(len(flips))
         prob, quality = torch.stack(probs).mean(0), torch.stack(qualities).mean(0)
         if self.edge_steps > 0:
             logits = _resize(prob.clamp(1e-4, 1 - 1e-4).logit(), finest)
