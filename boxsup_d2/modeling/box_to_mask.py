@@ -132,6 +132,10 @@ class BoxToMaskMethod(nn.Module):
         """Learning rates as multiples of ``SOLVER.BASE_LR``, by beginnings of parameter names."""
         return {}
 
+    def inference_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, as far as predictions need them: what of a trained network ships."""
+        return self.state_dict()
+
     def only_predict(self) -> None:
         """Take on the form that predicts fastest; the network will not be trained or saved any more."""
 

@@ -271,6 +271,11 @@ class BoxMask(BoxToMaskMethod):
             state_dict.update({average + k[len(net) :]: v for k, v in list(state_dict.items()) if k.startswith(net)})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def inference_state(self) -> dict[str, Tensor]:
+        """The network that predicts, once; the average starts from it (:meth:`_load_from_state_dict`)."""
+        network = self.net if self.average is None else self.average
+        return {"updates": self.updates, **{f"net.{name}": value for name, value in network.state_dict().items()}}
+
     def only_predict(self) -> None:
         self.net, self.average = self.net if self.average is None else self.average, None
         example = [self.pixel_mean.new_zeros((1, channels, 64, 64)) for channels in (3, 1)]
