@@ -87,7 +87,7 @@ class BoxMask(BoxToMaskMethod):
             box_channel: whether the backbone sees the box, in a channel in front of the image's.
             boundary_weight: see :func:`boxsup_d2.modeling.boxmask.losses.boundary_weights`.
             teacher_start: updates before the averaged network teaches.
-            teacher_edges: snap what it teaches to the image's edges, as ``windows`` does in evaluation.
+            teacher_edges: snap what it teaches to the image's edges.
             ema_decay: of the averaged network, per update; 0: there is none.
             backbone_lr_factor: see :meth:`lr_factors`.
             train_sizes, train_size_steps: sides that samples are shrunk to, and the updates from which they count.
@@ -214,11 +214,8 @@ class BoxMask(BoxToMaskMethod):
         logits = network(images, boxes)[0].float()
         if self.teacher_edges:
             pixels = images * self.pixel_std + self.pixel_mean
-            edges = self.windows
-            snapped = snap_to_edges(
-                logits, pixels, steps=edges.edge_steps, weight=edges.edge_weight, color=edges.edge_color
-            )
-            logits = F.interpolate(snapped, logits.shape[-2:], mode="area")
+            # Not by the EDGE_ keys, which decide predictions and no weights.
+            logits = F.interpolate(snap_to_edges(logits, pixels), logits.shape[-2:], mode="area")
         return logits.sigmoid()
 
     @torch.no_grad()
