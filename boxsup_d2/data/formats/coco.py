@@ -16,16 +16,18 @@ from boxsup_d2.data.formats.coco_checks import (
     box_fault,
     category_fault,
 )
+from boxsup_d2.data.formats.coco_dialects import tidy_coco
 from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.paths import require_path
 from boxsup_d2.masks.segmentation import segmentation_fault, to_rle, usable_polygon
 
 
 def read_coco_json(path: str, dataset: str, fix: str = "") -> dict[str, Any]:
-    """Read a json, see :func:`read_json`, and check that it has COCO's outer form, see :func:`check_coco_form`."""
+    """Read a json, see :func:`read_json`, check that it has COCO's outer form, see :func:`check_coco_form`, and bring
+    it under COCO's rules, see :func:`boxsup_d2.data.formats.coco_dialects.tidy_coco`."""
     data = read_json(path, dataset, fix)
     check_coco_form(data, path)
-    return data
+    return tidy_coco(data)
 
 
 def read_json(path: str, dataset: str, fix: str = "", damaged: str = "Get it again.") -> Any:
@@ -42,8 +44,12 @@ def read_json(path: str, dataset: str, fix: str = "", damaged: str = "Get it aga
     """
     try:
         with open(require_path(path, dataset, fix), "rb") as file:
+            content = file.read()
+        try:
             # Of bytes, json finds out itself whether they are UTF-8, 16 or 32, with a byte order mark or without.
-            return json.loads(file.read())
+            return json.loads(content)
+        except UnicodeDecodeError:  # as Windows writes it
+            return json.loads(content.decode("cp1252"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"'{path}' is no valid json ({error}): it may have been cut off while downloading or copying. {damaged}"
