@@ -23,6 +23,7 @@ from detectron2.data import detection_utils
 from PIL import Image, UnidentifiedImageError
 
 _CV2_FLAGS = {"BGR": cv2.IMREAD_COLOR, "RGB": cv2.IMREAD_COLOR, "L": cv2.IMREAD_GRAYSCALE}
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
 _DEEP_MODES = ("I", "F")  # how the names of Pillow's modes of more than 8 bits begin
 _PNG_DEPTH_BYTE, _TIFF_DEPTH_TAG = 24, 258
 # Percentiles of an image of more than 8 bits that become black and white: sensors of 10 to 14 bits fill a small part of
@@ -83,6 +84,8 @@ def read_image(file_name: str, format: str = "BGR") -> np.ndarray:
     flag = _CV2_FLAGS.get(format)
     image = None
     if flag is not None and data and not _is_truncated_jpeg(data):
+        if data.startswith(_TIFF_STARTS):  # of which OpenCV converts no deep ones from grey to colour or back
+            flag = cv2.IMREAD_ANYCOLOR
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_ANYDEPTH)
         except cv2.error:  # e.g. more pixels than OpenCV accepts: Pillow decides
@@ -90,9 +93,11 @@ def read_image(file_name: str, format: str = "BGR") -> np.ndarray:
     if image is None:
         return _read_with_detectron2(file_name, format)
     image = stretch(image)
-    if format == "RGB":
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-    return image[:, :, None] if format == "L" else image
+    if format == "L":
+        return (image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))[:, :, None]
+    if image.ndim == 2:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if format == "RGB" else image
 
 
 def stretch(image: np.ndarray) -> np.ndarray:
