@@ -127,7 +127,8 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(
             f"--out: '{out}' is a folder; name a file in it, such as '{os.path.join(args.out, 'masks.json')}'."
         )
-    if args.json and os.path.exists(out) and os.path.exists(args.json) and os.path.samefile(out, args.json):
+    given = args.json or args.annotations
+    if given and os.path.exists(out) and os.path.exists(given) and os.path.samefile(out, given):
         raise BadInput(f"--out is the file that is labelled, '{out}': name another one.")
 
     from boxsup_d2.cli.console import short, show
