@@ -431,7 +431,7 @@ def test_folders_are_recognised_by_what_is_in_them(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds several jsons of annotations.*name one"):
         read(tmp_path, tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no json, xml or txt file in"):
+    with pytest.raises(FileNotFoundError, match="no json, xml or txt file of annotations"):
         read(tmp_path / "empty", tmp_path)
 
 

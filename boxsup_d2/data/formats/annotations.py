@@ -4,6 +4,7 @@ COCO, Label Studio, labelme and VIA as json; Pascal VOC and CVAT as XML; YOLO as
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,13 @@ from boxsup_d2.data.formats.via import is_via, read_via
 from boxsup_d2.data.formats.voc import parse_xml, read_voc_xml
 from boxsup_d2.data.formats.yolo import read_yolo
 
-_SUFFIXES = (".json", ".xml", ".txt")
+_KINDS = (".json", ".xml", ".txt")
+# Files that people hand in and that cannot be read as they are.
+_NO_ANNOTATIONS = {
+    ".zip": "unpack it, and name the folder.",
+    ".csv": "tables are not read. Export the annotations as COCO, Pascal VOC or YOLO.",
+    ".txt": "one text file is no set of boxes: name the folder of YOLO's label files.",
+}
 # What each format that is not read looks like, as keys of its json, and the export to make instead.
 _NOT_READ = {
     "Supervisely": ({"objects", "size", "tags"}, "Export the project as COCO in Supervisely ('Export to COCO')."),
@@ -60,33 +67,26 @@ def read_annotations(
         FileNotFoundError: there are no annotations, or no images.
         ValueError: they are damaged, or of a format that is not read: the message says which, and what to do.
     """
-    if os.path.isdir(path):
-        suffix, files = _kind_of(path, suffix)
-    else:
-        suffix, files = os.path.splitext(path)[1].lower(), []
-    if suffix == ".txt":
-        if not files:
-            raise ValueError(f"'{path}' is one text file: name the folder of YOLO's label files.")
-        return Annotations(path, read_yolo(path, images, names, problems, notes), False)
-    if suffix == ".xml":
-        return _read_xml(path, files, images, problems, notes)
-    if files:
-        path, data, others = _json_of(path, files)
-        if data is None:
-            folder = read_labelme(path, others, images, problems, notes)
-            return Annotations(path, folder, False)
-    else:
-        data = read_json(path, "boxes")
-    return _read_json(path, data, images, problems, notes)
-
-
-def _kind_of(folder: str, suffix: str) -> tuple[str, list[str]]:
-    """The kind of a folder's annotation files, and the files."""
-    for kind in (suffix,) if suffix else _SUFFIXES:
-        files = list_files(folder, [kind])
-        if files:
-            return kind, files
-    raise FileNotFoundError(f"There is no {suffix or 'json, xml or txt'} file in '{folder}'. Correct the path.")
+    if not os.path.isdir(path):
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix in _NO_ANNOTATIONS:
+            raise ValueError(f"'{path}': {_NO_ANNOTATIONS[suffix]}")
+        if suffix == ".xml":
+            return _read_xml(path, [], images, problems, notes)
+        return _read_json(path, read_json(path, "boxes"), images, problems, notes)
+    for kind in (suffix,) if suffix else _KINDS:
+        files = list_files(path, [kind])
+        if files and kind == ".txt":
+            return Annotations(path, read_yolo(path, images, names, problems, notes), False)
+        if files and kind == ".xml":
+            return _read_xml(path, files, images, problems, notes)
+        found = _json_of(path, files)
+        if found is not None:
+            return _read_json(*found, images, problems, notes, path, files)
+    raise FileNotFoundError(
+        f"There is no {suffix or 'json, xml or txt'} file of annotations, in a format that is read, in '{path}'. "
+        "Correct the path, or export them as COCO."
+    )
 
 
 def _read_xml(path: str, files: list[str], images: str, problems: Problems, notes: Problems) -> Annotations:
@@ -113,27 +113,29 @@ def _read_xml(path: str, files: list[str], images: str, problems: Problems, note
     return Annotations(path, read_voc_xml(path, images, problems, notes), False)
 
 
-def _json_of(folder: str, files: list[str]) -> tuple[str, Any, list[str]]:
-    """The json of a folder that holds one set, with its content; or the folder, None, and labelme's jsons in it."""
-    found, labelme = [], []
+def _json_of(folder: str, files: list[str]) -> tuple[str, Any] | None:
+    """The json of a folder that holds its annotations, or the first of labelme's, with its content; None: none does."""
+    found = []
     for relative in files:
+        path = os.path.join(folder, relative)
         try:
-            data = read_json(os.path.join(folder, relative), relative)
-        except (ValueError, OSError):
-            labelme.append(relative)  # if it is a folder of labelme's, that is told there
+            data = read_json(path, relative)
+        except (ValueError, OSError):  # not the annotations, or one of labelme's, which tells that
             continue
-        if isinstance(data, dict) and "shapes" in data:
-            labelme.append(relative)
-        elif _is_set(data) or _format_not_read(data):
-            found.append((relative, data))
+        if _is_labelme(data):
+            return path, data
+        if _is_set(data) or _format_not_read(data):
+            found.append((path, data))
+        if _format_not_read(data):
+            break
     if len(found) > 1:
-        names = [name for name, _ in found[:4]]
+        names = [os.path.relpath(path, folder) for path, _ in found[:4]]
         raise ValueError(f"'{folder}' holds several jsons of annotations, such as {names}: name one of them.")
-    if found:
-        return os.path.join(folder, found[0][0]), found[0][1], []
-    if labelme:
-        return folder, None, labelme
-    raise ValueError(f"No json in '{folder}' holds annotations in a format that is read, such as COCO's.")
+    return found[0] if found else None
+
+
+def _is_labelme(data: Any) -> bool:
+    return isinstance(data, dict) and isinstance(data.get("shapes"), list)
 
 
 def _is_set(data: Any) -> bool:
@@ -152,13 +154,16 @@ def _format_not_read(data: Any) -> str:
     return ""
 
 
-def _read_json(path: str, data: Any, images: str, problems: Problems, notes: Problems) -> Annotations:
+def _read_json(
+    path: str, data: Any, images: str, problems: Problems, notes: Problems, folder: str = "", files: Sequence[str] = ()
+) -> Annotations:
+    """``folder``, ``files``: what was given, where it was a folder, and the jsons in it."""
     refusal = _format_not_read(data)
     if refusal:
         raise ValueError(f"'{path}' {refusal}")
-    if isinstance(data, dict) and isinstance(data.get("shapes"), list):
-        folder, base = os.path.split(path)
-        return Annotations(path, read_labelme(folder, [base], images, problems, notes), False)
+    if _is_labelme(data):
+        root, base = (folder, "") if folder else os.path.split(path)
+        return Annotations(folder or path, read_labelme(root, files or [base], images, problems, notes), False)
     if is_via(data):
         return Annotations(path, read_via(data, images, problems, notes), False)
     if is_label_studio(data):

@@ -40,7 +40,7 @@ def read_text(path: str) -> str:
         data = file.read()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16", "replace")
-    if b"\0" in data[:2]:
+    if len(data) > 1 and b"\0" in data[:2]:
         return data.decode("utf-16-le" if data[1] == 0 else "utf-16-be", "replace")
     try:
         return data.decode("utf-8-sig")

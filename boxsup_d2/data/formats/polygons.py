@@ -19,7 +19,7 @@ from boxsup_d2.masks.rle import decode, has_mask
 
 # Points that the shortest cuts are looked for between (of more, every second, third, ...), and the most rings; rows of
 # pixels that dust is joined along.
-_MAX_ENDS, _MAX_TREE, _ROWS = 4096, 1024, 16
+_MAX_ENDS, _MAX_TREE, _ROWS = 2048, 1024, 16
 # How far outlines for OpenCV lie inside of the edges of the pixels; a power of 2, so that sums are exact. pycocotools
 # rounds to fifths of a pixel: less than a tenth is nothing to it.
 _INSET = 1 / 16
