@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import unicodedata
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -275,7 +276,7 @@ def test_cvat_xml(tmp_path: Path) -> None:
     assert [category["name"] for category in data["categories"]] == ["zebra", "ant"]
     assert data["images"][0]["file_name"] == "frames/a.jpg"
     assert by_class(data) == [
-        ("ant", [2.5, 3, 8, 6]), ("ant", [13, 1, 4, 10]), ("zebra", [1, 1, 28, 18]), ("zebra", [4, 5, 3, 1])
+        ("ant", [2.5, 3, 8, 6]), ("ant", [13, 1, 4, 10]), ("zebra", [1, 1, 28, 18]), ("zebra", [5, 5, 2, 1])
     ]  # fmt: skip
     first, turned, parts, brushed = data["annotations"]
     assert first["attributes"] == {"age": "old", "occluded": True}
@@ -284,7 +285,7 @@ def test_cvat_xml(tmp_path: Path) -> None:
     expected = np.zeros((H, W), bool)
     expected[5, 5:7] = True
     np.testing.assert_array_equal(decode_mask(brushed, H, W), expected)
-    assert brushed["bbox"] == [5, 5, 2, 1] or brushed["area"] == 2
+    assert brushed["area"] == 2
     assert "polyline" in str(notes)
     assert "runs cover 3 pixels of 3×2" in str(problems)
     (tmp_path / "video.xml").write_text("<annotations><track id='0' label='x'><box frame='0'/></track></annotations>")
@@ -507,10 +508,10 @@ def test_polygons_for_opencv_give_back_every_pixel(seed: int) -> None:
 
 
 def test_many_parts_are_joined_in_time() -> None:
-    mask = np.zeros((200, 200), bool)
-    mask[::3, ::3] = True
+    mask = np.zeros((100, 100), bool)
+    mask[::3, ::3] = True  # more than are joined by the shortest cuts
     polygon = mask_to_polygon(mask)
-    again = mask_util.decode(mask_util.frPyObjects([polygon], 200, 200)[0]).astype(bool)
+    again = mask_util.decode(mask_util.frPyObjects([polygon], 100, 100)[0]).astype(bool)
     np.testing.assert_array_equal(again, mask)
 
 
@@ -548,8 +549,8 @@ def test_round_trips(tmp_path: Path, labelled: dict[str, Any]) -> None:
         data, problems, _ = read(tmp_path / folder, tmp_path)
         assert not problems
         assert as_objects(data) == as_objects(labelled), folder
-        assert [image["id"] for image in data["images"]] == [40, 9, 3]
-        assert data["images"][0] == labelled["images"][0]
+        images = sorted(data["images"], key=itemgetter("id"))
+        assert images == sorted(labelled["images"], key=itemgetter("id")), folder
     config = (tmp_path / "studio" / "config.xml").read_text()
     assert '<Label value="zebra"/>' in config
 

@@ -20,12 +20,12 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 from detectron2.data import detection_utils
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 _CV2_FLAGS = {"BGR": cv2.IMREAD_COLOR, "RGB": cv2.IMREAD_COLOR, "L": cv2.IMREAD_GRAYSCALE}
 _TIFF_STARTS = (b"II*\0", b"MM\0*")
 _DEEP_MODES = ("I", "F")  # how the names of Pillow's modes of more than 8 bits begin
-_PNG_DEPTH_BYTE, _TIFF_DEPTH_TAG = 24, 258
+_PNG_DEPTH_BYTE, _TIFF_DEPTH_TAG, _TIFF_CHANNELS_TAG = 24, 258, 277
 # Percentiles of an image of more than 8 bits that become black and white: sensors of 10 to 14 bits fill a small part of
 # their 16, and a few dead or glowing pixels would take most of the range. Of so many pixels at most.
 _BLACK, _WHITE, _SAMPLES = 0.5, 99.5, 1 << 20
@@ -196,16 +196,16 @@ def image_header(file_name: str) -> ImageHeader:
     """
     try:
         with open(file_name, "rb") as file:
-            with _of_any_size(), Image.open(file) as image:
-                # Whether Pillow's size of a TIFF is turned already depends on its version; its tags are not.
-                tags = getattr(image, "tag_v2", {})
-                width, height = tags.get(256, image.width), tags.get(257, image.height)
-                turned = _orientation(image) in _TURNED
-                deep = image.mode.startswith(_DEEP_MODES) or max(tags.get(_TIFF_DEPTH_TAG, (8,))) > 8
-            file.seek(0)
-            # Pillow reads PNGs of three channels of 16 bits as 8.
             head = file.read(_PNG_DEPTH_BYTE + 1)
-            deep = deep or (head.startswith(_PNG_START) and head[_PNG_DEPTH_BYTE] > 8)
+            file.seek(0)
+            if head.startswith(_TIFF_STARTS):
+                height, width, turned, deep = _tiff_header(file)
+            else:
+                with _of_any_size(), Image.open(file) as image:
+                    width, height, turned = *image.size, _orientation(image) in _TURNED
+                    deep = image.mode.startswith(_DEEP_MODES)
+                # Pillow reads PNGs of three channels of 16 bits as 8.
+                deep = deep or (head.startswith(_PNG_START) and head[_PNG_DEPTH_BYTE] > 8)
             if _ends_early(file):
                 raise ValueError("the file ends before its image does")
     except FileNotFoundError as error:
@@ -214,6 +214,21 @@ def image_header(file_name: str) -> ImageHeader:
         raise ValueError(f"Image '{file_name}' is damaged or no image ({error}). Replace or remove it.") from error
     height, width = (width, height) if turned else (height, width)
     return ImageHeader(int(height), int(width), deep)
+
+
+def _tiff_header(file: BinaryIO) -> tuple[int, int, bool, bool]:
+    """Height and width as stored, whether they are turned, and whether there are more than 8 bits a channel.
+
+    Of the tags, since Pillow opens no TIFF of three deep channels, and turns the size or not, depending on its version.
+    """
+    tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+    file.seek(tags.next)
+    tags.load(file)
+    channels = tags.get(_TIFF_CHANNELS_TAG, 1)
+    if channels > 4:
+        raise ValueError(f"it has {channels} channels: write three of them, or one, as an image of their own")
+    deep = max(tags.get(_TIFF_DEPTH_TAG, (1,))) > 8
+    return tags[257], tags[256], tags.get(_ORIENTATION_TAG) in _TURNED, deep
 
 
 def _orientation(image: Image.Image) -> int | None:

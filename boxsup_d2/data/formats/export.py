@@ -51,13 +51,13 @@ def write_yolo_seg(data: dict[str, Any], out_dir: str, image_root: str | None = 
     names, class_of = category_tables(data, out_dir)
     root = yolo_root(out_dir)
     counts = {"files": 0, "objects": 0, "without_mask": 0, "crowds": 0, "images_of_crowds": 0}
+    counts["crowds"] = sum(bool(annotation.get("iscrowd")) for annotation in data["annotations"])
+    counts["images_of_crowds"] = len(data["images"])
+    data = _without_images_of_crowds(data)
+    counts["images_of_crowds"] -= len(data["images"])
     folders = set()
     for (image, annotations), path in zip(by_image(data), _yolo_paths(data), strict=True):
         objects = [annotation for annotation in annotations if not annotation.get("iscrowd")]
-        counts["crowds"] += len(annotations) - len(objects)
-        if annotations and not objects:
-            counts["images_of_crowds"] += 1
-            continue
         height, width = image["height"], image["width"]
         lines = []
         for annotation in objects:
@@ -93,10 +93,21 @@ def yolo_root(out_dir: str) -> str:
 
 def yolo_links(data: dict[str, Any], out_dir: str, image_root: str) -> list[tuple[str, str]]:
     """Where a data set has each image, and which file that is; both absolute."""
-    root = yolo_root(out_dir)
+    root, data = yolo_root(out_dir), _without_images_of_crowds(data)
     pictures = (os.path.abspath(os.path.join(image_root, image["file_name"])) for image in data["images"])
     links = (os.path.join(root, path.lstrip("/")) for path in _yolo_paths(data))
     return list(zip(links, pictures, strict=True))
+
+
+def _without_images_of_crowds(data: dict[str, Any]) -> dict[str, Any]:
+    """The data without images that hold crowd regions and no object."""
+    crowds = {annotation["image_id"] for annotation in data["annotations"] if annotation.get("iscrowd")}
+    crowds -= {annotation["image_id"] for annotation in data["annotations"] if not annotation.get("iscrowd")}
+    return {
+        **data,
+        "images": [image for image in data["images"] if image["id"] not in crowds],
+        "annotations": [annotation for annotation in data["annotations"] if annotation["image_id"] not in crowds],
+    }
 
 
 def _yolo_paths(data: dict[str, Any]) -> list[str]:

@@ -43,30 +43,36 @@ def mask_to_polygon(mask: np.ndarray) -> list[float]:
     the mask back, holes included. Of several parts ``fillPoly`` also paints the cuts between them, a pixel wide:
     they are as short as they can be.
     """
-    rings = [ring for part in _parts(mask) for ring in _inset(part)]
-    return join_rings(rings).reshape(-1).tolist() if rings else []
+    parts = _parts(mask)
+    return join_rings(_inset(parts)).reshape(-1).tolist() if parts else []
 
 
-def _inset(rings: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """An outline and its holes (N×2, sides along the axes), moved a little to the inside of the mask."""
-    # The mask is on one side of the way along the outline, and, holes being walked the other way, along all of them.
-    x, y = rings[0].T
-    side = np.sign((x * np.roll(y, -1) - np.roll(x, -1) * y).sum())
-    _, number, counts = np.unique(np.concatenate(rings), axis=0, return_inverse=True, return_counts=True)
-    twice = np.split(counts[number.reshape(-1)] > 1, np.cumsum([len(ring) for ring in rings])[:-1])
-    moved = []
-    for ring, touching in zip(rings, twice, strict=True):
-        after = np.sign(np.roll(ring, -1, axis=0) - ring)
-        inwards = np.stack([-after[:, 1], after[:, 0]], axis=1) * side
-        before, inwards_before = np.roll(after, 1, axis=0), np.roll(inwards, 1, axis=0)
-        # Where two pixels touch at a corner, the way from one to the other is through it: a point in each.
-        turn = (before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) * side
-        through = (touching & (turn < 0))[:, None]
-        first = ring + _INSET * np.where(through, inwards_before - before, inwards_before + inwards)
-        second = ring + _INSET * (inwards + after)
-        both = np.stack([first, second], axis=1).reshape(-1, 2)
-        moved.append(both[np.stack([np.ones(len(ring), bool), through[:, 0]], axis=1).reshape(-1)])
-    return moved
+def _inset(parts: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """Outlines and holes (N×2, sides along the axes) of the parts of a mask, moved a little to the inside of it."""
+    rings = [ring for part in parts for ring in part]
+    sizes = np.array([len(ring) for ring in rings])
+    starts = np.cumsum(sizes) - sizes
+    points = np.concatenate(rings)
+    following = np.arange(1, len(points) + 1)
+    following[starts + sizes - 1] = starts
+    former = np.argsort(following)
+    way = points[following] - points
+    # On which side of the way the mask is: within an outline, and outside of a hole.
+    (x, y), (w, h) = points.T, way.T
+    areas = np.add.reduceat(x * h - y * w, starts)
+    within = [1 if place == 0 else -1 for part in parts for place in range(len(part))]
+    side = np.repeat(np.sign(areas) * within, sizes)
+    after = np.sign(way)
+    inwards = np.stack([-after[:, 1], after[:, 0]], axis=1) * side[:, None]
+    before, inwards_before = after[former], inwards[former]
+    # Where two pixels touch at a corner, the way from one to the other is through it: a point in each.
+    _, number, counts = np.unique(x * (y.max() + 1) + y, return_inverse=True, return_counts=True)
+    turn = (before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) * side
+    through = (counts[number] > 1) & (turn < 0)
+    first = points + _INSET * np.where(through[:, None], inwards_before - before, inwards_before + inwards)
+    both = np.stack([first, points + _INSET * (inwards + after)], axis=1)
+    moved = both[np.stack([np.ones(len(points), bool), through], axis=1)]
+    return np.split(moved, np.cumsum(np.add.reduceat(1 + through, starts))[:-1])
 
 
 def join_rings(rings: Sequence[np.ndarray]) -> np.ndarray:
