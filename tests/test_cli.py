@@ -26,7 +26,7 @@ from boxsup_d2.methods import DEFAULT_METHOD, methods
 from boxsup_d2.modeling.baselines.meta_arch import BoxFill
 from boxsup_d2.utils import progress
 
-COMMANDS = ("label", "train", "eval", "report", "convert")
+COMMANDS = ("label", "train", "eval", "report", "tighten", "convert")
 
 # A method that is slow enough to be killed, and notes the images that it was asked about.
 SLOW = """
@@ -490,11 +490,13 @@ def test_what_tools_write_for_boxes_alone_is_no_mask(
     box = data["annotations"][2]
     x, y, w, h = box["bbox"]
     box["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    box["confidence"] = "high"  # a drawn mask counts 1, whatever a field of this name says
     (tmp_path / "boxes.json").write_text(json.dumps(data))
     assert label(tmp_path) == 0
     result = read(tmp_path / "masks.json")
     assert isinstance(result["annotations"][0]["segmentation"], dict)
     assert result["annotations"][2]["segmentation"] == box["segmentation"]
+    assert result["annotations"][2]["confidence"] == 1
     assert "masks that are their box" in " ".join(capsys.readouterr().err.split())
     assert result["info"]["info"] == "made by hand"
 

@@ -50,13 +50,14 @@ class _LogLines(logging.Handler):
             tell(f"{time.strftime('%H:%M:%S')} {record.getMessage().strip()}")
 
 
-def problems_table(path: str, problems: Iterable["Problems"], notes: "Problems") -> Table:
+def problems_table(path: str, problems: Iterable["Problems"], notes: Iterable["Problems"]) -> Table:
     """What an inspection found: kind, count and first examples. Notes, which stop nothing, come last."""
     table = Table(title=Text(f"What was found in {path}"), title_justify="left")
     table.add_column("what")
     table.add_column("how often", justify="right")
     table.add_column("for example", overflow="fold")
-    rows = [(kind, "") for found in problems for kind in found.kinds()] + [(kind, "dim") for kind in notes.kinds()]
+    rows = [(kind, "") for found in problems for kind in found.kinds()]
+    rows += [(kind, "dim") for found in notes for kind in found.kinds()]
     for (kind, count, examples), style in rows:
         what = f"note: {kind}" if style else kind
         table.add_row(Text(what), str(count), Text("\n".join(examples)), style=style)

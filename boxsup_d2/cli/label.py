@@ -8,6 +8,7 @@ import shutil
 from typing import Any
 
 from boxsup_d2.cli.errors import BadInput, bad_input
+from boxsup_d2.cli.exports import EXPORTS
 from boxsup_d2.cli.sources import Source, add_source_arguments, read_source
 from boxsup_d2.methods import DEFAULT_METHOD, methods
 
@@ -20,7 +21,7 @@ examples:
   by weights of BoxCaseg, refined along the edges of the image (slower), by four processes:
     $ boxsup label --json boxes.json --images photos --method boxcaseg --weights boxcaseg.pth --crf --num-gpus 4
   from Pascal VOC's files to YOLO's:
-    $ boxsup label --voc-xml Annotations --images JPEGImages --yolo-seg labels
+    $ boxsup label --voc-xml Annotations --images JPEGImages --yolo-seg dataset
 
 The output is your json: its ids, order, crowd regions and unknown fields are unchanged; every other annotation has
 'segmentation' (run lengths, which any COCO tool reads), 'area', and between 0 and 1 'quality', the IoU with the true
@@ -58,14 +59,14 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     results.add_argument(
         "--force",
         action="store_true",
-        help="replace what is there that another command wrote, --png, --voc-png and --yolo-seg included",
+        help="replace what is there that another command wrote, other formats included",
     )
     results.add_argument(
         "--min-quality", type=_share, metavar="Q", help="leave boxes whose mask has a lower quality (0..1) without one"
     )
     results.add_argument("--polygons", action="store_true", help="polygons instead of run lengths; not exact")
-    for option, what in _EXPORTS.items():
-        results.add_argument(f"--{option}", metavar="DIR", help=f"also write {what}")
+    for option, kind in EXPORTS.items():
+        results.add_argument(f"--{option}", metavar="DIR", help=f"also write {kind.what}")
     results.add_argument(
         "--report", metavar="F", help="also write a page to look at the masks, as 'boxsup report' does"
     )
@@ -82,13 +83,6 @@ def _list_of_methods() -> str:
         needs += [f"the extra '{info.extra}'"] if info.extra else []
         lines.append(f"  {info.name:{width}}  {info.summary}{'; needs ' if needs else ''}{' and '.join(needs)}")
     return "\n".join(lines)
-
-
-_EXPORTS = {
-    "png": "a black and white PNG per mask",
-    "voc-png": "SegmentationObject/ and SegmentationClass/ as Pascal VOC has them",
-    "yolo-seg": "a txt file of polygons per image, as YOLO has them",
-}
 
 
 def add_machine_arguments(group: Any) -> None:
@@ -133,7 +127,8 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(
             f"--out: '{out}' is a folder; name a file in it, such as '{os.path.join(args.out, 'masks.json')}'."
         )
-    if args.json and os.path.exists(out) and os.path.exists(args.json) and os.path.samefile(out, args.json):
+    given = args.json or args.annotations
+    if given and os.path.exists(out) and os.path.exists(given) and os.path.samefile(out, given):
         raise BadInput(f"--out is the file that is labelled, '{out}': name another one.")
 
     from boxsup_d2.cli.console import short, show
@@ -142,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
     from boxsup_d2.engine.launch import launch
     from boxsup_d2.utils.lock import acquire_lock
 
-    exports = {option: getattr(args, option.replace("-", "_")) for option in _EXPORTS}
+    exports = {option: getattr(args, option.replace("-", "_")) for option in EXPORTS}
     exports = {option: os.path.abspath(folder) for option, folder in exports.items() if folder}
     source = read_source(args)
     job = _job(args, source, out, processes, LabelJob)

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from boxsup_d2.cli.errors import BadInput
+from boxsup_d2.cli.exports import check_links, targets, write
 from boxsup_d2.cli.sources import Source
 from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY, read_provenance, read_pseudo_masks, write_pseudo_masks
 from boxsup_d2.masks.confidence import DOUBTFUL_QUALITY
@@ -79,7 +80,7 @@ def finish(
         summary = provenance["summary"]
         doubtful = 0 if min_quality >= DOUBTFUL_QUALITY else summary.get("doubtful", left) - left
         provenance["summary"] = {**summary, "doubtful": doubtful, "left_as_boxes": left}
-    _export(labelled, exports)
+    _export(labelled, exports, source.image_root)
     if polygons:  # the usable part only: other entries may lack sizes or images
         from boxsup_d2.data.formats.polygons import to_polygons
 
@@ -131,7 +132,7 @@ def export(out: str, image_root: str, exports: dict[str, str]) -> None:
     with open(out, encoding="utf-8") as file:
         data = json.load(file)
     # With --keep-going the json holds entries that no format has room for, as it did before.
-    _export(inspect_coco(data, image_root, path=out).usable, exports)
+    _export(inspect_coco(data, image_root, path=out).usable, exports, image_root)
     provenance = read_provenance(out) or {}
     write_pseudo_masks(out, data, {**provenance, _EXPORTS: {**provenance.get(_EXPORTS, {}), **exports}})
 
@@ -154,7 +155,8 @@ def claim_folders(exports: dict[str, str], source: Source, work: str, *, force: 
         with open(record, encoding="utf-8") as file:
             begun = json.load(file)
     for name, folder in exports.items():
-        present = [path for path in _targets(name, folder) if os.path.exists(path)]
+        check_links(name, folder, source.usable, source.image_root)
+        present = [path for path in targets(name, folder) if os.path.exists(path)]
         if any(os.path.samefile(path, source.path) for path in present):
             raise BadInput(f"--{name} '{folder}' would write over the boxes in '{source.path}': name another folder.")
         if present and begun.get(name) != folder and not force:
@@ -164,27 +166,12 @@ def claim_folders(exports: dict[str, str], source: Source, work: str, *, force: 
             json.dump({**begun, **exports}, file)
 
 
-def _targets(name: str, folder: str) -> list[str]:
-    """What a format writes into its folder."""
-    if name == "png":  # a folder per image, whatever its name
-        return [os.path.join(folder, base) for base in os.listdir(folder)] if os.path.isdir(folder) else []
-    names = {
-        "voc-png": ("SegmentationObject", "SegmentationClass", "class_names.txt"),
-        "yolo-seg": ("labels", "data.yaml"),
-    }
-    return [os.path.join(folder, base) for base in names[name]]
-
-
-def _export(data: dict[str, Any], exports: dict[str, str]) -> None:
-    if not exports:
-        return
+def _export(data: dict[str, Any], exports: dict[str, str], image_root: str) -> None:
     from boxsup_d2.cli.console import tell
-    from boxsup_d2.data.formats.export import write_mask_pngs, write_voc_png, write_yolo_seg
 
-    writers = {"png": write_mask_pngs, "voc-png": write_voc_png, "yolo-seg": write_yolo_seg}
     for name, folder in exports.items():
         tell(f"writing --{name} '{folder}'")
-        writers[name](data, folder)
+        write(name, data, folder, image_root)
 
 
 def _merged(

@@ -5,7 +5,7 @@ import multiprocessing
 import sys
 from collections.abc import Sequence
 
-from boxsup_d2.cli import convert, evaluate, label, models, report, train
+from boxsup_d2.cli import convert, evaluate, label, models, report, tighten, train
 from boxsup_d2.cli.errors import BAD_INPUT, EXPECTED, FAILED, INTERRUPTED, BadInput, message_of
 from boxsup_d2.version import __version__
 
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"boxsup_d2 {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    for module in (label, train, evaluate, report, models, convert):
+    for module in (label, train, evaluate, report, tighten, models, convert):
         command = module.add_parser(commands)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -57,10 +57,18 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, only_json: bool) ->
     """
     group = parser.add_argument_group("boxes and images")
     formats = group.add_mutually_exclusive_group(required=True)
-    formats.add_argument("--json", metavar="F", help="boxes as a COCO-format json; unknown fields are kept")
+    formats.add_argument(
+        "--json", metavar="F", help="boxes as a COCO-format json, whose unknown fields are kept, or one of other tools"
+    )
+    parser.set_defaults(voc_xml=None, yolo=None, annotations=None, names=None)
     if not only_json:
         formats.add_argument("--voc-xml", metavar="DIR", help="boxes as a folder of Pascal VOC's xml files")
         formats.add_argument("--yolo", metavar="DIR", help="boxes as a folder of YOLO's txt files")
+        formats.add_argument(
+            "--annotations",
+            metavar="PATH",
+            help="boxes as any of these, as CVAT's xml, or of Label Studio, labelme or VIA: a file, or a whole export",
+        )
         group.add_argument(
             "--names", metavar="F", help="class names of --yolo: a txt file with a name per line, or yaml"
         )
@@ -80,15 +88,18 @@ def read_source(args: argparse.Namespace) -> Source:
     """
     from boxsup_d2.cli.console import errors, problems_table, tell
     from boxsup_d2.data.formats.inspection import inspect_coco
+    from boxsup_d2.data.formats.problems import Problems
 
+    notes = Problems()
     with bad_input():
-        path, image_root, data, digest, unreadable = _read(args)
+        found, image_root, digest, unreadable = _read(args, notes)
+        path, data = found.path, found.data
         inspection = inspect_coco(data, image_root, path=path)
     if data["images"] and not inspection.usable["images"]:
         _refuse_wrong_folder(path, image_root, data["images"])
     mistakes = len(unreadable) + len(inspection.problems)
-    if mistakes or len(inspection.notes):
-        errors.print(problems_table(path, [unreadable, inspection.problems], inspection.notes))
+    if mistakes or len(notes) or len(inspection.notes):
+        errors.print(problems_table(path, [unreadable, inspection.problems], [notes, inspection.notes]))
     if mistakes and not args.keep_going:
         raise BadInput(
             f"'{path}' has {mistakes} mistake(s), listed above: nothing was done. Correct them, or use the rest with "
@@ -99,7 +110,7 @@ def read_source(args: argparse.Namespace) -> Source:
         raise BadInput(f"'{path}' has no usable box: there is nothing to do.")
     for what, count in inspection.filled.items():
         tell(f"{what}: {count}")
-    as_it_is = bool(args.json) and not mistakes and not inspection.filled
+    as_it_is = found.as_it_is and not mistakes and not inspection.filled
     if not as_it_is:  # the usable part changes when missing images come back
         digest = json_sha256([digest, usable])
     sizes = [os.path.getsize(os.path.join(image_root, image["file_name"])) for image in usable["images"]]
@@ -119,26 +130,19 @@ def _refuse_wrong_folder(path: str, image_root: str, images: list[Any]) -> None:
         )
 
 
-def _read(args: argparse.Namespace) -> tuple[str, str, dict[str, Any], str, Any]:
-    """Path, image folder, COCO dict, its sha256, and what of other formats could not be read."""
-    from boxsup_d2.data.formats.coco import read_coco_json
+def _read(args: argparse.Namespace, notes: Any) -> tuple[Any, str, str, Any]:
+    """The annotations, image folder, sha256, and what could not be read; ``notes``: gains what is worth knowing."""
+    from boxsup_d2.data.formats.annotations import read_annotations
     from boxsup_d2.data.formats.problems import Problems
     from boxsup_d2.utils.files import file_sha256
 
-    given = args.json or args.voc_xml or args.yolo
+    named = {".json": args.json, ".xml": args.voc_xml, ".txt": args.yolo, "": args.annotations}
+    suffix, given = next((suffix, given) for suffix, given in named.items() if given)
     path, image_root = (os.path.abspath(os.path.expanduser(value)) for value in (given, args.images))
     for name, where, exists in (("--images", image_root, os.path.isdir), ("boxes", path, os.path.exists)):
         if not exists(where):
             raise FileNotFoundError(f"{name}: there is no '{where}'.")
-    if args.json:
-        return path, image_root, read_coco_json(path, "boxes"), file_sha256(path), Problems()
-    from boxsup_d2.data.formats.voc import read_voc_xml
-    from boxsup_d2.data.formats.yolo import read_yolo
-
     unreadable = Problems()
-    if args.voc_xml:
-        data = read_voc_xml(path, image_root, unreadable)
-    else:
-        data = read_yolo(path, image_root, args.names, unreadable)
-    digest = json_sha256(data)
-    return path, image_root, data, digest, unreadable
+    found = read_annotations(path, image_root, args.names, unreadable, notes, suffix)
+    digest = file_sha256(found.path) if found.as_it_is else json_sha256(found.data)
+    return found, image_root, digest, unreadable

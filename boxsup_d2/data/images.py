@@ -1,24 +1,34 @@
-"""Fast, strict reading of 8-bit images and of label maps; every mapper reads through this module.
+"""Fast, strict reading of images, as 8 bits, and of label maps; every mapper reads through this module.
 
 OpenCV decodes a JPEG about 1.6 times as fast as the Pillow route of ``detectron2.data.detection_utils``. Whatever
 OpenCV cannot or should not judge (GIF, odd modes, a JPEG that ends too early) goes through Detectron2's reader, so
 both accept the same files, but for PNGs whose checksums say that they are damaged. Both turn the image as its EXIF
-orientation says.
+orientation says, and stretch images of more than 8 bits in the same way (:func:`stretch`). An alpha channel is left
+out.
 """
 
+import contextlib
 import io
 import os
 import struct
+import threading
 import zlib
 from collections import OrderedDict
-from typing import BinaryIO
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
 from detectron2.data import detection_utils
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 _CV2_FLAGS = {"BGR": cv2.IMREAD_COLOR, "RGB": cv2.IMREAD_COLOR, "L": cv2.IMREAD_GRAYSCALE}
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
+_DEEP_MODES = ("I", "F")  # how the names of Pillow's modes of more than 8 bits begin
+_PNG_DEPTH_BYTE, _TIFF_DEPTH_TAG, _TIFF_CHANNELS_TAG = 24, 258, 277
+# Percentiles of an image of more than 8 bits that become black and white: sensors of 10 to 14 bits fill a small part of
+# their 16, and a few dead or glowing pixels would take most of the range. Of so many pixels at most.
+_BLACK, _WHITE, _SAMPLES = 0.5, 99.5, 1 << 20
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -28,10 +38,23 @@ _TAIL_BYTES = 4096
 _ORIENTATION_TAG, _TURNED = 0x0112, (5, 6, 7, 8)
 
 
+class ImageHeader(NamedTuple):
+    """What the header of an image says: ``height`` and ``width``, upright, and ``deep``: more than 8 bits a channel."""
+
+    height: int
+    width: int
+    deep: bool
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder, by its name, is what systems and editors leave behind and no one's data."""
+    return name.startswith((".", "__MACOSX", "@eaDir"))
+
+
 def is_image_name(file_name: str) -> bool:
     """Whether a file is an image, by its name; not what archivers of other systems leave behind ("._0001.jpg")."""
     base = os.path.basename(file_name)
-    return base.lower().endswith(_EXTENSIONS) and not base.startswith(".")
+    return base.lower().endswith(_EXTENSIONS) and not is_leftover(base)
 
 
 def read_image(file_name: str, format: str = "BGR") -> np.ndarray:
@@ -42,7 +65,7 @@ def read_image(file_name: str, format: str = "BGR") -> np.ndarray:
         format: ``"BGR"``, ``"RGB"`` or ``"L"`` (grey), or any format of Detectron2's ``read_image``.
 
     Returns:
-        H×W×3 array, or H×W×1 for ``"L"``; uint8, 0..255, contiguous.
+        H×W×3 array, or H×W×1 for ``"L"``; uint8, 0..255, contiguous. Images of more than 8 bits are stretched.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -61,15 +84,42 @@ def read_image(file_name: str, format: str = "BGR") -> np.ndarray:
     flag = _CV2_FLAGS.get(format)
     image = None
     if flag is not None and data and not _is_truncated_jpeg(data):
+        if data.startswith(_TIFF_STARTS):  # of which OpenCV converts no deep ones from grey to colour or back
+            flag = cv2.IMREAD_ANYCOLOR
         try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_ANYDEPTH)
         except cv2.error:  # e.g. more pixels than OpenCV accepts: Pillow decides
             image = None
     if image is None:
         return _read_with_detectron2(file_name, format)
-    if format == "RGB":
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-    return image[:, :, None] if format == "L" else image
+    image = stretch(image)
+    if format == "L":
+        return (image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))[:, :, None]
+    if image.ndim == 2:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if format == "RGB" else image
+
+
+def stretch(image: np.ndarray) -> np.ndarray:
+    """An image of any numbers as uint8; one of uint8 as it is.
+
+    Its 0.5 and 99.5 percentiles, over all channels together, become 0 and 255; where these are the same number, its
+    least and greatest value do. What is no number becomes 0.
+    """
+    if image.dtype == np.uint8:
+        return image
+    values = image.reshape(-1)
+    sample = values[:: max(1, len(values) // _SAMPLES)]
+    sample = sample[np.isfinite(sample)]
+    if not len(sample):
+        return np.zeros(image.shape, np.uint8)
+    black, white = np.percentile(sample.astype(np.float64), (_BLACK, _WHITE))
+    if black == white:
+        finite = values[np.isfinite(values)]
+        black, white = float(finite.min()), float(finite.max())
+    # In float32, which holds 24 bits: half of the memory, and far more than is left.
+    scaled = (image.astype(np.float32) - np.float32(black)) * np.float32(255 / ((white - black) or 1))
+    return np.nan_to_num(scaled, nan=0, posinf=255, neginf=0).clip(0, 255).round().astype(np.uint8)
 
 
 def _is_truncated_jpeg(data: bytes) -> bool:
@@ -98,15 +148,47 @@ def _is_damaged_png(data: bytes) -> bool:
 
 def _read_with_detectron2(file_name: str, format: str) -> np.ndarray:
     try:
-        image = detection_utils.read_image(file_name, format=format)
+        with _of_any_size():
+            with Image.open(file_name) as opened:
+                if opened.mode.startswith(_DEEP_MODES):  # which Detectron2's reader would clip at 255
+                    pixels = stretch(np.asarray(detection_utils._apply_exif_orientation(opened)))
+                    return np.ascontiguousarray(np.repeat(pixels[:, :, None], 1 if format == "L" else 3, axis=2))
+            image = detection_utils.read_image(file_name, format=format)
     except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to, and an error of their own for
         # images of very many pixels
         raise ValueError(f"Image '{file_name}' is damaged or no image ({error}). Replace or remove it.") from error
     return np.ascontiguousarray(image)
 
 
+# How many readers are at work that take images of any size, and what Pillow's limit is without them.
+_readers, _pillow_limit = 0, Image.MAX_IMAGE_PIXELS
+_readers_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _of_any_size() -> Iterator[None]:
+    """Lift Pillow's limit of pixels, which guards servers against strangers' files: OpenCV's is the larger one."""
+    global _readers, _pillow_limit  # noqa: PLW0603 - Pillow's limit is global
+    with _readers_lock:
+        if not _readers:
+            _pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _readers += 1
+    try:
+        yield
+    finally:
+        with _readers_lock:
+            _readers -= 1
+            if not _readers:
+                Image.MAX_IMAGE_PIXELS = _pillow_limit
+
+
 def image_size(file_name: str) -> tuple[int, int]:
-    """Height and width of an image as :func:`read_image` returns it, from the file's header alone.
+    """Height and width of an image as :func:`read_image` returns it; see :func:`image_header`."""
+    return image_header(file_name)[:2]
+
+
+def image_header(file_name: str) -> ImageHeader:
+    """What an image is as :func:`read_image` reads it, from the file's header alone.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -114,18 +196,39 @@ def image_size(file_name: str) -> tuple[int, int]:
     """
     try:
         with open(file_name, "rb") as file:
-            with Image.open(file) as image:
-                # Whether Pillow's size of a TIFF is turned already depends on its version; its tags are not.
-                tags = getattr(image, "tag_v2", {})
-                width, height = tags.get(256, image.width), tags.get(257, image.height)
-                turned = _orientation(image) in _TURNED
+            head = file.read(_PNG_DEPTH_BYTE + 1)
+            file.seek(0)
+            if head.startswith(_TIFF_STARTS):
+                height, width, turned, deep = _tiff_header(file)
+            else:
+                with _of_any_size(), Image.open(file) as image:
+                    width, height, turned = *image.size, _orientation(image) in _TURNED
+                    deep = image.mode.startswith(_DEEP_MODES)
+                # Pillow reads PNGs of three channels of 16 bits as 8.
+                deep = deep or (head.startswith(_PNG_START) and head[_PNG_DEPTH_BYTE] > 8)
             if _ends_early(file):
                 raise ValueError("the file ends before its image does")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"Image '{file_name}' does not exist. Check the folder of the images.") from error
     except Exception as error:  # see _read_with_detectron2
         raise ValueError(f"Image '{file_name}' is damaged or no image ({error}). Replace or remove it.") from error
-    return (int(width), int(height)) if turned else (int(height), int(width))
+    height, width = (width, height) if turned else (height, width)
+    return ImageHeader(int(height), int(width), deep)
+
+
+def _tiff_header(file: BinaryIO) -> tuple[int, int, bool, bool]:
+    """Height and width as stored, whether they are turned, and whether there are more than 8 bits a channel.
+
+    Of the tags, since Pillow opens no TIFF of three deep channels, and turns the size or not, depending on its version.
+    """
+    tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+    file.seek(tags.next)
+    tags.load(file)
+    channels = tags.get(_TIFF_CHANNELS_TAG, 1)
+    if channels > 4:
+        raise ValueError(f"it has {channels} channels: write three of them, or one, as an image of their own")
+    deep = max(tags.get(_TIFF_DEPTH_TAG, (1,))) > 8
+    return tags[257], tags[256], tags.get(_ORIENTATION_TAG) in _TURNED, deep
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -166,7 +269,7 @@ def read_label_map(file_name: str) -> np.ndarray:
         ValueError: it is damaged, or neither a palette image nor a grey one.
     """
     try:
-        with Image.open(file_name) as image:
+        with _of_any_size(), Image.open(file_name) as image:
             if image.mode not in ("P", "L"):
                 raise ValueError(f"its mode is {image.mode}, expected a palette or grey image")
             return np.asarray(image)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from boxsup_d2.data.formats.pseudo_masks import labels_path, write_pseudo_masks
+from boxsup_d2.data.formats.pseudo_masks import labels_path, provenance_of, write_pseudo_masks
 from boxsup_d2.labelling.shards import MaskShardIndex, mask_record
 from boxsup_d2.labelling.writer import LabelWriter, label_task, labelled_rows
 from boxsup_d2.masks.confidence import DOUBTFUL_QUALITY
@@ -87,7 +87,7 @@ class PseudoMaskWriter(LabelWriter):
             self.path,
             source,
             {**self._provenance, "summary": summary},
-            self._annotator(index, sizes),
+            self._annotator(index, sizes, earlier=provenance_of(source) is not None),
             f"About {index.bytes / 1e6:.0f} MB and the size of the source json are needed; the {len(self._prompts)} "
             f"labelled images are kept in '{self._folder}'.",
         )
@@ -108,17 +108,22 @@ class PseudoMaskWriter(LabelWriter):
         }
 
     def _annotator(
-        self, index: MaskShardIndex, sizes: dict[Any, tuple[int, int]]
+        self, index: MaskShardIndex, sizes: dict[Any, tuple[int, int]], *, earlier: bool
     ) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """Maps an annotation of the source to the one of the file; ``sizes``: height and width by image id."""
+        """Maps an annotation of the source to the one of the file; ``sizes``: height and width by image id.
+
+        ``earlier``: an earlier labelling wrote the source, and says what the masks that it made are worth. Without,
+        masks were drawn, and fields of these names mean something else.
+        """
 
         def annotate(annotation: dict[str, Any]) -> dict[str, Any]:
             if annotation.get("iscrowd"):
                 return annotation
             if annotation["id"] in self._kept_ids:
-                # One that an earlier labelling made may say what it was worth.
-                quality = annotation.get("confidence", 1.0)
-                return {"confidence": 1.0, "confidence_exact": 1.0, "quality": quality, **annotation}
+                worth = {"confidence": 1.0, "confidence_exact": 1.0, "quality": 1.0}
+                if not earlier:
+                    return {**annotation, **worth}
+                return {**worth, "quality": annotation.get("confidence", 1.0), **annotation}
             merged = index.get(annotation["image_id"]).get(annotation["id"])
             if merged is None:  # its box is empty, so no method was asked for its mask
                 merged = MergedInstance(empty_rle(*sizes[annotation["image_id"]]), 0, 0.0, 0.0, 0.0)

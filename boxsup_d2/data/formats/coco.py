@@ -11,21 +11,30 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
+from pycocotools import mask as mask_util
+
 from boxsup_d2.data.formats.coco_checks import (
     Fault,
     box_fault,
     category_fault,
+    size_fault,
 )
+from boxsup_d2.data.formats.coco_dialects import tidy_coco
 from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.paths import require_path
+from boxsup_d2.masks.rle import has_mask
 from boxsup_d2.masks.segmentation import segmentation_fault, to_rle, usable_polygon
+
+#: Where a box is kept that a tight one replaced.
+LOOSE_BOX = "loose_bbox"
 
 
 def read_coco_json(path: str, dataset: str, fix: str = "") -> dict[str, Any]:
-    """Read a json, see :func:`read_json`, and check that it has COCO's outer form, see :func:`check_coco_form`."""
+    """Read a json, see :func:`read_json`, check that it has COCO's outer form, see :func:`check_coco_form`, and bring
+    it under COCO's rules, see :func:`boxsup_d2.data.formats.coco_dialects.tidy_coco`."""
     data = read_json(path, dataset, fix)
     check_coco_form(data, path)
-    return data
+    return tidy_coco(data)
 
 
 def read_json(path: str, dataset: str, fix: str = "", damaged: str = "Get it again.") -> Any:
@@ -42,8 +51,12 @@ def read_json(path: str, dataset: str, fix: str = "", damaged: str = "Get it aga
     """
     try:
         with open(require_path(path, dataset, fix), "rb") as file:
+            content = file.read()
+        try:
             # Of bytes, json finds out itself whether they are UTF-8, 16 or 32, with a byte order mark or without.
-            return json.loads(file.read())
+            return json.loads(content)
+        except UnicodeDecodeError:  # as Windows writes it
+            return json.loads(content.decode("cp1252"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"'{path}' is no valid json ({error}): it may have been cut off while downloading or copying. {damaged}"
@@ -214,6 +227,33 @@ def without_masks(data: dict[str, Any]) -> dict[str, Any]:
     Crowd regions keep theirs: they are no object's mask, box-only sets drop them, and files copy them untouched.
     """
     return {**data, "annotations": [obj if obj.get("iscrowd") else _box_only(obj) for obj in data["annotations"]]}
+
+
+def with_tight_boxes(data: dict[str, Any], path: str) -> tuple[dict[str, Any], int]:
+    """A COCO json, which is not changed, with the tight boxes of the masks in the place of others, and how many.
+
+    The former box stays as ``loose_bbox``. Crowd regions and annotations without a pixel keep theirs.
+
+    Raises:
+        ValueError: an image has no size, or a mask cannot be read; names the file.
+    """
+    images = {image["id"]: image for image in usable_images(data["images"], Problems())}
+    annotations, changed = [], 0
+    for annotation in data["annotations"]:
+        if not annotation.get("iscrowd") and annotation.get("segmentation"):
+            key, where = annotation.get("image_id"), f"'{path}', annotation {annotation.get('id')}"
+            image = images.get(key, {}) if _is_key(key) else {}
+            if size_fault(image) is not None:
+                raise ValueError(f"{where}: its image has no height and width in the json. Write them into it.")
+            mask = coco_segmentation(annotation["segmentation"], image, where)
+            box = annotation.get("bbox")
+            if has_mask(mask):
+                box = mask_util.toBbox(to_rle(mask, image["height"], image["width"])).tolist()
+            if box != annotation.get("bbox"):
+                changed += 1
+                annotation = {**annotation, LOOSE_BOX: annotation.get(LOOSE_BOX, annotation.get("bbox")), "bbox": box}
+        annotations.append(annotation)
+    return {**data, "annotations": annotations}, changed
 
 
 def _is_key(value: Any) -> bool:

@@ -22,46 +22,101 @@ from boxsup_d2.data.images import encode_label_map
 from boxsup_d2.masks.label_map import IGNORE_LABEL, MAX_CLASSES
 
 
-def write_yolo_seg(data: dict[str, Any], out_dir: str) -> dict[str, int]:
-    """Write ``labels/<image>.txt``, a line "class x0 y0 x1 y1 ..." per object in 0..1 of the sides, and ``data.yaml``.
+def write_yolo_seg(data: dict[str, Any], out_dir: str, image_root: str | None = None) -> dict[str, int]:
+    """Write a data set as ``yolo train`` takes it: text files, ``data.yaml``, and links to the images.
 
-    The format has one polygon per object, so that a mask of several parts, or with holes, becomes one polygon whose
-    parts are joined by cuts of no width, as the format's own tools convert COCO's polygons; filled by the number of
-    crossings, as these tools fill it, it is the mask again, pixel by pixel (:mod:`.polygons`). A mask that is one
-    polygon already is written as it is. Images without an object get an empty file: they are background.
+    Text files have a line "class x0 y0 x1 y1 ..." per object in 0..1 of the sides. They lie where these tools look for
+    them: the last folder ``images`` in the path of an image becomes ``labels``. Images whose file names have no such
+    folder get it before them. A folder that is itself called ``labels`` is that one; the data set is the folder above.
 
-    ``data.yaml`` names the classes, numbered from 0 in the order of their category ids, and says that the images are
-    in the folder ``images`` beside ``labels``, where these tools look for them.
+    The format has one polygon per object. A mask of several parts, or with holes, becomes one polygon whose parts are
+    joined by cuts, as the format's own tools join COCO's polygons; filled by OpenCV or by pycocotools it is the mask
+    again (:func:`.polygons.mask_to_polygon`). Images without an object get an empty file, for they are background;
+    those with crowd regions alone are not, and are left out.
+
+    ``data.yaml`` names the classes, numbered from 0 in the order of their category ids, and the folders of the images.
+
+    Args:
+        data: see the module.
+        out_dir: folder to write to.
+        image_root: folder of the images, to make links to; None makes none.
 
     Returns:
-        ``files``, ``objects``, ``without_mask`` (left out: no mask, or an empty one) and ``crowds`` (left out).
+        ``files``, ``objects``, ``without_mask`` (left out: no mask, or an empty one), ``crowds`` (left out) and
+        ``images_of_crowds`` (left out).
 
     Raises:
         ValueError: two images share a name but for its extension, or a mask cannot be read.
     """
     names, class_of = category_tables(data, out_dir)
-    counts = {"files": 0, "objects": 0, "without_mask": 0, "crowds": 0}
-    for (image, annotations), stem in _images(data):
+    root = yolo_root(out_dir)
+    counts = {"files": 0, "objects": 0, "without_mask": 0, "crowds": 0, "images_of_crowds": 0}
+    counts["crowds"] = sum(bool(annotation.get("iscrowd")) for annotation in data["annotations"])
+    counts["images_of_crowds"] = len(data["images"])
+    data = _without_images_of_crowds(data)
+    counts["images_of_crowds"] -= len(data["images"])
+    folders = set()
+    for (image, annotations), path in zip(by_image(data), _yolo_paths(data), strict=True):
+        objects = [annotation for annotation in annotations if not annotation.get("iscrowd")]
         height, width = image["height"], image["width"]
         lines = []
-        for annotation in annotations:
-            if annotation.get("iscrowd"):
-                counts["crowds"] += 1
-                continue
-            points = np.array(_one_polygon(annotation, height, width)).reshape(-1, 2)
+        for annotation in objects:
+            points = np.array(mask_to_polygon(decode_mask(annotation, height, width))).reshape(-1, 2)
             if not len(points):
                 counts["without_mask"] += 1
                 continue
-            shares = np.clip(points / (width, height), 0, 1).reshape(-1)
+            shares = (points / (width, height)).reshape(-1)
             lines.append(" ".join([str(class_of[annotation["category_id"]]), *(f"{v:.6g}" for v in shares)]))
-        with open(make_parent(os.path.join(out_dir, "labels", f"{stem}.txt")), "w", encoding="utf-8") as file:
+        before, after = path.rsplit("/images/", 1)
+        label = os.path.join(root, f"{before}/labels/{os.path.splitext(after)[0]}.txt".lstrip("/"))
+        with open(make_parent(label), "w", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
+        folders.add(f"{before}/images".lstrip("/"))
         counts["files"] += 1
         counts["objects"] += len(lines)
-    content = {"train": "images", "val": "images", "nc": len(names), "names": dict(enumerate(names))}
-    with open(make_parent(os.path.join(out_dir, "data.yaml")), "w", encoding="utf-8") as file:
+    for link, picture in yolo_links(data, out_dir, image_root) if image_root else ():
+        if not os.path.lexists(link):
+            os.symlink(picture, make_parent(link))
+    listed = sorted(folders) or ["images"]
+    where = listed if len(listed) > 1 else listed[0]
+    content = {"train": where, "val": where, "nc": len(names), "names": dict(enumerate(names))}
+    with open(make_parent(os.path.join(root, "data.yaml")), "w", encoding="utf-8") as file:
         yaml.safe_dump(content, file, sort_keys=False, allow_unicode=True)
     return counts
+
+
+def yolo_root(out_dir: str) -> str:
+    """Folder of the data set that is written to a folder, see :func:`write_yolo_seg`."""
+    folder, base = os.path.split(os.path.abspath(out_dir))
+    return folder if base == "labels" else os.path.join(folder, base)
+
+
+def yolo_links(data: dict[str, Any], out_dir: str, image_root: str) -> list[tuple[str, str]]:
+    """Where a data set has each image, and which file that is; both absolute."""
+    root, data = yolo_root(out_dir), _without_images_of_crowds(data)
+    pictures = (os.path.abspath(os.path.join(image_root, image["file_name"])) for image in data["images"])
+    links = (os.path.join(root, path.lstrip("/")) for path in _yolo_paths(data))
+    return list(zip(links, pictures, strict=True))
+
+
+def _without_images_of_crowds(data: dict[str, Any]) -> dict[str, Any]:
+    """The data without images that hold crowd regions and no object."""
+    crowds = {annotation["image_id"] for annotation in data["annotations"] if annotation.get("iscrowd")}
+    crowds -= {annotation["image_id"] for annotation in data["annotations"] if not annotation.get("iscrowd")}
+    return {
+        **data,
+        "images": [image for image in data["images"] if image["id"] not in crowds],
+        "annotations": [annotation for annotation in data["annotations"] if annotation["image_id"] not in crowds],
+    }
+
+
+def _yolo_paths(data: dict[str, Any]) -> list[str]:
+    """The path of each image in a data set, from "/", with a folder ``images``."""
+    paths = []
+    for image, stem in zip(data["images"], output_stems(data["images"]), strict=True):
+        path = f"/{stem}{os.path.splitext(image['file_name'])[1]}"
+        paths.append(path if "/images/" in path else f"/images{path}")
+    return paths
 
 
 def write_voc_png(data: dict[str, Any], out_dir: str) -> dict[str, int]:
@@ -145,13 +200,6 @@ def write_mask_pngs(data: dict[str, Any], out_dir: str) -> dict[str, int]:
 def _images(data: dict[str, Any]) -> Iterator[tuple[tuple[dict[str, Any], list[dict[str, Any]]], str]]:
     """Each image with its annotations, and the path for its files."""
     return zip(by_image(data), output_stems(data["images"]), strict=True)
-
-
-def _one_polygon(annotation: dict[str, Any], height: int, width: int) -> list[float]:
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, list) and len(segmentation) == 1:
-        return segmentation[0]
-    return mask_to_polygon(decode_mask(annotation, height, width))
 
 
 def _instance_map(

@@ -1,13 +1,23 @@
-"""What the readers and writers of folders share: finding images and their companions, and safe names for new files."""
+"""What the readers and writers of folders share: texts, images and their companions, and safe names for new files."""
 
+import codecs
 import os
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from boxsup_d2.data.formats.problems import Problems
-from boxsup_d2.data.images import image_size, is_image_name
+from boxsup_d2.data.images import image_size, is_image_name, is_leftover
+from boxsup_d2.data.paths import missing_files
+
+# What Label Studio writes before the name of an uploaded file.
+_UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")
+# Folders of annotations, and those of their images beside them.
+_COMPANIONS = {"labels": "images", "Annotations": "JPEGImages", "annotations": "images", "ann": "img"}
 
 
 def require_folder(path: str, what: str) -> str:
@@ -20,8 +30,28 @@ def require_folder(path: str, what: str) -> str:
     return path
 
 
+def read_text(path: str) -> str:
+    """A text file in UTF-8 or 16, with a byte order mark or without, or else in the encoding of western Windows.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace")
+    if len(data) > 1 and b"\0" in data[:2]:
+        return data.decode("utf-16-le" if data[1] == 0 else "utf-16-be", "replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
+
+
 def list_files(root: str, extensions: Sequence[str] = ()) -> list[str]:
     """Sorted relative paths, with "/", of the files below a folder; links in it are followed.
+
+    Hidden files and folders, and others that systems and editors leave behind, are not listed.
 
     ``extensions``: lower-case, with dots; none: the images.
     """
@@ -30,43 +60,97 @@ def list_files(root: str, extensions: Sequence[str] = ()) -> list[str]:
         here = os.path.join(os.path.realpath(folder), "")
         # A link to a folder above would be followed for ever.
         inner[:] = [
-            name for name in inner if not here.startswith(os.path.join(os.path.realpath(f"{folder}/{name}"), ""))
+            name
+            for name in inner
+            if not is_leftover(name) and not here.startswith(os.path.join(os.path.realpath(f"{folder}/{name}"), ""))
         ]
         relative = os.path.relpath(folder, root).replace(os.sep, "/")
         prefix = "" if relative == "." else f"{relative}/"
         for name in names:
-            if name.lower().endswith(tuple(extensions)) if extensions else is_image_name(name):
+            wanted = name.lower().endswith(tuple(extensions)) if extensions else is_image_name(name)
+            if wanted and not is_leftover(name):
                 found.append(prefix + name)
     return sorted(found)
 
 
 class ImageFinder:
-    """Finds the image below a folder that a file of annotations belongs to."""
+    """Finds the images below a folder that annotations name, or belong to.
+
+    Names in different Unicode forms (an accent of its own, or within its letter) are the same.
+    """
 
     def __init__(self, root: str):
         self.images = list_files(root)
-        self._paths = set(self.images)
+        self._paths = {_key(image): image for image in self.images}
         self._by_path: dict[str, list[str]] = defaultdict(list)
         self._by_stem: dict[str, list[str]] = defaultdict(list)
-        for image in self.images:
-            without = os.path.splitext(image)[0]
-            self._by_path[without].append(image)
-            self._by_stem[without.rsplit("/", 1)[-1]].append(image)
+        self._by_base: dict[str, list[str]] = defaultdict(list)
+        for key, image in self._paths.items():
+            stem, base = os.path.splitext(key)[0], key.rsplit("/", 1)[-1]
+            self._by_path[stem].append(image)
+            self._by_stem[stem.rsplit("/", 1)[-1]].append(image)
+            self._by_base[base].append(image)
+            if base.lower() != base:
+                self._by_base[base.lower()].append(image)
 
-    def find(self, relative: str, named: str = "") -> str | None:
-        """Relative path of an image; None where there is none or more than one.
+    def beside(self, relative: str) -> str | None:
+        """The image that a file of annotations belongs to by its own name; None where there is none or several.
 
-        Args:
-            relative: path of the annotations below their folder.
-            named: name of the image, where the annotations give one.
+        ``relative``: its path below the folder of the annotations. The image may have any extension, and lie in the
+        same folder below the images, in the folder ``images`` beside a folder ``labels``, or anywhere.
         """
-        stem = os.path.splitext(relative)[0]
-        candidates = [
-            [named] if named in self._paths else [],
-            self._by_path.get(stem, []),
-            self._by_stem.get(stem.rsplit("/", 1)[-1], []),
-        ]
+        stem = _key(os.path.splitext(relative)[0])
+        *folders, name = stem.split("/")
+        candidates = [self._by_path.get(stem, [])]
+        for place in range(len(folders) - 1, -1, -1):
+            if folders[place] in _COMPANIONS:
+                beside = [*folders[:place], _COMPANIONS[folders[place]], *folders[place + 1 :], name]
+                candidates.append(self._by_path.get("/".join(beside), []))
+        candidates.append(self._by_stem.get(name, []))
         return next((images[0] for images in candidates if len(images) == 1), None)
+
+    def named(self, name: str) -> str | None:
+        """The image that a name means, which may be a path of another system or a URL; None: no image, or several.
+
+        The end of the path counts, as much of it as there is; then the name of the file alone, also without what
+        Label Studio puts before it; then that without regard to capitals.
+        """
+        key = _key(unquote(name.rsplit("?d=", 1)[-1]).replace("\\", "/"))
+        parts = [part for part in key.split("/") if part not in ("", ".", "..")]
+        for start in range(len(parts)):
+            if "/".join(parts[start:]) in self._paths:
+                return self._paths["/".join(parts[start:])]
+        base = parts[-1] if parts else ""
+        for candidate in (base, _UPLOAD.sub("", base, count=1), base.lower()):
+            if len(self._by_base.get(candidate, ())) == 1:
+                return self._by_base[candidate][0]
+        return None
+
+
+def _key(path: str) -> str:
+    return unicodedata.normalize("NFC", path)
+
+
+def locate_images(data: dict[str, Any], image_root: str, notes: Problems) -> dict[str, Any]:
+    """A COCO json, which is not changed, with the names that its images have below a folder.
+
+    Names that are there stay, and so do those that mean no image, or several (see :meth:`ImageFinder.named`): that is
+    for the inspection to say. ``notes`` gains the others.
+    """
+    names = [image.get("file_name") for image in data["images"]]
+    paths = {name: os.path.join(image_root, name) for name in names if isinstance(name, str) and name}
+    missing = set(missing_files(path for path in paths.values() if "\0" not in path))
+    if not missing or not os.path.isdir(image_root):
+        return data
+    finder = ImageFinder(image_root)
+    images = []
+    for image, name in zip(data["images"], names, strict=True):
+        found = finder.named(name) if isinstance(name, str) and paths.get(name) in missing else None
+        if found is not None:
+            notes.add("names of images that are paths of another place: found by their ends", f"{name} -> {found}")
+            image = {**image, "file_name": found}
+        images.append(image)
+    return {**data, "images": images}
 
 
 def header_size(root: str, image: str, problems: Problems) -> tuple[int, int] | None:

@@ -27,7 +27,8 @@ from boxsup_d2.data.formats.coco_checks import (
     unused_ids,
 )
 from boxsup_d2.data.formats.problems import Problems, brief
-from boxsup_d2.data.images import image_size
+from boxsup_d2.data.formats.pseudo_masks import provenance_of
+from boxsup_d2.data.images import ImageHeader, image_header
 from boxsup_d2.data.paths import missing_files
 from boxsup_d2.masks.segmentation import segmentation_fault
 
@@ -101,7 +102,7 @@ def inspect_coco(data: dict[str, Any], image_root: str, *, path: str, headers: b
         ValueError: it has not the outer form of a COCO json.
     """
     check_coco_form(data, path)
-    inspector = _Inspector(image_root, headers)
+    inspector = _Inspector(image_root, headers, drawn=provenance_of(data) is None)
     categories = inspector.categories(data["categories"])
     images = inspector.images(data["images"])
     annotations = inspector.annotations(data["annotations"])
@@ -119,7 +120,8 @@ def inspect_coco(data: dict[str, Any], image_root: str, *, path: str, headers: b
 class _Inspector:
     """Goes through the lists of a json; what later lists refer to is kept from the earlier ones."""
 
-    def __init__(self, image_root: str, headers: bool):
+    def __init__(self, image_root: str, headers: bool, drawn: bool):
+        self._drawn = drawn
         self.problems, self.notes = Problems(), Problems()
         self.filled = {SIZES_READ: 0, IDS_MADE: 0}
         self._root = image_root
@@ -152,13 +154,15 @@ class _Inspector:
         paths = [os.path.join(self._root, entry["file_name"]) for entry in named]
         missing = set(missing_files(paths))
         usable = []
-        for entry, path, size in zip(named, paths, self._header_sizes(named, paths, missing), strict=True):
+        for entry, path, size in zip(named, paths, self._read_headers(named, paths, missing), strict=True):
             if path in missing:
                 self._leave_out(entry, Fault(f"images that are not in '{self._root}'", entry["file_name"]))
             elif isinstance(size, ValueError):
                 self._leave_out(entry, Fault("images that cannot be read", str(size).replace(path, entry["file_name"])))
             else:
-                usable += self._sized(entry, size)
+                if size is not None and size.deep:
+                    self.notes.add("images of more than 8 bits, stretched between percentiles", entry["file_name"])
+                usable += self._sized(entry, size and size[:2])
         return usable
 
     def _without_repetitions(self, entries: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -193,17 +197,17 @@ class _Inspector:
         self.problems.add(*fault)
         self._left_out.add(entry["id"])
 
-    def _header_sizes(
+    def _read_headers(
         self, entries: list[dict[str, Any]], paths: list[str], missing: set[str]
-    ) -> Iterator[tuple[int, int] | ValueError | None]:
-        """Per image height and width in its file, or why there are none; None where nobody looked."""
+    ) -> Iterator[ImageHeader | ValueError | None]:
+        """Per image what its file's header says, or why there is none; None where nobody looked."""
         wanted = [
             path if path not in missing and (self._headers or size_fault(entry)) else None
             for entry, path in zip(entries, paths, strict=True)
         ]
         with ThreadPoolExecutor(_THREADS) as pool:
             for batch in _batches(wanted, _BATCH):
-                yield from pool.map(_try_size, batch)
+                yield from pool.map(_try_header, batch)
 
     def _sized(self, entry: dict[str, Any], size: tuple[int, int] | None) -> list[dict[str, Any]]:
         """The entry with a height and a width; none where it has others than its file."""
@@ -254,6 +258,11 @@ class _Inspector:
                     continue
                 entry = {**entry, "id": next(new_ids)}
                 self.filled[IDS_MADE] += 1
+            if self._drawn and "confidence" in entry:
+                value = brief(entry["confidence"])
+                self.notes.add(
+                    "fields 'confidence' of your own, which labelling replaces", f"id {entry['id']}: {value}"
+                )
             seen[entry["id"]] = entry
             usable.append(self._with_sound_mask(entry))
         return usable
@@ -297,11 +306,11 @@ def _is_rectangle(segmentation: Any, box: list[float]) -> bool:
     return points == {(round(a, 1), round(b, 1)) for a in (x, x + w) for b in (y, y + h)}
 
 
-def _try_size(path: str | None) -> tuple[int, int] | ValueError | None:
+def _try_header(path: str | None) -> ImageHeader | ValueError | None:
     if path is None:
         return None
     try:
-        return image_size(path)
+        return image_header(path)
     except (FileNotFoundError, ValueError) as error:
         return ValueError(str(error))
 

@@ -8,6 +8,7 @@ x1 = xmax).
 """
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
@@ -16,7 +17,7 @@ import defusedxml.ElementTree
 import numpy as np
 from defusedxml.common import DefusedXmlException
 
-from boxsup_d2.data.formats.folders import ImageFinder, header_size, list_files, require_folder
+from boxsup_d2.data.formats.folders import ImageFinder, header_size, list_files, read_text, require_folder
 from boxsup_d2.data.formats.problems import Problems
 
 
@@ -35,14 +36,21 @@ class VocObject(NamedTuple):
     truncated: int
 
 
-def parse_voc_xml(path: str) -> Element:
+def parse_xml(path: str) -> Element:
     """The root of an annotation file that exists.
 
     Raises:
         ValueError: it is damaged.
     """
     try:
-        root = defusedxml.ElementTree.parse(path).getroot()
+        try:
+            root = defusedxml.ElementTree.parse(path).getroot()
+        except defusedxml.ElementTree.ParseError:
+            # As Windows writes it, without saying so: the text, without what it says of its encoding.
+            text = read_text(path)
+            if text.isascii():
+                raise
+            root = defusedxml.ElementTree.fromstring(re.sub(r"^\s*<\?xml.*?\?>", "", text))
     except (defusedxml.ElementTree.ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise ValueError(f"'{path}' is damaged or no VOC annotation ({error!r}). Unpack or copy it again.") from error
     return root
@@ -91,11 +99,14 @@ def ids_of_names(stems: Sequence[str]) -> list[int]:
     return list(range(1, len(stems) + 1))
 
 
-def read_voc_xml(annotations: str, images: str, report: Problems | None = None) -> dict[str, Any]:
+def read_voc_xml(
+    annotations: str, images: str, report: Problems | None = None, notes: Problems | None = None
+) -> dict[str, Any]:
     """Read a folder of XML files and the images that they are about.
 
     Boxes (1-based, inclusive ends) become x, y, w, h: x = xmin − 1, w = xmax − xmin + 1. Images are found by the name
-    in ``<filename>``, else by the name of the XML file, whatever their extension, in folders below ``images`` as well.
+    of the XML file, whatever their extension, in folders below ``images`` as well; where there is none of that name, by
+    ``<filename>``, which is often stale: files are renamed, and their inside is not.
     Images without an XML file are not in the result. Where an XML file gives no usable size, the image's header does.
 
     Args:
@@ -103,6 +114,7 @@ def read_voc_xml(annotations: str, images: str, report: Problems | None = None) 
         images: folder of the images.
         report: where given, files and objects that cannot be used are noted there and left out; without, they are an
             error.
+        notes: gains the files whose ``<filename>`` is another image's.
 
     Returns:
         COCO dict. ``file_name`` is relative to ``images``. Image ids are the numbers in the names of VOC's form, else
@@ -122,11 +134,14 @@ def read_voc_xml(annotations: str, images: str, report: Problems | None = None) 
     for relative in paths:
         path = os.path.join(annotations, relative)
         try:
-            root = parse_voc_xml(path)
+            root = parse_xml(path)
         except ValueError as error:
             problems.add("damaged XML files", str(error).replace(path, relative))
             continue
-        image = finder.find(relative, (root.findtext("filename") or "").strip())
+        named = finder.named((root.findtext("filename") or "").strip())
+        image = finder.beside(relative) or named
+        if notes is not None and named not in (None, image):
+            notes.add("XML files whose <filename> is another image's: their own name counts", f"{relative}: {named}")
         if image is None:
             problems.add(f"XML files without an image of their name in '{images}', or with several", relative)
             continue

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
-from boxsup_d2.data.formats.voc import ids_of_names, parse_voc_xml, voc_image_size, voc_object
+from boxsup_d2.data.formats.voc import ids_of_names, parse_xml, voc_image_size, voc_object
 from boxsup_d2.data.images import read_label_map
 from boxsup_d2.data.paths import require_images, require_path
 from boxsup_d2.masks.label_map import IGNORE_LABEL
@@ -187,7 +187,7 @@ def _image_ids(stems: list[str], list_file: str) -> list[int]:
 
 
 def _read_xml(path: str, name: str, class_ids: dict[str, int]) -> dict[str, Any]:
-    root = parse_voc_xml(require_path(path, name))
+    root = parse_xml(require_path(path, name))
     height, width = voc_image_size(root, path)
     annotations = []
     for element in root.findall("object"):

@@ -1,4 +1,6 @@
-"""YOLO's text files of boxes as a COCO dict: a file per image, a line "class cx cy w h" per box, in 0..1."""
+"""YOLO's text files as a COCO dict: a file per image, a line "class cx cy w h" per box, or "class x y x y x y ..." per
+polygon, in 0..1.
+"""
 
 import os
 from typing import Any
@@ -6,33 +8,44 @@ from typing import Any
 import yaml
 
 from boxsup_d2.data.formats.coco_checks import is_int
-from boxsup_d2.data.formats.folders import ImageFinder, header_size, list_files, require_folder
+from boxsup_d2.data.formats.coco_dialects import TURNED
+from boxsup_d2.data.formats.folders import ImageFinder, header_size, list_files, read_text, require_folder
 from boxsup_d2.data.formats.problems import Problems
 
 # Where tools put the names of the classes, beside the labels or above.
 _NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "_darknet.labels")
-# Text files that are no labels, where all lie in one folder.
-_NO_LABELS = ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt")
+# Numbers of a line of four corners: a rotated box, or a polygon.
+_CORNERS = 9
 
 
-def read_yolo(labels: str, images: str, names: str | None = None, report: Problems | None = None) -> dict[str, Any]:
+def read_yolo(
+    labels: str,
+    images: str,
+    names: str | None = None,
+    report: Problems | None = None,
+    notes: Problems | None = None,
+) -> dict[str, Any]:
     """Read a folder of YOLO labels and the images that they are about.
 
     Every image is in the result; one without a text file, or with an empty one, has no boxes. Its size is read from
     its header, upright as its EXIF data turn it, which is the frame of the boxes.
 
     Args:
-        labels: folder of the text files; their folders below it are those of the images below ``images``.
-        images: folder of the images; it may be the same.
+        labels: folder of the text files, or a whole export; their folders below it are those of the images below
+            ``images``, but for the word ``images`` in the place of ``labels``.
+        images: folder of the images; it may be the same. Text files that are not about an image of it and hold no
+            numbers, such as a README, are no labels.
         names: file with the class names: a yaml with ``names`` (a list, or a mapping from numbers), or a text file
             with a name per line. None looks for ``data.yaml``, ``classes.txt``, ``obj.names`` and the like in these
             two folders and the two above each.
         report: where given, files and lines that cannot be used are noted there and left out; without, they are an
             error.
+        notes: gains the rotated boxes.
 
     Returns:
         COCO dict. ``file_name`` is relative to ``images``; image and annotation ids count from 1; a class's category
-        id is its number plus 1. A sixth number of a line, as predictions have, is kept as ``score``.
+        id is its number plus 1. A sixth number of a line, as predictions have, is kept as ``score``. Polygons are
+        masks, with the boxes around them; where all of a folder have four corners, they are rotated boxes instead.
 
     Raises:
         FileNotFoundError: a folder, the class names or all images are missing.
@@ -62,6 +75,7 @@ def read_yolo(labels: str, images: str, names: str | None = None, report: Proble
         if image in label_files:
             for annotation in _read_labels(labels, label_files[image], len(class_names), size, problems):
                 data["annotations"].append({"id": len(data["annotations"]) + 1, "image_id": image_id, **annotation})
+    _take_rotated_boxes(data["annotations"], Problems() if notes is None else notes)
     if report is None:
         problems.raise_if_any(labels, "Correct or remove these, or go on with the others.")
     return data
@@ -78,10 +92,9 @@ def read_class_names(path: str) -> list[str]:
         ValueError: it holds no names; numbers are left out between them.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = file.read()
+        text = read_text(path)
         names = yaml.safe_load(text) if path.lower().endswith((".yaml", ".yml")) else text.splitlines()
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"The class names in '{path}' cannot be read ({error}). Correct the file.") from error
     except OSError as error:
         raise FileNotFoundError(f"The file of the class names, '{path}', cannot be read ({error.strerror}).") from error
@@ -121,11 +134,11 @@ def _label_files(labels: str, names_file: str, finder: ImageFinder, problems: Pr
     """Relative path of the label file of each image that has one."""
     found: dict[str, str] = {}
     for relative in list_files(labels, [".txt"]):
-        if os.path.basename(relative).lower() in _NO_LABELS:
-            continue
         if os.path.abspath(os.path.join(labels, relative)) == os.path.abspath(names_file):
             continue
-        image = finder.find(relative)
+        image = finder.beside(relative)
+        if image is None and not _holds_numbers(os.path.join(labels, relative)):
+            continue  # a README, a list of images, names of classes
         if image is None:
             problems.add("label files without an image of their name, or with several", relative)
         elif image in found:
@@ -135,14 +148,39 @@ def _label_files(labels: str, names_file: str, finder: ImageFinder, problems: Pr
     return found
 
 
+def _holds_numbers(path: str) -> bool:
+    """Whether a line of a text file, perhaps a label file, begins with two numbers."""
+    try:
+        lines = read_text(path).splitlines()
+    except OSError:  # for the reader of the labels to tell
+        return True
+    return any(len(words := line.split()) > 1 and all(map(_is_number, words[:2])) for line in lines)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _take_rotated_boxes(annotations: list[dict[str, Any]], notes: Problems) -> None:
+    """Take the masks away that are rotated boxes: the format does not tell them from polygons of four points."""
+    polygons = [annotation for annotation in annotations if "segmentation" in annotation]
+    if all(len(annotation["segmentation"][0]) == _CORNERS - 1 for annotation in polygons):
+        for annotation in polygons:
+            del annotation["segmentation"]
+            notes.add(TURNED, annotation["bbox"])
+
+
 def _read_labels(
     folder: str, relative: str, num_classes: int, size: tuple[int, int], problems: Problems
 ) -> list[dict[str, Any]]:
     """The boxes of a file, without ids; ``size``: height and width of the image."""
     try:
-        with open(os.path.join(folder, relative), encoding="utf-8-sig") as file:
-            lines = file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(os.path.join(folder, relative)).splitlines()
+    except OSError as error:
         problems.add("label files that cannot be read", f"{relative} ({error})")
         return []
     annotations = []
@@ -157,16 +195,16 @@ def _read_labels(
         # Anything but NaN and infinity is less than this in size; what a box is worth, the inspection finds.
         if not all(abs(value) < 1e6 for value in values):
             problems.add("lines that are not made of numbers", where)
-        elif len(values) > 6:
-            problems.add("lines of more numbers than a box has (polygons and rotated boxes are not read)", where)
+        elif len(values) > 6 and len(values) % 2 == 0:
+            problems.add("lines of too many numbers for a box (class cx cy w h) and too few for a polygon", where)
         elif len(values) < 5:
             problems.add("lines of fewer numbers than a box has (class cx cy w h)", where)
         elif values[0] not in range(num_classes):
             problems.add(f"lines whose class is none of the {num_classes} that have names", where)
-        elif max(values[1:5]) > 1.5:
-            problems.add("lines in pixels (the format's boxes are in 0..1 of the image's sides)", where)
+        elif max(values[1:5] if len(values) < 7 else values[1:]) > 1.5:
+            problems.add("lines in pixels (the format's are in 0..1 of the image's sides)", where)
         else:
-            annotations.append(_annotation(values, *size))
+            annotations.append((_annotation if len(values) < 7 else _polygon)(values, *size))
     return annotations
 
 
@@ -178,4 +216,16 @@ def _annotation(values: list[float], height: int, width: int) -> dict[str, Any]:
         "area": w * width * h * height,
         "iscrowd": 0,
         **({"score": score[0]} if score else {}),
+    }
+
+
+def _polygon(values: list[float], height: int, width: int) -> dict[str, Any]:
+    xs, ys = [value * width for value in values[1::2]], [value * height for value in values[2::2]]
+    box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+    return {
+        "category_id": int(values[0]) + 1,
+        "bbox": box,
+        "area": box[2] * box[3],
+        "iscrowd": 0,
+        "segmentation": [[value for point in zip(xs, ys, strict=True) for value in point]],
     }

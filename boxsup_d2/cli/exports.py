@@ -1,0 +1,83 @@
+"""The formats that commands write masks in, beside COCO's: each one once."""
+
+import importlib
+import os
+from typing import Any, NamedTuple
+
+from boxsup_d2.cli.errors import BadInput
+
+
+class Export(NamedTuple):
+    """A format.
+
+    Attributes:
+        what: is written, for the help.
+        writer: module and function of ``boxsup_d2.data.formats``; imported when it is used.
+        files: what it writes into its folder; "": files of any name.
+        root: name of a function beside the writer that returns the folder that is really written to.
+        images: whether the writer is told the folder of the images.
+    """
+
+    what: str
+    writer: str
+    files: tuple[str, ...] = ("",)
+    root: str = ""
+    images: bool = False
+
+
+EXPORTS = {
+    "png": Export("a black and white PNG per mask", "export:write_mask_pngs"),
+    "voc-png": Export(
+        "SegmentationObject/ and SegmentationClass/ as Pascal VOC has them",
+        "export:write_voc_png",
+        ("SegmentationObject", "SegmentationClass", "class_names.txt"),
+    ),
+    "yolo-seg": Export(
+        "a data set for 'yolo train': labels/, images/ (links) and data.yaml",
+        "export:write_yolo_seg",
+        ("labels", "data.yaml"),
+        root="yolo_root",
+        images=True,
+    ),
+    "labelme": Export("labelme's jsons, to correct boxes and masks there", "labelme:write_labelme", images=True),
+    "label-studio": Export(
+        "tasks.json, pre-annotations to be imported into Label Studio, and config.xml, their labelling interface",
+        "label_studio:write_label_studio",
+        ("tasks.json", "config.xml"),
+    ),
+}
+
+
+def targets(name: str, folder: str) -> list[str]:
+    """What a format writes, or finds and might replace, in its folder."""
+    export = EXPORTS[name]
+    if export.root:
+        folder = _function(export, export.root)(folder)
+    if export.files == ("",):
+        return [os.path.join(folder, base) for base in os.listdir(folder)] if os.path.isdir(folder) else []
+    return [os.path.join(folder, base) for base in export.files]
+
+
+def check_links(name: str, folder: str, data: dict[str, Any], image_root: str) -> None:
+    """
+    Raises:
+        BadInput: files of the user lie where a format would link to other images.
+    """
+    if name != "yolo-seg":
+        return
+    from boxsup_d2.data.formats.export import yolo_links
+
+    for link, picture in yolo_links(data, folder, image_root):
+        if os.path.lexists(link) and not (os.path.exists(link) and os.path.samefile(link, picture)):
+            raise BadInput(f"--{name}: '{link}' is another image than '{picture}': name another folder.")
+
+
+def write(name: str, data: dict[str, Any], folder: str, image_root: str) -> dict[str, int]:
+    """Write a COCO dict, see the writers, in a format into a folder; returns how many files and objects."""
+    export = EXPORTS[name]
+    function = _function(export, export.writer.split(":")[1])
+    return function(data, folder, image_root) if export.images else function(data, folder)
+
+
+def _function(export: Export, name: str) -> Any:
+    return getattr(importlib.import_module(f"boxsup_d2.data.formats.{export.writer.split(':')[0]}"), name)

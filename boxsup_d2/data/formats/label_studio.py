@@ -1,0 +1,246 @@
+"""Label Studio's exports, JSON and JSON-MIN, as a COCO dict, and pre-annotations for it out of one.
+
+Formats: https://labelstud.io/guide/export and https://labelstud.io/guide/predictions. Label Studio keeps a task's
+``data`` as it was imported: what a COCO json says beyond boxes and masks is there, by the id of the region, and comes
+back.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+from boxsup_d2.data.formats.brush_rle import decode_brush, encode_brush
+from boxsup_d2.data.formats.coco_checks import is_finite, is_int
+from boxsup_d2.data.formats.coco_dialects import ROTATED_BOX, TURNED, enclosing_box
+from boxsup_d2.data.formats.drawn import KEPT, Shape, crop_to_rle, ellipse, kept_fields, objects_of, to_coco
+from boxsup_d2.data.formats.folders import by_image, make_parent
+from boxsup_d2.data.formats.polygons import decode_mask
+from boxsup_d2.data.formats.problems import Problems
+
+# The names that the controls of the pre-annotations have in the labelling interface, and the picture.
+_BOXES, _MASKS, _PICTURE = "box", "mask", "image"
+# What follows an object's id in the id of the region of its mask.
+_OF_MASK = "-mask"
+_TYPES = ("rectanglelabels", "brushlabels", "polygonlabels", "ellipselabels")
+
+
+def is_label_studio(data: Any) -> bool:
+    """Whether a json is an export of tasks, or pre-annotations."""
+    if not isinstance(data, list) or not data or not isinstance(data[0], dict):
+        return False
+    whole = isinstance(data[0].get("data"), dict) and bool(
+        {"annotations", "predictions", "completions"} & data[0].keys()
+    )
+    return whole or "annotation_id" in data[0] or any(True for _ in _min_regions(data[0]))
+
+
+def read_label_studio(data: list[Any], problems: Problems, notes: Problems) -> dict[str, Any]:
+    """Read an export.
+
+    A mask whose parent is a box of the same label is that box's. Of several annotations of a task the last one that
+    was not cancelled counts, and where there is none, the last prediction.
+
+    Args:
+        data: the json.
+        problems: gains tasks and regions that cannot be used.
+        notes: gains what is left out, and rotated boxes.
+
+    Returns:
+        COCO dict; file names are Label Studio's.
+    """
+    found: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+    for task in data:
+        content = _dict(_dict(task).get("data")) or _dict(task)
+        picture = _picture(content)
+        if picture is None:
+            problems.add("tasks without an image", task)
+            continue
+        regions = list(_regions(task, picture, notes))
+        size = _size(regions)
+        kept = _dict(content.get(KEPT))
+        image = {"file_name": picture, **_dict(kept.get("image"))}
+        if size is None:  # nothing was drawn in it: its size comes from its file
+            found.append((image, []))
+            continue
+        height, width = size
+        fields = _dict(kept.get("annotations"))
+        shapes = [shape for region in regions for shape in _shapes(region, height, width, problems, notes, picture)]
+        _join_parents(shapes, fields)
+        found.append(
+            ({**image, "height": height, "width": width}, objects_of(shapes, height, width, problems, picture))
+        )
+    return to_coco(found)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _picture(content: dict[str, Any]) -> str | None:
+    """The first text of a task that names a picture: what its key is called is up to the project."""
+    texts = [content[key] for key in ("image", "img", "url") if isinstance(content.get(key), str)]
+    texts += [value for value in content.values() if isinstance(value, str) and ("/" in value or "." in value)]
+    return texts[0] if texts else None
+
+
+def _regions(task: dict[str, Any], picture: str, notes: Problems) -> Iterator[dict[str, Any]]:
+    """Regions in the form of the full export."""
+    if not isinstance(task.get("data"), dict):
+        yield from _min_regions(task)
+        return
+    lists = [task.get("annotations") or task.get("completions"), task.get("predictions")]
+    drawn, predicted = ([entry for entry in one or [] if isinstance(entry, dict)] for one in lists)
+    drawn = [entry for entry in drawn if not entry.get("was_cancelled")]
+    if len(drawn) > 1:
+        notes.add("tasks with several annotations: the last one counts", picture)
+    if not drawn and predicted:
+        notes.add("tasks with predictions alone: these are used", picture)
+    for entry in (drawn or predicted)[-1:]:
+        yield from (region for region in entry.get("result") or [] if isinstance(region, dict))
+
+
+def _min_regions(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Regions of JSON-MIN: values beside the size of their image, in a list per control."""
+    for regions in task.values():
+        for value in regions if isinstance(regions, list) else []:
+            if isinstance(value, dict) and "original_width" in value:
+                kind = next((kind for kind in _TYPES if kind in value), "region")
+                yield {**value, "type": kind, "value": value}
+
+
+def _size(regions: list[dict[str, Any]]) -> tuple[int, int] | None:
+    for region in regions:
+        height, width = region.get("original_height"), region.get("original_width")
+        if is_int(height) and is_int(width) and min(height, width) > 0:
+            return height, width
+    return None
+
+
+def _shapes(
+    region: dict[str, Any], height: int, width: int, problems: Problems, notes: Problems, where: str
+) -> list[Shape]:
+    kind, value = region.get("type"), _dict(region.get("value"))
+    labels = value.get(kind) if isinstance(kind, str) else None
+    if kind not in _TYPES or not isinstance(labels, list) or not labels:
+        if isinstance(kind, str) and kind != "labels":
+            notes.add(f"regions that are no areas with a label: {kind}, left out", where)
+        return []
+    shape = Shape(str(labels[0]).strip(), (region.get("parentID") or None, region.get("id")))
+    numbers: list[Any] = [value.get(key) for key in ("x", "y", "width", "height")]
+    rotation: Any = value.get("rotation") if is_finite(value.get("rotation")) else 0
+    try:
+        if kind == "brushlabels":
+            shape.mask = crop_to_rle(decode_brush(value.get("rle"), height, width), 0, 0, height, width)
+        elif kind == "polygonlabels":
+            points = [(float(x) * width / 100, float(y) * height / 100) for x, y in value["points"]]
+            shape.mask = [[number for point in points for number in point]]
+        elif kind == "ellipselabels":
+            x, rx = (float(value[key]) * width / 100 for key in ("x", "radiusX"))
+            y, ry = (float(value[key]) * height / 100 for key in ("y", "radiusY"))
+            shape.mask = [ellipse(x, y, rx, ry, rotation)]
+        elif not all(map(is_finite, numbers)):
+            raise ValueError(f"its box is {numbers}")
+        else:
+            x, y, w, h = (n * side / 100 for n, side in zip(numbers, (width, height, width, height), strict=True))
+            shape.box = [x, y, w, h]
+            if rotation % 180:
+                notes.add(TURNED, where)
+                shape.fields[ROTATED_BOX], shape.box = _turned(x, y, w, h, rotation)
+    except (KeyError, TypeError, ValueError) as error:
+        problems.add("regions that cannot be used", f"{where}, {region.get('id')}: {error}")
+        return []
+    return [shape]
+
+
+def _turned(x: float, y: float, w: float, h: float, degrees: float) -> tuple[list[float], list[float]]:
+    """A box that is turned around its corner, as one turned around its centre, and the upright box around it."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    cx, cy = x + (w * cos - h * sin) / 2, y + (w * sin + h * cos) / 2
+    centred = [cx - w / 2, cy - h / 2, w, h]
+    return [*centred, degrees], enclosing_box(centred, degrees)
+
+
+def _join_parents(shapes: list[Shape], kept: dict[str, Any]) -> None:
+    """Give masks the group of the box that is their parent, and objects what was kept of them."""
+    boxes = {shape.group[1]: shape for shape in shapes if shape.box is not None and isinstance(shape.group, tuple)}
+    for shape in shapes:
+        assert isinstance(shape.group, tuple)
+        parent, key = shape.group
+        if parent is None and isinstance(key, str) and key.endswith(_OF_MASK):
+            parent = key.removesuffix(_OF_MASK)
+        box = boxes.get(parent) if isinstance(parent, str) else None
+        own = parent if box is not None and box is not shape and box.label == shape.label else key
+        shape.group = own if isinstance(own, str | int) else None
+        shape.fields |= _dict(kept.get(str(own)))
+
+
+def write_label_studio(data: dict[str, Any], out_dir: str) -> dict[str, int]:
+    """Write ``tasks.json``, to be imported: a task per image, with a box and a brush mask per object as predictions;
+    and ``config.xml``, the labelling interface that shows them.
+
+    The pictures are named as Label Studio's local storage serves them, relative to ``LOCAL_FILES_DOCUMENT_ROOT``, which
+    is to be the folder of the images. Crowd regions are left out.
+
+    Args:
+        data: COCO dict whose images have sizes and whose masks fit them.
+        out_dir: folder to write to.
+
+    Returns:
+        ``files``, ``objects``, ``without_mask`` (written as boxes alone) and ``crowds`` (left out).
+
+    Raises:
+        ValueError: a mask cannot be read.
+    """
+    names = {category["id"]: category["name"] for category in data["categories"]}
+    counts = {"files": 2, "objects": 0, "without_mask": 0, "crowds": 0}
+    with open(make_parent(os.path.join(out_dir, "tasks.json")), "w", encoding="utf-8") as file:
+        separator = "[\n"
+        for image, annotations in by_image(data):
+            objects = [annotation for annotation in annotations if not annotation.get("iscrowd")]
+            counts["crowds"] += len(annotations) - len(objects)
+            counts["objects"] += len(objects)
+            task = _task(image, objects, names)
+            counts["without_mask"] += 2 * len(objects) - len(task["predictions"][0]["result"])
+            file.write(separator + json.dumps(task))
+            separator = ",\n"
+        file.write("[]\n" if separator == "[\n" else "\n]\n")
+    with open(os.path.join(out_dir, "config.xml"), "w", encoding="utf-8") as file:
+        file.write(_config(names.values()))
+    return counts
+
+
+def _task(image: dict[str, Any], objects: list[dict[str, Any]], names: dict[int, str]) -> dict[str, Any]:
+    height, width = image["height"], image["width"]
+    common = {"original_width": width, "original_height": height, "image_rotation": 0, "to_name": _PICTURE}
+    regions = []
+    for annotation in objects:
+        key, label = str(annotation["id"]), [names[annotation["category_id"]]]
+        x, y, w, h = annotation["bbox"]
+        box = {"x": 100 * x / width, "y": 100 * y / height, "width": 100 * w / width, "height": 100 * h / height}
+        value: dict[str, Any] = {**box, "rotation": 0, "rectanglelabels": label}
+        regions.append({**common, "id": key, "from_name": _BOXES, "type": "rectanglelabels", "value": value})
+        mask = decode_mask(annotation, height, width)
+        if mask.any():
+            value = {"format": "rle", "rle": encode_brush(mask), "brushlabels": label}
+            region = {"id": key + _OF_MASK, "parentID": key, "from_name": _MASKS, "type": "brushlabels", "value": value}
+            regions.append({**common, **region})
+    kept = {str(annotation["id"]): kept_fields(annotation) for annotation in objects}
+    picture = f"/data/local-files/?d={quote(image['file_name'])}"
+    return {
+        "data": {_PICTURE: picture, KEPT: {"image": image, "annotations": kept}},
+        "predictions": [{"model_version": "boxsup_d2", "result": regions}],
+    }
+
+
+def _config(names: Any) -> str:
+    """The labelling interface; Label Studio's own converters read such configs."""
+    labels = "".join(f"\n    <Label value={quoteattr(name)}/>" for name in names)
+    return (
+        f'<View>\n  <Image name="{_PICTURE}" value="${_PICTURE}" zoom="true"/>\n'
+        f'  <RectangleLabels name="{_BOXES}" toName="{_PICTURE}">{labels}\n  </RectangleLabels>\n'
+        f'  <BrushLabels name="{_MASKS}" toName="{_PICTURE}">{labels}\n  </BrushLabels>\n</View>\n'
+    )
