@@ -17,7 +17,8 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from boxsup_d2.checkpoint import load_trained
-from boxsup_d2.checkpoint.convert import checkpoint_format, read_checkpoint
+from boxsup_d2.checkpoint.convert import checkpoint_format
+from boxsup_d2.checkpoint.reading import read_checkpoint
 from boxsup_d2.config import load_config, merge_overrides, use_available_device
 from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, box_to_mask_classes, method_info
 from boxsup_d2.same_work import value_of, weights_sha256
@@ -164,7 +165,7 @@ def _config_of(method: type[BoxToMaskMethod], weights: str) -> str | None:
     if not PathManager.isfile(weights):
         raise FileNotFoundError(f"Method '{method.info.name}': there is no checkpoint '{weights}'.")
     local = Path(PathManager.get_local_path(weights))
-    content = read_checkpoint(local, trust=False)
+    content = read_checkpoint(local, mmap=True)
     try:
         found = checkpoint_format(content)
     except ValueError as error:

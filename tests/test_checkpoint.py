@@ -111,7 +111,7 @@ def test_checkpoint_with_code_is_refused_with_a_way_out(tmp_path):
 
     file = tmp_path / "evil.pth"
     torch.save({"model": {"a": Evil()}}, file)
-    with pytest.raises(RuntimeError, match=r"boxsup convert --trust .*evil.pth"):
+    with pytest.raises(RuntimeError, match=r"boxsup convert .*evil.pth --allow-code --out"):
         BoxSupCheckpointer(Model()).load(str(file))
 
 

@@ -5,7 +5,6 @@ rest is copied to the output unchanged.
 """
 
 import argparse
-import json
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -41,11 +40,11 @@ class Source:
 
     def write(self, folder: str) -> None:
         """Write :meth:`json_file`, unless it is the user's own."""
-        from boxsup_d2.utils.files import atomic_write
+        from boxsup_d2.utils.files import atomic_write, strict_json
 
         if not self.as_it_is:
             with atomic_write(self.json_file(folder)) as file:
-                json.dump(self.usable, file)
+                file.write(strict_json(self.usable))
 
 
 def add_source_arguments(parser: argparse.ArgumentParser, *, only_json: bool) -> None:
@@ -68,7 +67,18 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, only_json: bool) ->
     group.add_argument(
         "--keep-going",
         action="store_true",
-        help="use the good part of data that have mistakes; without it any mistake stops the command before the work",
+        help="use the good part of data that have mistakes; without it any mistake stops the command before the work. "
+        "Reads every image whole at the start, to find damaged ones",
+    )
+    add_outside_argument(group)
+
+
+def add_outside_argument(group: Any) -> None:
+    """Add ``--outside-images``."""
+    group.add_argument(
+        "--outside-images",
+        action="store_true",
+        help="also read images that absolute names, '..' or links lead to outside of --images",
     )
 
 
@@ -83,7 +93,9 @@ def read_source(args: argparse.Namespace) -> Source:
 
     with bad_input():
         path, image_root, data, digest, unreadable = _read(args)
-        inspection = inspect_coco(data, image_root, path=path)
+        inspection = inspect_coco(
+            data, image_root, path=path, decode=args.keep_going, outside_images=args.outside_images
+        )
     if data["images"] and not inspection.usable["images"]:
         _refuse_wrong_folder(path, image_root, data["images"])
     mistakes = len(unreadable) + len(inspection.problems)
@@ -92,7 +104,7 @@ def read_source(args: argparse.Namespace) -> Source:
     if mistakes and not args.keep_going:
         raise BadInput(
             f"'{path}' has {mistakes} mistake(s), listed above: nothing was done. Correct them, or use the rest with "
-            "--keep-going."
+            "--keep-going (names and links that lead out of --images: with --outside-images)."
         )
     usable = inspection.usable
     if not any(not annotation.get("iscrowd") for annotation in usable["annotations"]):

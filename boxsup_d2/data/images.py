@@ -6,8 +6,10 @@ both accept the same files, but for PNGs whose checksums say that they are damag
 orientation says.
 """
 
+import errno
 import io
 import os
+import stat
 import struct
 import zlib
 from collections import OrderedDict
@@ -49,7 +51,7 @@ def read_image(file_name: str, format: str = "BGR") -> np.ndarray:
         ValueError: the file is empty, truncated or no image.
     """
     try:
-        with open(file_name, "rb") as file:
+        with _open(file_name) as file:
             data = file.read()
     except OSError as error:
         raise FileNotFoundError(
@@ -70,6 +72,13 @@ def read_image(file_name: str, format: str = "BGR") -> np.ndarray:
     if format == "RGB":
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
     return image[:, :, None] if format == "L" else image
+
+
+def _open(file_name: str) -> BinaryIO:
+    # A pipe would be waited for for ever, and a device has no end.
+    if not stat.S_ISREG(os.stat(file_name).st_mode):
+        raise OSError(errno.EINVAL, "a folder, pipe or device and no file")
+    return open(file_name, "rb")
 
 
 def _is_truncated_jpeg(data: bytes) -> bool:
@@ -113,7 +122,7 @@ def image_size(file_name: str) -> tuple[int, int]:
         ValueError: the file is empty, no image, or ends before its data do, as far as that is seen without decoding.
     """
     try:
-        with open(file_name, "rb") as file:
+        with _open(file_name) as file:
             with Image.open(file) as image:
                 # Whether Pillow's size of a TIFF is turned already depends on its version; its tags are not.
                 tags = getattr(image, "tag_v2", {})
@@ -166,7 +175,7 @@ def read_label_map(file_name: str) -> np.ndarray:
         ValueError: it is damaged, or neither a palette image nor a grey one.
     """
     try:
-        with Image.open(file_name) as image:
+        with _open(file_name) as file, Image.open(file) as image:
             if image.mode not in ("P", "L"):
                 raise ValueError(f"its mode is {image.mode}, expected a palette or grey image")
             return np.asarray(image)

@@ -39,9 +39,10 @@ Options go before the first KEY VALUE pair.
 
 
 def default_argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's parser with our examples, and ``--round``."""
+    """Detectron2's parser with our examples, ``--round`` and ``--debug``."""
     parser = detectron2_argument_parser(epilog=_EPILOG)
     parser.add_argument("--round", default="", metavar="NAME", help="run only this round of a rounds config")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -83,7 +84,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
         ) from error
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="boxsup_d2")
     default_setup(cfg, args)
+    if not getattr(args, "debug", False):
+        _leave_tracebacks_to_log_files()
     if fell_back and comm.is_main_process():
         logger.warning("No GPU is available: running on the CPU, in %d process(es).", comm.get_world_size())
     register_from_cfg(cfg)
     return cfg
+
+
+def _leave_tracebacks_to_log_files() -> None:
+    """What stops a run is told in one line at its end; Detectron2's trainer also logs it, with its traceback."""
+    for name in ("boxsup_d2", "detectron2", "fvcore"):
+        for handler in logging.getLogger(name).handlers:
+            # Those of the console come before those of files, so that what is left out here is not remembered there.
+            if type(handler) is logging.StreamHandler and handler.formatter is not None:
+                handler.formatter.formatException = lambda _: ""  # type: ignore[method-assign, assignment]

@@ -20,7 +20,8 @@ from boxsup_d2.data.formats.pseudo_masks import label_map_folder
 from boxsup_d2.rounds.inputs import InputsCheck, check_inputs
 from boxsup_d2.rounds.plan import PlannedStep, pseudo_mask_files, weights_file
 from boxsup_d2.same_work import Settings
-from boxsup_d2.utils.files import atomic_write
+from boxsup_d2.utils.errors import cause_of
+from boxsup_d2.utils.files import atomic_write, strict_json
 from boxsup_d2.version import __version__
 
 __all__ = ["Decision", "RoundsState", "explain_write_errors", "missing_outputs"]
@@ -83,8 +84,7 @@ class RoundsState:
         """Write the file so that it is whole at any moment, whenever the process is killed."""
         content = {"version": _STATE_VERSION, "boxsup_d2": __version__, "steps": self.steps}
         with explain_write_errors(self.output_dir), atomic_write(self.path) as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
+            file.write(strict_json(content, indent=1) + "\n")
 
     def decide(self, planned: PlannedStep) -> Decision:
         """Compare a step with what is remembered of it. Changes nothing."""
@@ -194,7 +194,8 @@ class RoundsState:
         entry = self.steps[planned.name]
         if entry["status"] in ("running", "relabelling"):
             entry["status"] = "failed" if entry["status"] == "running" else "relabelling"
-            entry["error"] = f"{type(error).__name__}: {error}"[:1000]
+            kind, message = cause_of(error)
+            entry["error"] = f"{kind.__name__}: {message}"[:1000]
             self.write()
 
     def _needs(self, planned: PlannedStep) -> dict[str, str]:
