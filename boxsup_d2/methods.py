@@ -21,6 +21,7 @@ from boxsup_d2.checkpoint.convert import checkpoint_format
 from boxsup_d2.checkpoint.reading import read_checkpoint
 from boxsup_d2.config import load_config, merge_overrides, use_available_device
 from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, box_to_mask_classes, method_info
+from boxsup_d2.modeling.build import check_architecture, explain_build_errors
 from boxsup_d2.same_work import value_of, weights_sha256
 from boxsup_d2.utils.processes import usable_cores
 
@@ -111,6 +112,7 @@ def file_config(
         ValueError, FileNotFoundError: as :func:`method_config`.
     """
     cfg = load_config(config_file)
+    check_architecture(cfg, config_file)
     kind = box_to_mask_classes().get(cfg.MODEL.META_ARCHITECTURE)
     if kind is not None and methods().get(kind.info.name) is kind:
         return method_config(kind.info.name, weights, config_file, opts, device)
@@ -138,7 +140,8 @@ def load_model(cfg: CfgNode) -> nn.Module:
         ImportError: the method needs a package that is not installed.
     """
     _check_shipped(cfg)
-    model = build_model(cfg).eval()
+    with explain_build_errors(cfg):
+        model = build_model(cfg).eval()
     load_trained(model, cfg.MODEL.WEIGHTS)
     return model
 

@@ -16,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 
 from boxsup_d2.config import load_config, use_available_device
 from boxsup_d2.data.datasets import register_from_cfg
+from boxsup_d2.modeling.build import check_architecture
 
 __all__ = ["default_argument_parser", "setup"]
 
@@ -66,6 +67,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not args.config_file:
         raise ValueError("No config is given: pass --config-file <yaml>; configs/ holds ready ones.")
     cfg = load_config(args.config_file, args.opts)
+    if not cfg.ROUNDS:
+        check_architecture(cfg, args.config_file)
     if args.round and not cfg.ROUNDS:
         raise ValueError(f"--round {args.round}: {args.config_file} is the config of one step, it has no ROUNDS.")
     fell_back = use_available_device(cfg, args.num_gpus)

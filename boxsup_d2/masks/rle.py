@@ -80,7 +80,10 @@ def area(segmentation: Any, height: int, width: int) -> int:
 
 
 def tight_box(segmentation: Any, height: int, width: int) -> list[float] | None:
-    """Tight box (x0, y0, x1, y1; exclusive ends) of a mask; None where it covers no pixel. Otherwise as :func:`decode`."""
+    """Tight box (x0, y0, x1, y1; exclusive ends) of a mask; None where it covers no pixel.
+
+    Arguments and errors are those of :func:`decode`.
+    """
     x, y, w, h = (float(v) for v in mask_util.toBbox(to_rle(segmentation, height, width)))
     return [x, y, x + w, y + h] if w > 0 and h > 0 else None
 

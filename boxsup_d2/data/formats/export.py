@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from boxsup_d2.data.formats.coco import category_tables
-from boxsup_d2.data.formats.folders import by_image, make_parent, output_stems
+from boxsup_d2.data.formats.folders import by_image, output_stems, write_file
 from boxsup_d2.data.formats.polygons import decode_mask, mask_to_polygon
 from boxsup_d2.data.images import encode_label_map
 from boxsup_d2.masks.label_map import IGNORE_LABEL, MAX_CLASSES
@@ -54,13 +54,11 @@ def write_yolo_seg(data: dict[str, Any], out_dir: str) -> dict[str, int]:
                 continue
             shares = np.clip(points / (width, height), 0, 1).reshape(-1)
             lines.append(" ".join([str(class_of[annotation["category_id"]]), *(f"{v:.6g}" for v in shares)]))
-        with open(make_parent(os.path.join(out_dir, "labels", f"{stem}.txt")), "w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
+        write_file(os.path.join(out_dir, "labels", f"{stem}.txt"), "".join(f"{line}\n" for line in lines))
         counts["files"] += 1
         counts["objects"] += len(lines)
     content = {"train": "images", "val": "images", "nc": len(names), "names": dict(enumerate(names))}
-    with open(make_parent(os.path.join(out_dir, "data.yaml")), "w", encoding="utf-8") as file:
-        yaml.safe_dump(content, file, sort_keys=False, allow_unicode=True)
+    write_file(os.path.join(out_dir, "data.yaml"), yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return counts
 
 
@@ -101,16 +99,14 @@ def write_voc_png(data: dict[str, Any], out_dir: str) -> dict[str, int]:
         table[1 : len(objects) + 1] = [class_of[annotation["category_id"]] + 1 for annotation in objects]
         table[IGNORE_LABEL] = IGNORE_LABEL
         for folder, labels in (("SegmentationObject", ids), ("SegmentationClass", table[ids])):
-            with open(make_parent(os.path.join(out_dir, folder, f"{stem}.png")), "wb") as file:
-                file.write(encode_label_map(labels))
+            write_file(os.path.join(out_dir, folder, f"{stem}.png"), encode_label_map(labels))
         visible = len(np.setdiff1d(ids, (0, IGNORE_LABEL)))
         counts["files"] += 2
         counts["objects"] += visible
         counts["without_mask"] += empty
         counts["covered"] += len(objects) - empty - visible
         counts["crowds"] += len(crowds)
-    with open(make_parent(os.path.join(out_dir, "class_names.txt")), "w", encoding="utf-8") as file:
-        file.writelines(f"{name}\n" for name in names)
+    write_file(os.path.join(out_dir, "class_names.txt"), "".join(f"{name}\n" for name in names))
     return counts
 
 
@@ -135,8 +131,7 @@ def write_mask_pngs(data: dict[str, Any], out_dir: str) -> dict[str, int]:
                 continue
             name = quote(str(annotation["id"]), safe="")
             _, png = cv2.imencode(".png", mask.astype(np.uint8) * 255)
-            with open(make_parent(os.path.join(out_dir, stem, f"{name}.png")), "wb") as file:
-                file.write(png.tobytes())
+            write_file(os.path.join(out_dir, stem, f"{name}.png"), png.tobytes())
             counts["files"] += 1
             counts["objects"] += 1
     return counts

@@ -8,6 +8,7 @@ from typing import Any
 
 from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.images import image_size, is_image_name
+from boxsup_d2.utils.files import disk_full_message
 
 
 def require_folder(path: str, what: str) -> str:
@@ -105,10 +106,16 @@ def output_stems(images: Sequence[dict[str, Any]]) -> list[str]:
     return stems
 
 
-def make_parent(path: str) -> str:
-    """Return a path, whose folder exists from now on."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    return path
+def write_file(path: str, content: str | bytes) -> None:
+    """Write a file, and make its folder.
+
+    Raises:
+        OSError: the disk is full, for instance; names the file.
+    """
+    with disk_full_message(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content.encode(errors="replace") if isinstance(content, str) else content)
 
 
 def by_image(data: dict[str, Any]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
