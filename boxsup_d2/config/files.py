@@ -12,6 +12,8 @@ from detectron2.utils.file_io import PathManager
 from boxsup_d2.config.keys import add_boxsup_config
 
 _ABSENT = object()
+# Keys of names, whose defaults, being empty, do not show it.
+_NAMES = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.PSEUDO_MASKS", "PSEUDO_MASKS.DATASETS")
 
 
 def load_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
@@ -93,10 +95,14 @@ def merge_overrides(cfg: CfgNode, opts: Sequence[Any]) -> None:
         problem = _key_problem(cfg, str(key))
         if problem:
             raise ValueError(f"Overrides: {problem}")
+        before = _find(cfg, str(key))
         try:
             cfg.merge_from_list([key, value])
         except (ValueError, AssertionError, TypeError, RecursionError, MemoryError) as error:
             raise ValueError(f"Override {key} {value}: {error}") from error
+        problem = "" if before is None else _type_problem(before, str(key), _find(cfg, str(key)))
+        if problem:
+            raise ValueError(f"Override {key} {value}: {problem}")
 
 
 def _flat_values(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -112,13 +118,17 @@ def _value_problem(cfg: CfgNode, key: str, value: Any) -> str:
     default = _find(cfg, key)
     if default is _ABSENT or default is None:
         return ""  # an unknown key, or one that an older version of Detectron2 had
+    return _type_problem(default, key, value)
+
+
+def _type_problem(default: Any, key: str, value: Any) -> str:
     if value is None:
         return f"{key} has no value; by default it is {'a section' if isinstance(default, CfgNode) else repr(default)}."
     if isinstance(default, list | tuple) and isinstance(value, list | tuple):
         for kind, what in ((str, "texts"), ((int, float), "numbers")):
-            known = default and all(isinstance(item, kind) for item in default)
+            known = all(isinstance(item, kind) for item in default) if default else key in _NAMES and kind is str
             if known and not all(isinstance(item, kind) for item in value):
-                return f"{key} is {value!r}: it must be made of {what}, as its default {default!r} is."
+                return f"{key} is {value!r}: it must be made of {what}."
     return ""
 
 
