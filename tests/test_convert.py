@@ -84,6 +84,15 @@ class Average:
     """What training scripts pickle beside their parameters."""
 
 
+def test_safetensors_are_written_read_and_recognised(boxcaseg, tmp_path):
+    source, target = write(tmp_path / "published.pth", published_state(boxcaseg)), tmp_path / "ours.safetensors"
+    assert run(source, target) == 0
+    assert convert.checkpoint_format(read_checkpoint(target)) is PUBLISHED
+    check_loads(boxcaseg, target)
+    assert run(target, tmp_path / "again.pth") == 0
+    check_loads(boxcaseg, tmp_path / "again.pth")
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_published_boxcaseg_comes_back_as_ours(boxcaseg, tmp_path, capsys, suffix, wrapped):

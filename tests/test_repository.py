@@ -101,6 +101,15 @@ def test_imports_point_downwards() -> None:
     assert upwards == []
 
 
+def test_only_checked_masks_reach_pycocotools() -> None:
+    """Other rooms than ``masks``, where masks are checked, encode arrays and compare boxes, which cannot harm."""
+    for path in [*PACKAGE.rglob("*.py"), ROOT / "train_net.py"]:
+        if path.parent.name != "masks":
+            used = set(re.findall(r"mask_util\.(\w+)", path.read_text()))
+            assert used <= {"encode", "iou"}, relative(path)
+            assert "frPyObjects" not in path.read_text(), relative(path)
+
+
 def test_every_package_folder_is_a_package() -> None:
     folders = {path.parent for path in PACKAGE.rglob("*.py")}
     assert [relative(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
