@@ -119,7 +119,7 @@ def test_checkpoint_with_code_is_refused_with_a_way_out(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [None, 3, "text", [1], torch.zeros(2), {}, {"model": 5}, {1: torch.zeros(2)}, {"model": {"weight": "text"}}],
+    [None, 3, "text", [1], torch.zeros(2), {}, {"model": 5}, {1: 2.0}, {"model": {"weight": "text"}}],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])
 def test_what_holds_no_parameters_is_named(tmp_path, content, suffix):

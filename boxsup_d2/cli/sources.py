@@ -89,7 +89,7 @@ def read_source(args: argparse.Namespace) -> Source:
         BadInput: files are missing or damaged, there are no boxes, or there are mistakes and no ``--keep-going``.
     """
     from boxsup_d2.cli.console import errors, problems_table, tell
-    from boxsup_d2.data.formats.inspection import inspect_coco
+    from boxsup_d2.data.formats.inspection import OUTSIDE, inspect_coco
 
     with bad_input():
         path, image_root, data, digest, unreadable = _read(args)
@@ -102,9 +102,10 @@ def read_source(args: argparse.Namespace) -> Source:
     if mistakes or len(inspection.notes):
         errors.print(problems_table(path, [unreadable, inspection.problems], inspection.notes))
     if mistakes and not args.keep_going:
+        outside = any(kind.startswith(OUTSIDE) for kind, *_ in inspection.problems.kinds())
         raise BadInput(
             f"'{path}' has {mistakes} mistake(s), listed above: nothing was done. Correct them, or use the rest with "
-            "--keep-going (names and links that lead out of --images: with --outside-images)."
+            f"--keep-going{' (images outside of the folder: with --outside-images)' if outside else ''}."
         )
     usable = inspection.usable
     if not any(not annotation.get("iscrowd") for annotation in usable["annotations"]):

@@ -32,6 +32,8 @@ from boxsup_d2.data.images import image_size, read_image
 from boxsup_d2.data.paths import missing_files, outside_names
 from boxsup_d2.masks.segmentation import segmentation_fault
 
+#: How the kind of problem begins that ``outside_images`` lets pass.
+OUTSIDE = "names or links that lead out of"
 #: Keys of :attr:`Inspection.filled`.
 SIZES_READ = "image sizes read from the files"
 IDS_MADE = "annotation ids made"
@@ -169,7 +171,7 @@ class _Inspector:
         usable = []
         for entry, path, size in zip(named, paths, self._sizes_in_files(named, paths, unread), strict=True):
             if entry["file_name"] in outside:
-                self._leave_out(entry, Fault(f"names or links that lead out of '{self._root}'", entry["file_name"]))
+                self._leave_out(entry, Fault(f"{OUTSIDE} '{self._root}'", entry["file_name"]))
             elif path in missing:
                 self._leave_out(entry, Fault(f"images that are not in '{self._root}'", entry["file_name"]))
             elif isinstance(size, ValueError):
