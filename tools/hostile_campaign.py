@@ -5,8 +5,9 @@
     python tools/hostile_campaign.py --cases 1 --seed 1234 --keep case      # this case again, with its files
 
 Every case is a process of its own, forked from this one. It must not end in a traceback or a signal, not run for more
-than a minute (``--seconds``, on a busy machine), not take more than 4 GB, leave no json with NaN and no page with the path of a folder of this machine,
-and run no code that a file names. Prints how the cases ended, and the number of each that did not end as it should.
+than a minute (``--seconds``, on a busy machine), not take more than 4 GB, leave no json with NaN and no page with the
+path of a folder of this machine, and run no code that a file names. Prints how the cases ended, and the number of each
+that did not end as it should.
 """
 
 from __future__ import annotations
