@@ -181,7 +181,7 @@ def test_config_runs_no_code(tmp_path, through_base):
         ({"MODEL": {"PIXEL_MEAN": ["a"]}}, r"c\.yaml: MODEL.PIXEL_MEAN is \['a'\].*numbers"),
         ({"DATASETS": {"TEST": [[]]}}, r"c\.yaml: DATASETS.TEST is \[\[\]\].*texts"),
         ({1: 2}, r"c\.yaml: there is no config key 1"),
-        ({"VERSION": "x"}, r"c\.yaml: .*'str' and 'int'"),
+        ({"VERSION": "x"}, r"c\.yaml: VERSION is 'x', which is no number"),
         ({"_BASE_": 5}, r"c\.yaml: its _BASE_ is no path"),
         ({"_BASE_": "c.yaml"}, r"c\.yaml has a _BASE_ that leads back to it"),
         ({"_BASE_": "."}, r"c\.yaml has a _BASE_ that cannot be read"),
@@ -201,7 +201,8 @@ def test_wrong_values_of_a_network_are_told_by_their_key(no_gpu, quiet_setup, tm
     with pytest.raises(ValueError, match=r"c\.yaml: MODEL.META_ARCHITECTURE is 'GrabCat'.*Did you mean 'GrabCut'"):
         setup(parse("--config-file", config, "OUTPUT_DIR", str(tmp_path)))
     for key, value, message in (
-        ("MODEL.BACKBONE.NAME", "nowhere", "MODEL.BACKBONE.NAME is 'nowhere', which .* BACKBONE does not know"),
+        ("MODEL.BACKBONE.NAME", "nowhere", "MODEL.BACKBONE.NAME: there is no 'nowhere' in .* BACKBONE"),
+        ("MODEL.RPN.IN_FEATURES", "('p9',)", "MODEL.RPN.IN_FEATURES: there is no 'p9'"),
         ("MODEL.RESNETS.DEPTH", 51, r"cannot be built \(KeyError: 51\)"),
     ):
         cfg = load_config("", [key, value, "MODEL.DEVICE", "cpu"])

@@ -124,6 +124,8 @@ def _value_problem(cfg: CfgNode, key: str, value: Any) -> str:
 def _type_problem(default: Any, key: str, value: Any) -> str:
     if value is None:
         return f"{key} has no value; by default it is {'a section' if isinstance(default, CfgNode) else repr(default)}."
+    if key == "VERSION" and not isinstance(value, int):  # Detectron2 compares it first
+        return f"VERSION is {value!r}, which is no number."
     if isinstance(default, list | tuple) and isinstance(value, list | tuple):
         for kind, what in ((str, "texts"), ((int, float), "numbers")):
             known = all(isinstance(item, kind) for item in default) if default else key in _NAMES and kind is str

@@ -32,20 +32,22 @@ def explain_build_errors(cfg: CfgNode) -> Iterator[None]:
         raise
     except Exception as error:
         missing = re.search(r"No object named '(.+)' found in '(.+)' registry", str(error))
-        keys = _keys_of(cfg, missing[1]) if missing else []
-        if missing and keys:
-            message = f"{' or '.join(keys)} is '{missing[1]}', which Detectron2's registry {missing[2]} does not know."
+        name = missing[1] if missing else error.args[0] if isinstance(error, KeyError) and error.args else None
+        keys = _keys_of(cfg, name) if isinstance(name, str) else []
+        if keys:
+            where = f" in Detectron2's registry {missing[2]}" if missing else ""
+            message = f"{' or '.join(keys)}: there is no '{name}'{where}."
         else:
             message = f"The network cannot be built ({type(error).__name__}: {error}): correct the values of MODEL."
         raise ValueError(message) from error
 
 
 def _keys_of(node: CfgNode, wanted: str, prefix: str = "") -> list[str]:
-    """Keys whose value this is."""
+    """Keys whose value this is, or is among."""
     found = []
     for key, value in node.items():
         if isinstance(value, CfgNode):
             found += _keys_of(value, wanted, f"{prefix}{key}.")
-        elif value == wanted:
+        elif value == wanted or (isinstance(value, list | tuple) and wanted in value):
             found.append(prefix + key)
     return found
