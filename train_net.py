@@ -17,12 +17,18 @@ Without a GPU everything runs on the CPU; ``--num-gpus N`` then starts N CPU pro
 """
 
 import argparse
+import sys
 from typing import Any
 
+if __name__.endswith("main__"):  # also in the processes that it starts
+    import boxsup  # noqa: F401 - Ctrl-C is quiet while the rest is imported
+
+from boxsup_d2.cli.errors import exit_code_of
 from boxsup_d2.engine.defaults import default_argument_parser, setup
 from boxsup_d2.engine.launch import launch
 from boxsup_d2.engine.step import run_step
 from boxsup_d2.rounds.runner import run_rounds
+from boxsup_d2.utils.processes import hear_interrupts
 
 
 def main(args: argparse.Namespace) -> Any:
@@ -37,13 +43,19 @@ def main(args: argparse.Namespace) -> Any:
     return run_step(cfg, resume=args.resume, eval_only=args.eval_only)
 
 
-if __name__ == "__main__":
-    arguments = default_argument_parser().parse_args()
+def launch_all(args: argparse.Namespace) -> None:
+    """Start the processes of the run."""
     launch(
         main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
     )
+
+
+if __name__ == "__main__":
+    hear_interrupts()
+    arguments = default_argument_parser().parse_args()
+    sys.exit(exit_code_of("train_net.py", lambda: launch_all(arguments), debug=arguments.debug))

@@ -17,9 +17,11 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from boxsup_d2.checkpoint import load_trained
-from boxsup_d2.checkpoint.convert import checkpoint_format, read_checkpoint
+from boxsup_d2.checkpoint.convert import checkpoint_format
+from boxsup_d2.checkpoint.reading import read_checkpoint
 from boxsup_d2.config import load_config, merge_overrides, use_available_device
 from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, box_to_mask_classes, method_info
+from boxsup_d2.modeling.build import check_architecture, explain_build_errors
 from boxsup_d2.same_work import value_of, weights_sha256
 from boxsup_d2.utils.processes import usable_cores
 
@@ -110,6 +112,7 @@ def file_config(
         ValueError, FileNotFoundError: as :func:`method_config`.
     """
     cfg = load_config(config_file)
+    check_architecture(cfg, config_file)
     kind = box_to_mask_classes().get(cfg.MODEL.META_ARCHITECTURE)
     if kind is not None and methods().get(kind.info.name) is kind:
         return method_config(kind.info.name, weights, config_file, opts, device)
@@ -137,7 +140,8 @@ def load_model(cfg: CfgNode) -> nn.Module:
         ImportError: the method needs a package that is not installed.
     """
     _check_shipped(cfg)
-    model = build_model(cfg).eval()
+    with explain_build_errors(cfg):
+        model = build_model(cfg).eval()
     load_trained(model, cfg.MODEL.WEIGHTS)
     # Convolutions of narrow networks are faster in this layout; inputs follow the weights.
     model.to(memory_format=torch.channels_last)
@@ -168,7 +172,7 @@ def _config_of(method: type[BoxToMaskMethod], weights: str) -> str | None:
     if not PathManager.isfile(weights):
         raise FileNotFoundError(f"Method '{method.info.name}': there is no checkpoint '{weights}'.")
     local = Path(PathManager.get_local_path(weights))
-    content = read_checkpoint(local, trust=False)
+    content = read_checkpoint(local, mmap=True)
     try:
         found = checkpoint_format(content)
     except ValueError as error:

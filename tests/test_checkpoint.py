@@ -1,7 +1,9 @@
 """Checkpoints: foreign formats, weights in packages, damaged and wrong files, full disks."""
 
 import errno
+import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from boxsup_d2.checkpoint import BoxSupCheckpointer
+from boxsup_d2.checkpoint import BoxSupCheckpointer, load_trained
 from boxsup_d2.modeling.backbone import TimmBackbone
 from boxsup_d2.modeling.backbone.efficientnet_lite import convert_efficientnet_lite
 
@@ -111,8 +113,52 @@ def test_checkpoint_with_code_is_refused_with_a_way_out(tmp_path):
 
     file = tmp_path / "evil.pth"
     torch.save({"model": {"a": Evil()}}, file)
-    with pytest.raises(RuntimeError, match=r"boxsup convert --trust .*evil.pth"):
+    with pytest.raises(RuntimeError, match=r"boxsup convert .*evil.pth --allow-code --out"):
         BoxSupCheckpointer(Model()).load(str(file))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, 3, "text", [1], torch.zeros(2), {}, {"model": 5}, {1: 2.0}, {"model": {"weight": "text"}}],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+def test_what_holds_no_parameters_is_named(tmp_path, content, suffix):
+    file = tmp_path / f"other{suffix}"
+    if suffix == ".pkl" and not isinstance(content, torch.Tensor):
+        file.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, file)
+    with pytest.raises(RuntimeError, match=rf"other\{suffix}.*(expected parameters by name|is no parameter but a)"):
+        BoxSupCheckpointer(nn.Linear(2, 2)).load(str(file))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".pyth", ".safetensors", ""])
+def test_no_entrance_runs_code_or_advises_to_run_a_text(tmp_path, suffix):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    evil, text = tmp_path / f"evil{suffix}", tmp_path / f"text{suffix}"
+    evil.write_bytes(pickle.dumps({"model": {"weight": Evil()}}))
+    text.write_text("class names\ncat\n")
+    for file in (evil, text):
+        with pytest.raises(RuntimeError, match=file.name) as error:
+            BoxSupCheckpointer(nn.Linear(2, 2)).load(str(file))
+        assert ("--allow-code" in str(error.value)) == (file is evil and suffix != ".safetensors")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["weight", "running_var"])
+def test_network_that_is_not_finite_is_refused(tmp_path, name):
+    network = nn.BatchNorm1d(2)
+    torch.save({"model": {**network.state_dict(), name: torch.tensor([1.0, float("nan")])}}, tmp_path / "nan.pth")
+    with pytest.raises(RuntimeError, match=rf"nan\.pth': '{name}' holds numbers that are not finite"):
+        load_trained(network, str(tmp_path / "nan.pth"))
+
+
+def test_absent_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth' does not exist"):
+        BoxSupCheckpointer(nn.Linear(2, 2)).load(str(tmp_path / "absent.pth"))
 
 
 def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):

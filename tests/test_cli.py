@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -15,16 +16,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
 from boxsup_d2.cli import main
-from boxsup_d2.cli.errors import message_of
+from boxsup_d2.cli.errors import BadInput, exit_code_of, message_of
 from boxsup_d2.cli.label_job import LabelJob, check_classes, job_config, request_of
 from boxsup_d2.cli.main import build_parser
+from boxsup_d2.data.formats import folders
 from boxsup_d2.methods import DEFAULT_METHOD, methods
 from boxsup_d2.modeling.baselines.meta_arch import BoxFill
-from boxsup_d2.utils import progress
+from boxsup_d2.utils import files, progress
 
 COMMANDS = ("label", "train", "eval", "report", "tighten", "convert")
 
@@ -168,6 +171,61 @@ def test_error_of_another_process_is_told_as_it_was_raised() -> None:
     )
     assert message_of(ProcessRaisedException(text)) == "'a.png' is damaged: replace it."
     assert message_of(ValueError("plain")) == "plain"
+
+
+class _Damaged(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> None:
+        raise ValueError("'a.png' is damaged: replace it.")
+
+
+def _fail_in_a_worker() -> None:
+    list(torch.utils.data.DataLoader(_Damaged(), num_workers=1))
+
+
+def test_error_of_a_worker_of_another_rank_is_one_line(
+    in_two_processes: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrapped by the loader, and once more by the launcher."""
+    for run in (_fail_in_a_worker, lambda: in_two_processes(_fail_in_a_worker)):
+        assert exit_code_of("program", run, debug=False) == 1
+        assert capsys.readouterr().err == "program: error: 'a.png' is damaged: replace it.\n"
+
+
+def test_errors_end_in_a_line_and_a_code(capsys: pytest.CaptureFixture[str]) -> None:
+    killed = type("ProcessExitedException", (Exception,), {})("process 1 terminated with signal SIGKILL")
+    for error, code, line in (
+        (killed, 1, "program: error: A process of this run died (process 1 terminated with signal SIGKILL)."),
+        (BadInput("two\nlines"), 2, "program: error: two lines\n"),
+        (FloatingPointError("Loss became infinite"), 1, "program: error: Loss became infinite"),
+        (KeyError("x"), 1, "program: unexpected KeyError: 'x' (a mistake in boxsup_d2"),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+    ):
+
+        def work(error: BaseException = error) -> None:
+            raise error
+
+        assert exit_code_of("program", work, debug=False) == code
+        assert (told := capsys.readouterr().err).startswith(line)
+        assert told.count("\n") == 1
+    with pytest.raises(KeyError):
+        exit_code_of("program", {}.popitem, debug=True)
+
+
+def test_interrupt_while_the_package_is_imported_is_quiet(tmp_path: Path, project_root: Path) -> None:
+    """As both commands begin."""
+    (tmp_path / "slow.py").write_text(
+        "import boxsup, sys, time\nprint('importing', flush=True)\ntime.sleep(60)\nsys.exit(boxsup.main())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(project_root)}
+    command = [sys.executable, str(tmp_path / "slow.py")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == (b"", b"")
+        assert process.returncode == 130
 
 
 # ------------------------------------------------------------------------------------------------- label
@@ -334,6 +392,91 @@ def test_what_is_missing_is_named_in_one_line(
     assert message in error
     assert error.count("\n") == 1
     assert "Traceback" not in error
+
+
+def test_damaged_behind_its_header_is_skipped_and_no_nan_is_written(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "images" / "90.png"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    data["annotations"][-1] |= {"score": float("nan"), "id": data["annotations"][0]["id"]}  # its entry gets an id
+    (tmp_path / "boxes.json").write_text(json.dumps(data))
+    assert label(tmp_path, "--keep-going") == 0
+    result = json.loads((tmp_path / "masks.json").read_text(), parse_constant=pytest.fail)
+    assert "segmentation" not in result["annotations"][0], "of the damaged image"
+    assert result["annotations"][-1]["score"] is None
+    assert result["annotations"][-1]["segmentation"]
+    out = ["--images", str(tmp_path / "images"), "--out", str(tmp_path / "page.html")]
+    (tmp_path / "images" / "89.png").unlink()
+    assert main(["report", str(tmp_path / "masks.json"), *out]) == 2
+    assert main(["report", str(tmp_path / "masks.json"), *out, "--keep-going"]) == 0
+    assert main(["report", str(tmp_path / "masks.json"), "--images", str(tmp_path / "nowhere")]) == 2
+    assert "no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "absolute", "above", "link"])
+def test_only_files_in_the_folder_are_images(
+    tmp_path: Path, data: dict[str, Any], kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images" / "90.png").rename(tmp_path / "away.png")
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "images" / "90.png")
+    elif kind == "device":
+        (tmp_path / "images" / "90.png").symlink_to("/dev/zero")
+    elif kind == "link":
+        (tmp_path / "images" / "90.png").symlink_to(tmp_path / "away.png")
+    else:
+        data["images"][0]["file_name"] = str(tmp_path / "away.png") if kind == "absolute" else "../away.png"
+        (tmp_path / "boxes.json").write_text(json.dumps(data))
+    assert label(tmp_path) == 2
+    assert ("--outside-images" in capsys.readouterr().err) == (kind != "pipe")
+    assert label(tmp_path, "--outside-images") == (2 if kind in ("pipe", "device") else 0)
+    if kind in ("pipe", "device"):
+        return
+    page = ["report", str(tmp_path / "masks.json"), "--images", str(tmp_path / "images")]
+    capsys.readouterr()
+    assert main([*page, "--out", str(tmp_path / "a.html")]) == 2
+    assert "outside of" in capsys.readouterr().err
+    assert main([*page, "--out", str(tmp_path / "a.html"), "--keep-going"]) == 0
+    assert main([*page, "--out", str(tmp_path / "b.html"), "--outside-images"]) == 0
+    grey, shown = ((tmp_path / name).read_text() for name in ("a.html", "b.html"))
+    assert "images outside of their folder" in grey
+    assert len(grey) < len(shown)
+    assert str(tmp_path) not in grey + shown, "a page that is sent on tells nothing of this machine"
+
+
+def test_full_disk_names_the_export(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if "w" in mode and str(path).endswith(full.suffix):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return open(path, mode, *args, **options)
+
+    for module in (folders, files):
+        monkeypatch.setattr(module, "open", full, raising=False)
+    full.suffix = "90.txt"
+    assert label(tmp_path, "--yolo-seg", str(tmp_path / "yolo")) == 1
+    assert re.search(r"Cannot write '.*yolo/labels/90\.txt': the disk is full", capsys.readouterr().err)
+    full.suffix = "none"
+    assert label(tmp_path, "--yolo-seg", str(tmp_path / "yolo")) == 0
+    for option in ("--csv", "--json-out"):
+        full.suffix = "rows.tmp"
+        masks = str(tmp_path / "masks.json")
+        assert main(["eval", masks, masks, option, str(tmp_path / "rows")]) == 1
+        assert "rows': the disk is full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"png": '])
+def test_damaged_record_of_exports_is_named(
+    tmp_path: Path, data: dict[str, Any], content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "masks.json.work").mkdir()
+    (tmp_path / "masks.json.work" / "exports.json").write_text(content)
+    assert label(tmp_path, "--png", str(tmp_path / "png")) == 1
+    assert "exports.json' " in capsys.readouterr().err
 
 
 def test_the_wrong_folder_of_images_is_said_to_be_that(
@@ -562,6 +705,11 @@ def test_eval_compares_prints_and_writes(
     assert read(tmp_path / "figures.json")["results"]["mIoU*"] == 100
     assert main(["eval", masks, str(tmp_path / "absent.json")]) == 2
     assert "absent.json" in capsys.readouterr().err
+    for annotation in data["annotations"]:
+        annotation.pop("segmentation", None)
+    (tmp_path / "boxes.json").write_text(json.dumps(data))
+    assert main(["eval", str(tmp_path / "boxes.json"), masks]) == 2
+    assert "boxes.json' holds 8 boxes and no mask" in capsys.readouterr().err
 
 
 def test_report_is_written_by_two_commands(tmp_path: Path, data: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from detectron2.modeling import build_model
 
 import boxsup_d2
 from boxsup_d2.checkpoint import BoxSupCheckpointer, convert
+from boxsup_d2.checkpoint.reading import read_checkpoint
 from boxsup_d2.cli import main
 from boxsup_d2.modeling.boxcaseg.checkpoint import PIXEL_MEAN, PIXEL_STD, PUBLISHED
 
@@ -83,6 +84,15 @@ class Average:
     """What training scripts pickle beside their parameters."""
 
 
+def test_safetensors_are_written_read_and_recognised(boxcaseg, tmp_path):
+    source, target = write(tmp_path / "published.pth", published_state(boxcaseg)), tmp_path / "ours.safetensors"
+    assert run(source, target) == 0
+    assert convert.checkpoint_format(read_checkpoint(target)) is PUBLISHED
+    check_loads(boxcaseg, target)
+    assert run(target, tmp_path / "again.pth") == 0
+    check_loads(boxcaseg, tmp_path / "again.pth")
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_published_boxcaseg_comes_back_as_ours(boxcaseg, tmp_path, capsys, suffix, wrapped):
@@ -137,23 +147,23 @@ def test_printed_overrides_are_a_config():
 def test_old_torch_files_are_read(tmp_path):
     source = tmp_path / "old.pth"
     torch.save({"model": {"a": torch.arange(3.0)}}, source, _use_new_zipfile_serialization=False)
-    form, content = convert.convert(convert.read_checkpoint(source, trust=False))
+    form, content = convert.convert(read_checkpoint(source))
     assert form == "Detectron2's form"
     assert torch.equal(content["model"]["a"], torch.arange(3.0))
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])
-def test_more_than_tensors_needs_trust(boxcaseg, tmp_path, capsys, suffix):
+def test_more_than_tensors_needs_leave_to_run_code(boxcaseg, tmp_path, capsys, suffix):
     state = published_state(boxcaseg)
     content = {"state_dict": as_arrays(state) if suffix == ".pkl" else state, "meter": Average()}
     source, target = write(tmp_path / f"source{suffix}", content), tmp_path / "ours.pth"
     assert run(source, target) == 1
     error = capsys.readouterr().err
     assert str(source) in error
-    assert "--trust" in error
+    assert "--allow-code" in error
     assert "Average" in error
     assert not target.exists()
-    assert run(source, target, "--trust") == 0
+    assert run(source, target, "--allow-code") == 0
     check_loads(boxcaseg, target)
 
 
@@ -164,8 +174,8 @@ def test_refused_code_does_not_run(tmp_path):
 
     for suffix in (".pth", ".pkl"):
         source = write(tmp_path / f"evil{suffix}", {"model": {"a": Evil()}})
-        with pytest.raises(ValueError, match="--trust"):
-            convert.read_checkpoint(source, trust=False)
+        with pytest.raises(ValueError, match="--allow-code"):
+            read_checkpoint(source)
     assert not (tmp_path / "ran").exists()
 
 
@@ -213,8 +223,8 @@ def test_missing_and_damaged_files_are_named(tmp_path, capsys, suffix, damage):
         source.write_bytes(source.read_bytes()[:-500])
     elif damage != "missing":
         source.write_bytes(b"" if damage == "empty" else b"<html>not found</html>")
-    for trust in ([], ["--trust"]):
-        assert run(source, tmp_path / "ours.pth", *trust) == (2 if damage == "missing" else 1)
+    for leave in ([], ["--allow-code"]):
+        assert run(source, tmp_path / "ours.pth", *leave) == (2 if damage == "missing" else 1)
         error = capsys.readouterr().err
         assert source.name in error
         assert len(error.splitlines()) == 1
@@ -228,7 +238,7 @@ def test_class_of_another_project_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "their_project")
     (tmp_path / "their_project.py").unlink()
     importlib.invalidate_caches()
-    assert run(source, tmp_path / "ours.pth", "--trust") == 1
+    assert run(source, tmp_path / "ours.pth", "--allow-code") == 1
     assert "their_project" in (error := capsys.readouterr().err)
     assert "PYTHONPATH" in error
 

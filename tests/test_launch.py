@@ -25,6 +25,7 @@ from boxsup_d2.config import add_boxsup_config, load_config, use_available_devic
 from boxsup_d2.engine import defaults
 from boxsup_d2.engine.defaults import default_argument_parser, setup
 from boxsup_d2.engine.launch import launch
+from boxsup_d2.methods import load_model
 
 # The package exports the function under the module's name.
 launch_module = importlib.import_module("boxsup_d2.engine.launch")
@@ -174,6 +175,17 @@ def test_config_runs_no_code(tmp_path, through_base):
         ({"SOLVER": {"MAX_ITER": "many"}}, r"c\.yaml: Type mismatch.*SOLVER.MAX_ITER"),
         ({"SOLVER": 3}, r"c\.yaml: SOLVER is a section; give values to its keys, for example SOLVER\.[A-Z_]+\.$"),
         ({"SOLVER": {"MAX_ITER": {"A": 1}}}, r"c\.yaml: there is no config key SOLVER.MAX_ITER.A"),
+        ({"SOLVER": {"MAX_ITER": None}}, r"c\.yaml: SOLVER.MAX_ITER has no value; by default it is 40000"),
+        ({"MODEL": None}, r"c\.yaml: MODEL has no value; by default it is a section"),
+        ({"MODEL": {"ROI_HEADS": {"IN_FEATURES": [1]}}}, r"c\.yaml: MODEL.ROI_HEADS.IN_FEATURES is \[1\].*texts"),
+        ({"MODEL": {"PIXEL_MEAN": ["a"]}}, r"c\.yaml: MODEL.PIXEL_MEAN is \['a'\].*numbers"),
+        ({"DATASETS": {"TEST": [[]]}}, r"c\.yaml: DATASETS.TEST is \[\[\]\].*texts"),
+        ({1: 2}, r"c\.yaml: there is no config key 1"),
+        ({"VERSION": "x"}, r"c\.yaml: VERSION is 'x', which is no number"),
+        ({"_BASE_": 5}, r"c\.yaml: its _BASE_ is no path"),
+        ({"_BASE_": "c.yaml"}, r"c\.yaml has a _BASE_ that leads back to it"),
+        ({"_BASE_": "."}, r"c\.yaml has a _BASE_ that cannot be read"),
+        ("[" * 400, r"c\.yaml has a _BASE_ that leads back to it or to itself, or is nested too deeply"),
         ("SOLVER: [", r"c\.yaml is not valid yaml"),
         ("", r"c\.yaml, or a _BASE_ of it, holds no KEY: VALUE pairs"),
         ("word", r"c\.yaml, or a _BASE_ of it, holds no KEY: VALUE pairs"),
@@ -182,6 +194,20 @@ def test_config_runs_no_code(tmp_path, through_base):
 def test_mistakes_in_a_config_name_file_key_and_fix(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         load_config(write(tmp_path / "c.yaml", content))
+
+
+def test_wrong_values_of_a_network_are_told_by_their_key(no_gpu, quiet_setup, tmp_path):
+    config = write(tmp_path / "c.yaml", {"MODEL": {"META_ARCHITECTURE": "GrabCat"}})
+    with pytest.raises(ValueError, match=r"c\.yaml: MODEL.META_ARCHITECTURE is 'GrabCat'.*Did you mean 'GrabCut'"):
+        setup(parse("--config-file", config, "OUTPUT_DIR", str(tmp_path)))
+    for key, value, message in (
+        ("MODEL.BACKBONE.NAME", "nowhere", "MODEL.BACKBONE.NAME: there is no 'nowhere' in .* BACKBONE"),
+        ("MODEL.RPN.IN_FEATURES", "('p9',)", "MODEL.RPN.IN_FEATURES: there is no 'p9'"),
+        ("MODEL.RESNETS.DEPTH", 51, r"cannot be built \(KeyError: 51\)"),
+    ):
+        cfg = load_config("", [key, value, "MODEL.DEVICE", "cpu"])
+        with pytest.raises(ValueError, match=message):
+            load_model(cfg)
 
 
 def test_missing_files(tmp_path):
@@ -200,6 +226,8 @@ def test_missing_files(tmp_path):
         (["SOLVER.MAX_ITERS", "3"], "no config key SOLVER.MAX_ITERS. Did you mean SOLVER.MAX_ITER"),
         (["seed", "3"], "no config key seed. Did you mean SEED"),
         (["SOLVER.MAX_ITER", "x"], "Override SOLVER.MAX_ITER x: Type mismatch"),
+        (["SOLVER.MAX_ITER", "None"], "Override SOLVER.MAX_ITER None: SOLVER.MAX_ITER has no value"),
+        (["DATASETS.TRAIN", "(1,)"], "Override DATASETS.TRAIN .*made of texts"),
     ],
 )
 def test_mistakes_in_overrides(opts, message):

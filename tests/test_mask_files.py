@@ -296,6 +296,16 @@ def test_polygons_count_as_their_pixels(compare: Callable[..., MaskFileScores]) 
     assert (scores.rows, scores.ap) == (expected.rows, expected.ap)
 
 
+def test_true_box_far_outside_costs_nothing(compare: Callable[..., MaskFileScores]) -> None:
+    """Boxes without a mask are outlines in AP, which rasterisers take memory for in proportion to their length."""
+    predicted, true = make_files()
+    for annotation in predicted["annotations"]:
+        annotation["score"] = 0.5
+    far = {"id": 1, "image_id": 10, "category_id": 4, "bbox": [-1e9, -1e9, 3e9, 3e9]}
+    true["annotations"].append(far)
+    assert compare(predicted, true).unmatched["true objects without a mask"] == 1
+
+
 def test_errors_name_the_file(compare: Callable[..., MaskFileScores], tmp_path: Path) -> None:
     predicted, true = make_files()
     compare(predicted, true)

@@ -26,7 +26,7 @@ SCRIPTS = sorted(
 # A leading underscore marks the parts of scripts that are no scripts themselves.
 SCRIPT_PARTS = [path for path in SCRIPTS if path.name.startswith("_")]
 SCRIPTS = [path for path in SCRIPTS if path not in SCRIPT_PARTS]
-OUR_CODE = sorted([*PACKAGE.rglob("*.py"), *SCRIPTS, *SCRIPT_PARTS])
+OUR_CODE = sorted([ROOT / "boxsup.py", *PACKAGE.rglob("*.py"), *SCRIPTS, *SCRIPT_PARTS])
 # From the ground floor up, as docs/architecture.md lists them.
 ROOMS = [
     *("version", "compat", "utils", "config", "masks", "crf", "data", "toy", "checkpoint", "modeling", "plugins"),
@@ -99,6 +99,15 @@ def test_imports_point_downwards() -> None:
                 elif name.startswith("boxsup_d2.") and ROOMS.index(room_of(name)) > ROOMS.index(parts[1]):
                     upwards.append(f"{relative(path)} imports {name}")
     assert upwards == []
+
+
+def test_only_checked_masks_reach_pycocotools() -> None:
+    """Other rooms than ``masks``, where masks are checked, encode arrays and compare boxes, which cannot harm."""
+    for path in [*PACKAGE.rglob("*.py"), ROOT / "train_net.py"]:
+        if path.parent.name != "masks":
+            used = set(re.findall(r"mask_util\.(\w+)", path.read_text()))
+            assert used <= {"encode", "iou"}, relative(path)
+            assert "frPyObjects" not in path.read_text(), relative(path)
 
 
 def test_every_package_folder_is_a_package() -> None:
@@ -181,7 +190,7 @@ def imported_distributions(paths: list[Path]) -> set[str]:
     # Configs name weights that sit inside a package.
     for path in CONFIGS:
         modules |= set(re.findall(r"package://(\w+)", path.read_text()))
-    own = {"boxsup_d2", "__future__", *(path.stem for path in [*SCRIPTS, *SCRIPT_PARTS])}
+    own = {"boxsup", "boxsup_d2", "__future__", *(path.stem for path in [*SCRIPTS, *SCRIPT_PARTS])}
     modules -= own | set(sys.stdlib_module_names)
     return {DISTRIBUTIONS.get(module, module.replace("_", "-")) for module in modules}
 
@@ -226,7 +235,7 @@ def test_wheel_holds_every_module_and_config(tmp_path: Path, archive: str) -> No
     ignored = shutil.ignore_patterns("__pycache__")
     for folder in (PACKAGE, ROOT / "configs"):  # the package links to the configs
         shutil.copytree(folder, source / folder.name, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "boxsup.py"):
         shutil.copy(ROOT / name, source / name)
 
     def build(what: str) -> Path:
@@ -245,7 +254,7 @@ def test_wheel_holds_every_module_and_config(tmp_path: Path, archive: str) -> No
         held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     folders = [PACKAGE / "report" / "assets", PACKAGE / "model_zoo" / "weights"]
     data = [PACKAGE / "py.typed", *(path for folder in folders for path in folder.iterdir())]
-    expected = {relative(path) for path in [*PACKAGE.rglob("*.py"), *data]}
+    expected = {"boxsup.py"} | {relative(path) for path in [*PACKAGE.rglob("*.py"), *data]}
     assert held == expected | {f"boxsup_d2/model_zoo/{relative(path)}" for path in CONFIGS}
 
 

@@ -1,5 +1,6 @@
 """The round runner with a fake step: order, state, what is redone and what is not, and runs killed for real."""
 
+import copy
 import json
 import os
 import signal
@@ -612,6 +613,18 @@ def test_damaged_state_is_refused(project, content):
         project.run()
     assert (project.out / "rounds.json").read_text() == content
     assert project.run_step.names() == []
+
+
+def test_any_entry_of_another_type_is_refused(project):
+    project.run()
+    good = json.loads((project.out / "rounds.json").read_text())
+    for key in good["steps"]["tune"].keys() - {"round", "started", "attempts"}:
+        for value in (None, [1]):
+            damaged = copy.deepcopy(good)
+            damaged["steps"]["tune"][key] = value
+            (project.out / "rounds.json").write_text(json.dumps(damaged))
+            with pytest.raises(ValueError, match=rf"rounds\.json is damaged.*{key} of step tune is a"):
+                rounds_module.RoundsState(str(project.out))
 
 
 def test_state_is_whole_when_writing_it_fails(project, monkeypatch):

@@ -2,19 +2,21 @@
 
 import importlib.util
 import logging
-import pickle
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import safetensors.torch
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
-from safetensors import SafetensorError
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from boxsup_d2.checkpoint.formats import find_format, grow_input_channels
+from boxsup_d2.checkpoint.reading import parameters_of, read_checkpoint
 from boxsup_d2.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -43,9 +45,12 @@ class BoxSupCheckpointer(DetectionCheckpointer):
     Of a :class:`PromptedNetwork`, weights for fewer input channels, an ImageNet network's for instance, are grown to
     fit.
 
-    ``.pth`` files are read with torch's safe loader, which runs no code. Checkpoints are written under a temporary
-    name and moved into place, so that a kill or a full disk never leaves half a checkpoint as the last one.
+    No file runs code (:mod:`boxsup_d2.checkpoint.reading`). Checkpoints are written under a temporary name and moved
+    into place, so that a kill or a full disk never leaves half a checkpoint as the last one.
     """
+
+    # What an error calls the checkpoint, and what it says about what to do.
+    _what, _fix = "Checkpoint", "Correct MODEL.WEIGHTS."
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save as ``<save_dir>/<name>.pth`` and make it the one that ``--resume`` continues from.
@@ -74,27 +79,46 @@ class BoxSupCheckpointer(DetectionCheckpointer):
         with atomic_write(Path(self.save_dir) / "last_checkpoint") as file:
             file.write(last_filename_basename)
 
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """As Detectron2's.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            RuntimeError: it is damaged, no checkpoint, could run code, or leaves numbers in the network that are not
+                finite; names the file.
+        """
+        # Of several processes only the main one's machine needs to have it, which Detectron2 looks after.
+        alone = not isinstance(self.model, DistributedDataParallel)
+        if path and alone and "://" not in path and not os.path.isfile(path):
+            raise FileNotFoundError(f"{self._what} '{path}' does not exist. {self._fix}")
+        rest = super().load(path, checkpointables)
+        if path:
+            _check_finite(self.model, path)
+        return rest
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            if filename.endswith(".pth"):
-                # Said in full, since torch's own default was the unsafe one before 2.6.
-                loaded = torch.load(filename, map_location="cpu", weights_only=True)
-                loaded = loaded if "model" in loaded else {"model": loaded}
-            elif filename.endswith(".safetensors"):
-                loaded = {"model": safetensors.torch.load_file(filename)}
-            else:
-                loaded = super()._load_file(filename)
-        except pickle.UnpicklingError as error:
-            raise RuntimeError(
-                f"checkpoint '{filename}' is damaged, or holds more than tensors, which torch's safe loader refuses "
-                "because it could run code. If you trust its source, convert it once with "
-                f"'boxsup convert --trust {filename} --out new.pth'."
-            ) from error
-        except (RuntimeError, EOFError, OSError, SafetensorError) as error:
-            raise RuntimeError(
-                f"cannot read checkpoint '{filename}': {error}. Is it complete, and a .pth or .safetensors file?"
-            ) from error
-        return recognise(loaded)
+            content = read_checkpoint(Path(filename))
+            if filename.endswith(".pyth") and isinstance(content, Mapping):  # pycls's
+                content = {"model": content.get("model_state"), "__author__": "pycls", "matching_heuristics": True}
+            native, _ = parameters_of(content)
+            if filename.endswith(".pkl") and not (native and "__author__" in content):
+                # Caffe2's and Detectron's own; published ones of others are recognised below.
+                state = content.get("blobs", content)
+                state = {name: value for name, value in state.items() if not name.endswith("_momentum")}
+                content = {"model": state, "__author__": "Caffe2", "matching_heuristics": True}
+            elif not native:
+                content = {"model": content}
+            elif filename.endswith(".safetensors"):  # its texts say whatever they like
+                content = {key: content[key] for key in ("model", "matching_heuristics") if key in content}
+            loaded = recognise(content)
+            for name, value in loaded["model"].items():
+                if not isinstance(value, torch.Tensor | np.ndarray):
+                    raise ValueError(f"'{name}' is no parameter but a {type(value).__name__}")
+        except ValueError as error:
+            where = "" if filename in str(error) else f"checkpoint '{filename}': "
+            raise RuntimeError(f"{where}{error}") from error
+        return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         prefix = self.model.pretrained_prefix if isinstance(self.model, PromptedNetwork) else ""
@@ -180,8 +204,6 @@ class WholeCheckpointer(BoxSupCheckpointer):
         """
         try:
             self.load(path, checkpointables=[])
-        except AssertionError as error:  # Detectron2's way of saying that there is no such file
-            raise FileNotFoundError(f"{self._what} '{path}' does not exist. {self._fix}") from error
         except _IncompleteCheckpointError as error:
             raise RuntimeError(f"{self._what} '{path}' {error}. {self._fix}") from error
 
@@ -228,6 +250,16 @@ def load_trained(model: nn.Module, weights: str) -> None:
     if isinstance(model, PromptedNetwork) and model.input_convolution:
         fix += f" {model.input_help}"
     WholeCheckpointer(model, what="MODEL.WEIGHTS", fix=fix).load_whole(weights)
+
+
+def _check_finite(model: nn.Module, path: str) -> None:
+    """Refuse a network that would label everything empty, or ruin what is trained from it."""
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise RuntimeError(
+                f"checkpoint '{path}': '{name}' holds numbers that are not finite (NaN or infinity), so nothing can be "
+                "predicted with it. Take an earlier checkpoint of its training, or another one."
+            )
 
 
 class _IncompleteCheckpointError(RuntimeError):

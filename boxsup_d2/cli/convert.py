@@ -1,4 +1,4 @@
-"""``boxsup convert``: published checkpoints as files that torch's safe loader reads."""
+"""``boxsup convert``: published checkpoints as files that can run no code."""
 
 import argparse
 import os
@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from boxsup_d2.checkpoint.formats import known_formats
+from boxsup_d2.checkpoint.reading import ALLOW_CODE
 from boxsup_d2.cli.errors import BadInput
 
 _EPILOG = """
 examples:
-  $ boxsup convert published.pth --out boxcaseg.pth
+  $ boxsup convert published.pth --out boxcaseg.safetensors
   a pickle that holds more than tensors, if you trust where it comes from:
-    $ boxsup convert published.pth --out boxcaseg.pth --trust
+    $ boxsup convert published.pth --out boxcaseg.safetensors --allow-code
 
-It knows Detectron2's own form and those listed below, as .pth or .pkl, alone or beside optimizer and schedule.
+It knows Detectron2's own form and those listed below, as .pth, .pkl or .safetensors, alone or beside optimizer and
+schedule.
 
-Other commands and train_net.py read these forms as they are, so long as torch's safe loader does; a converted file
-holds parameters alone: it is smaller, and can run no code.
+Other commands and train_net.py read these forms as they are, so long as they hold no code; a converted file holds
+parameters alone: it is smaller.
 """
 
 
@@ -30,9 +32,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         epilog=f"{_EPILOG}\nforms:\n" + "\n".join(f"  {known.name}" for known in known_formats()) + "\n",
     )
     parser.add_argument("checkpoint", metavar="CKPT", help="a published checkpoint, .pth or .pkl")
-    parser.add_argument("--out", required=True, metavar="F", help="file to write (.pth)")
+    parser.add_argument("--out", required=True, metavar="F", help="file to write (.safetensors or .pth)")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
-    parser.add_argument("--trust", action="store_true", help="let the file run code while it is read")
+    parser.add_argument(ALLOW_CODE, action="store_true", help="let the file run code while it is read")
     return parser
 
 
@@ -48,5 +50,5 @@ def run(args: argparse.Namespace) -> None:
     from boxsup_d2.checkpoint.convert import convert_checkpoint
     from boxsup_d2.cli.console import show
 
-    done = convert_checkpoint(Path(args.checkpoint), Path(args.out), trust=args.trust, force=args.force)
+    done = convert_checkpoint(Path(args.checkpoint), Path(args.out), allow_code=args.allow_code, force=args.force)
     show(str(done))

@@ -1,17 +1,17 @@
 """Errors on the command line: one line, and an exit code."""
 
 import contextlib
-import re
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Callable, Iterator
+
+from boxsup_d2.utils.errors import cause_of, message_of
 
 # Exit codes, beside 0.
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
-# What the package raises for mistakes that are not its own; the messages say what to do.
-EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
-
-# The last line of a traceback: it is not indented and names the error.
-_RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception|Exit)): (.*)", re.MULTILINE | re.DOTALL)
+# What the package raises for mistakes that are not its own; the messages say what to do. Detectron2 raises the last but
+# one where a loss is no number.
+EXPECTED = (ValueError, OSError, RuntimeError, ImportError, FloatingPointError, MemoryError)
 
 
 class BadInput(Exception):
@@ -19,19 +19,49 @@ class BadInput(Exception):
 
 
 @contextlib.contextmanager
-def bad_input() -> Iterator[None]:
-    """Turn expected errors of the block into :class:`BadInput` with the same message."""
+def bad_input(kinds: tuple[type[Exception], ...] = EXPECTED) -> Iterator[None]:
+    """Turn errors of the block into :class:`BadInput` with the same message."""
     try:
         yield
-    except EXPECTED as error:
+    except kinds as error:
         raise BadInput(message_of(error)) from error
 
 
-def message_of(error: BaseException) -> str:
-    """The message of an error; of one from another process, what was raised there, without its traceback."""
-    text = str(error).strip()
-    if type(error).__name__ == "ProcessRaisedException":
-        raised = text
-        while found := _RAISED.search(raised):  # errors that led to others come first
-            text, raised = found[2].strip(), found[2]
-    return text or type(error).__name__
+def exit_code_of(program: str, work: Callable[[], object], *, debug: bool) -> int:
+    """Do the work of a program, and tell what stops it in one line on standard error.
+
+    Args:
+        program: its name, for the line.
+        work: called without arguments.
+        debug: raise errors, with their traceback, instead.
+
+    Returns:
+        0, :data:`FAILED`, :data:`BAD_INPUT` or :data:`INTERRUPTED`.
+    """
+    try:
+        work()
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():  # or the interpreter would wait for them
+            process.terminate()
+        _tell("Interrupted. Run the same command again to go on.")
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        kind, message = cause_of(error)
+        message = " ".join(message.split())
+        if issubclass(kind, (*EXPECTED, BadInput)):
+            _tell(f"{program}: error: {message}")
+        else:
+            _tell(
+                f"{program}: unexpected {kind.__name__}: {message} (a mistake in boxsup_d2: run it again with --debug, "
+                "and report what it shows)"
+            )
+        return BAD_INPUT if issubclass(kind, BadInput) else FAILED
+    return 0
+
+
+def _tell(message: str) -> None:
+    from boxsup_d2.cli.console import tell
+
+    tell(message, style="bold red")

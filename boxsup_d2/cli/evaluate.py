@@ -2,12 +2,11 @@
 
 import argparse
 import csv
-import json
-import math
 import os
 from typing import TYPE_CHECKING, Any
 
 from boxsup_d2.cli.errors import BadInput, bad_input
+from boxsup_d2.utils.files import atomic_write, strict_json
 
 if TYPE_CHECKING:  # imported when the command runs
     from rich.table import Table
@@ -69,10 +68,9 @@ def run(args: argparse.Namespace) -> None:
     if args.csv:
         _write_csv(scores, args.csv)
     if args.json_out:
-        # What is not a number, json has no word for.
-        results = {key: None if math.isnan(value) else value for key, value in scores.results().items()}
-        with open(args.json_out, "w", encoding="utf-8") as file:
-            json.dump({"results": results, "ranking": scores.ranking, "unmatched": scores.unmatched}, file, indent=1)
+        content = {"results": scores.results(), "ranking": scores.ranking, "unmatched": scores.unmatched}
+        with atomic_write(args.json_out) as file:
+            file.write(strict_json(content, indent=1))
 
 
 def _table(scores: "MaskFileScores") -> "Table":
@@ -96,7 +94,7 @@ def _table(scores: "MaskFileScores") -> "Table":
 
 
 def _write_csv(scores: "MaskFileScores", path: str) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as file:
         writer = csv.writer(file)
         writer.writerow(["annotation_id", "truth_id", "image_id", "file_name", "class", "iou", "matched_by"])
         for row in scores.rows:

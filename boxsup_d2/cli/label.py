@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> None:
         exports = missing_exports(out, exports)
         if exports:
             claim_folders(exports, source, work, force=args.force)
-            export(out, source.image_root, exports)
+            export(out, source.image_root, exports, outside_images=args.outside_images)
         if os.path.isdir(work):  # what a kill after the last write left, or another command that is at work
             with contextlib.suppress(RuntimeError), acquire_lock(work, "lock"):
                 shutil.rmtree(work, ignore_errors=True)
@@ -179,7 +179,7 @@ def run(args: argparse.Namespace) -> None:
     if args.report:
         from boxsup_d2.cli.report import write
 
-        write([out], source.image_root, args.report)
+        write([out], source.image_root, args.report, keep_going=args.keep_going, outside_images=args.outside_images)
 
 
 def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kind: Any) -> Any:

@@ -138,5 +138,8 @@ def label(job: LabelJob) -> None:
     """Label this process's share of the images; rank 0 writes :attr:`LabelJob.result`. All ranks call it together."""
     cfg = job_config(job)
     register_listed(cfg.DATASETS.REGISTER)
-    model = load_model(cfg)
+    try:
+        model = load_model(cfg)
+    except ValueError as error:  # of values in the config, which does not know its file
+        raise ValueError(f"{f'{job.config}: ' if job.config else ''}{error}") from error
     label_datasets(cfg, model)

@@ -1,16 +1,16 @@
 """From the file that labelling wrote to the output: the user's json with masks, and other formats."""
 
-import json
 import os
 from typing import Any
 
 from boxsup_d2.cli.errors import BadInput
 from boxsup_d2.cli.exports import check_links, targets, write
 from boxsup_d2.cli.sources import Source
+from boxsup_d2.data.formats.coco import read_json
 from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY, read_provenance, read_pseudo_masks, write_pseudo_masks
 from boxsup_d2.masks.confidence import DOUBTFUL_QUALITY
 from boxsup_d2.masks.rle import has_mask
-from boxsup_d2.utils.files import atomic_write
+from boxsup_d2.utils.files import atomic_write, strict_json
 
 # Keys of an annotation that labelling sets; an id is made where there is none, or one twice.
 _LABELLED = ("id", "segmentation", "area", "confidence", "confidence_exact", "quality")
@@ -115,26 +115,32 @@ def _leave_as_boxes(labelled: dict[str, Any], source: Source, min_quality: float
 
 def missing_exports(out: str, exports: dict[str, str]) -> dict[str, str]:
     """Those other formats (format → folder) that were not written with a finished output."""
-    done = (read_provenance(out) or {}).get(_EXPORTS, {})
+    done = _done_exports(read_provenance(out) or {})
     return {name: folder for name, folder in exports.items() if done.get(name) != folder or not os.path.isdir(folder)}
 
 
-def export(out: str, image_root: str, exports: dict[str, str]) -> None:
+def export(out: str, image_root: str, exports: dict[str, str], *, outside_images: bool) -> None:
     """Write a finished output in other formats.
 
     Args:
         out: the json.
         image_root: folder of its images.
         exports: formats → folders.
+        outside_images: see :func:`boxsup_d2.data.formats.inspection.inspect_coco`.
     """
     from boxsup_d2.data.formats.inspection import inspect_coco
 
-    with open(out, encoding="utf-8") as file:
-        data = json.load(file)
+    data = read_pseudo_masks(out)
     # With --keep-going the json holds entries that no format has room for, as it did before.
-    _export(inspect_coco(data, image_root, path=out).usable, exports, image_root)
-    provenance = read_provenance(out) or {}
-    write_pseudo_masks(out, data, {**provenance, _EXPORTS: {**provenance.get(_EXPORTS, {}), **exports}})
+    _export(inspect_coco(data, image_root, path=out, outside_images=outside_images).usable, exports, image_root)
+    provenance = data["info"][PROVENANCE_KEY]
+    write_pseudo_masks(out, data, {**provenance, _EXPORTS: {**_done_exports(provenance), **exports}})
+
+
+def _done_exports(provenance: dict[str, Any]) -> dict[str, str]:
+    """Format → folder, as the provenance of an output says, which somebody may have edited."""
+    done = provenance.get(_EXPORTS)
+    return done if isinstance(done, dict) else {}
 
 
 def claim_folders(exports: dict[str, str], source: Source, work: str, *, force: bool) -> None:
@@ -152,8 +158,10 @@ def claim_folders(exports: dict[str, str], source: Source, work: str, *, force: 
     record = os.path.join(work, "exports.json")
     begun: dict[str, str] = {}
     if os.path.isfile(record):
-        with open(record, encoding="utf-8") as file:
-            begun = json.load(file)
+        fix = "Delete it, if no other command is at work."
+        begun = read_json(record, "exports", damaged=fix)
+        if not isinstance(begun, dict):
+            raise ValueError(f"'{record}' is damaged: it holds no names and folders. {fix}")
     for name, folder in exports.items():
         check_links(name, folder, source.usable, source.image_root)
         present = [path for path in targets(name, folder) if os.path.exists(path)]
@@ -163,7 +171,7 @@ def claim_folders(exports: dict[str, str], source: Source, work: str, *, force: 
             raise BadInput(f"--{name}: '{present[0]}' is there already: name another folder, or replace it by --force.")
     if exports:
         with atomic_write(record) as file:
-            json.dump({**begun, **exports}, file)
+            file.write(strict_json({**begun, **exports}))
 
 
 def _export(data: dict[str, Any], exports: dict[str, str], image_root: str) -> None:
@@ -200,4 +208,7 @@ def _merged(
 
 def _same(entry: dict[str, Any], usable: dict[str, Any], keys: tuple[str, ...]) -> bool:
     """Whether ``usable`` is this entry after the inspection."""
-    return entry is usable or all(entry.get(key) == value for key, value in usable.items() if key not in keys)
+    # The inspection copies entries, not their values; and NaN is not equal to itself.
+    return entry is usable or all(
+        entry.get(key) is value or entry.get(key) == value for key, value in usable.items() if key not in keys
+    )

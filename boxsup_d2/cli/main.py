@@ -1,12 +1,11 @@
 """The parser of ``boxsup``, and its exit codes."""
 
 import argparse
-import multiprocessing
 import sys
 from collections.abc import Sequence
 
 from boxsup_d2.cli import convert, evaluate, label, models, report, tighten, train
-from boxsup_d2.cli.errors import BAD_INPUT, EXPECTED, FAILED, INTERRUPTED, BadInput, message_of
+from boxsup_d2.cli.errors import BAD_INPUT, exit_code_of
 from boxsup_d2.version import __version__
 
 _EPILOG = """
@@ -53,28 +52,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(args, "run"):
         parser.print_help(sys.stderr)
         return BAD_INPUT
-    try:
-        args.run(args)
-    except KeyboardInterrupt:
-        for process in multiprocessing.active_children():  # or the interpreter would wait for them
-            process.terminate()
-        _tell("Interrupted. Run the same command again to go on.")
-        return INTERRUPTED
-    except Exception as error:
-        if args.debug:
-            raise
-        if isinstance(error, (*EXPECTED, BadInput)):
-            _tell(f"boxsup: error: {message_of(error)}")
-        else:
-            _tell(
-                f"boxsup: unexpected {type(error).__name__}: {message_of(error)} (a mistake in boxsup_d2: run it again "
-                "with --debug, and report what it shows)"
-            )
-        return BAD_INPUT if isinstance(error, BadInput) else FAILED
-    return 0
-
-
-def _tell(message: str) -> None:
-    from boxsup_d2.cli.console import tell
-
-    tell(message, style="bold red")
+    return exit_code_of("boxsup", lambda: args.run(args), debug=args.debug)

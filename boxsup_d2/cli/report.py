@@ -5,7 +5,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from boxsup_d2.cli.errors import BadInput
+from boxsup_d2.cli.errors import BadInput, bad_input
+from boxsup_d2.cli.sources import add_outside_argument
 
 _EPILOG = """
 examples:
@@ -33,6 +34,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--truth", metavar="F", help="COCO json with true masks: IoU of every mask, and the averages")
     parser.add_argument("--out", default="report.html", metavar="F", help="page to write (default: %(default)s)")
     parser.add_argument("--max-images", type=int, metavar="N", help="show so many at most, from worst to best")
+    parser.add_argument(
+        "--keep-going", action="store_true", help="show images that are missing or outside of --images in grey"
+    )
+    add_outside_argument(parser)
     return parser
 
 
@@ -40,14 +45,29 @@ def run(args: argparse.Namespace) -> None:
     """Write the page.
 
     Raises:
-        BadInput: there is no such json.
-        FileNotFoundError, ValueError, OSError: a json or image is missing or damaged, or the page cannot be written.
+        BadInput: a json or image is missing or damaged.
+        OSError: the page cannot be written.
     """
-    write(args.masks, args.images, args.out, truth=args.truth, max_images=args.max_images)
+    write(
+        args.masks,
+        args.images,
+        args.out,
+        truth=args.truth,
+        max_images=args.max_images,
+        keep_going=args.keep_going,
+        outside_images=args.outside_images,
+    )
 
 
 def write(
-    masks: Sequence[str], images: str, out: str, *, truth: str | None = None, max_images: int | None = None
+    masks: Sequence[str],
+    images: str,
+    out: str,
+    *,
+    truth: str | None = None,
+    max_images: int | None = None,
+    keep_going: bool = False,
+    outside_images: bool = False,
 ) -> None:
     """Write a page, and say where it is.
 
@@ -57,6 +77,7 @@ def write(
         out: path of the page.
         truth: COCO json with true masks.
         max_images: to show at most.
+        keep_going, outside_images: see :func:`boxsup_d2.report.write_report`.
     """
     from boxsup_d2.cli.console import show
     from boxsup_d2.report import MaskSet, write_report
@@ -64,12 +85,27 @@ def write(
     for path in [*masks, *([truth] if truth else [])]:
         if not os.path.isfile(path):
             raise BadInput(f"There is no file '{path}'.")
-
+    if not os.path.isdir(images):
+        raise BadInput(f"--images: there is no folder '{images}'.")
     if any(os.path.exists(out) and os.path.samefile(out, path) for path in [*masks, *([truth] if truth else [])]):
         raise BadInput(f"--out is one of the jsons, '{out}': name another file.")
     stems = [os.path.splitext(os.path.basename(path))[0] for path in masks]
-    # Files of one name in several folders are told apart by their paths.
-    names = [stem if stems.count(stem) == 1 else path for stem, path in zip(stems, masks, strict=True)]
+    # Files of one name in several folders are told apart by what differs in their paths.
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in masks])
+    names = [
+        stem if stems.count(stem) == 1 else os.path.relpath(path, common)
+        for stem, path in zip(stems, masks, strict=True)
+    ]
     sets = [MaskSet(name=name, path=path) for name, path in zip(names, masks, strict=True)]
-    page = write_report(sets, images, out, truth=truth, title=", ".join(names), max_images=max_images)
+    with bad_input((FileNotFoundError, ValueError)):  # of the jsons and images; nothing is written then
+        page = write_report(
+            sets,
+            images,
+            out,
+            truth=truth,
+            title=", ".join(names),
+            max_images=max_images,
+            keep_going=keep_going,
+            outside_images=outside_images,
+        )
     show(f"report -> '{page}'")

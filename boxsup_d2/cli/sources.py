@@ -5,7 +5,6 @@ rest is copied to the output unchanged.
 """
 
 import argparse
-import json
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -41,11 +40,11 @@ class Source:
 
     def write(self, folder: str) -> None:
         """Write :meth:`json_file`, unless it is the user's own."""
-        from boxsup_d2.utils.files import atomic_write
+        from boxsup_d2.utils.files import atomic_write, strict_json
 
         if not self.as_it_is:
             with atomic_write(self.json_file(folder)) as file:
-                json.dump(self.usable, file)
+                file.write(strict_json(self.usable))
 
 
 def add_source_arguments(parser: argparse.ArgumentParser, *, only_json: bool) -> None:
@@ -76,7 +75,18 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, only_json: bool) ->
     group.add_argument(
         "--keep-going",
         action="store_true",
-        help="use the good part of data that have mistakes; without it any mistake stops the command before the work",
+        help="use the good part of data that have mistakes; without it any mistake stops the command before the work. "
+        "Reads every image whole at the start, to find damaged ones",
+    )
+    add_outside_argument(group)
+
+
+def add_outside_argument(group: Any) -> None:
+    """Add ``--outside-images``."""
+    group.add_argument(
+        "--outside-images",
+        action="store_true",
+        help="also read images that absolute names, '..' or links lead to outside of --images",
     )
 
 
@@ -87,23 +97,26 @@ def read_source(args: argparse.Namespace) -> Source:
         BadInput: files are missing or damaged, there are no boxes, or there are mistakes and no ``--keep-going``.
     """
     from boxsup_d2.cli.console import errors, problems_table, tell
-    from boxsup_d2.data.formats.inspection import inspect_coco
+    from boxsup_d2.data.formats.inspection import OUTSIDE, inspect_coco
     from boxsup_d2.data.formats.problems import Problems
 
     notes = Problems()
     with bad_input():
         found, image_root, digest, unreadable = _read(args, notes)
         path, data = found.path, found.data
-        inspection = inspect_coco(data, image_root, path=path)
+        inspection = inspect_coco(
+            data, image_root, path=path, decode=args.keep_going, outside_images=args.outside_images
+        )
     if data["images"] and not inspection.usable["images"]:
         _refuse_wrong_folder(path, image_root, data["images"])
     mistakes = len(unreadable) + len(inspection.problems)
     if mistakes or len(notes) or len(inspection.notes):
         errors.print(problems_table(path, [unreadable, inspection.problems], [notes, inspection.notes]))
     if mistakes and not args.keep_going:
+        outside = any(kind.startswith(OUTSIDE) for kind, *_ in inspection.problems.kinds())
         raise BadInput(
             f"'{path}' has {mistakes} mistake(s), listed above: nothing was done. Correct them, or use the rest with "
-            "--keep-going."
+            f"--keep-going{' (images outside of the folder: with --outside-images)' if outside else ''}."
         )
     usable = inspection.usable
     if not any(not annotation.get("iscrowd") for annotation in usable["annotations"]):

@@ -6,7 +6,6 @@ which a copy lies beside them: another version of the package changes nothing in
 
 import argparse
 import hashlib
-import json
 import os
 import posixpath
 import sys
@@ -21,11 +20,12 @@ from detectron2.config import CfgNode
 from boxsup_d2.cli.errors import BadInput
 from boxsup_d2.cli.sources import Source
 from boxsup_d2.data.datasets.salient import load_salient
+from boxsup_d2.data.formats.coco import read_json
 from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY
 from boxsup_d2.masks.rle import has_mask
 from boxsup_d2.methods import method_config
 from boxsup_d2.model_zoo import get_config, get_config_file
-from boxsup_d2.utils.files import atomic_write
+from boxsup_d2.utils.files import atomic_write, strict_json
 
 BOXES, SALIENT = "my_boxes", "my_salient"  # names of the data sets
 NETWORK, MASK_RCNN = "boxcaseg", "mask-rcnn"  # names of the steps; the first one is its method's, too
@@ -157,8 +157,10 @@ def write_configs(folder: str, plan: Plan, *, force: bool) -> str:
     record_path = os.path.join(folder, _RECORD)
     record: dict[str, Any] = {}
     if os.path.isfile(record_path):
-        with open(record_path, encoding="utf-8") as file:
-            record = json.load(file)
+        fix = "Put back a good copy, or move its folder aside."
+        record = read_json(record_path, "request", damaged=fix)
+        if not isinstance(record, dict) or not isinstance(record.get("files", {}), dict):
+            raise ValueError(f"'{record_path}' is damaged: it holds no request and files. {fix}")
     same, texts, written = record.get("request") == plan.request, plan.files, record.get("files", {})
     if same and not force:
         texts = {name: text for name, text in texts.items() if not os.path.isfile(os.path.join(folder, name))}
@@ -176,7 +178,7 @@ def write_configs(folder: str, plan: Plan, *, force: bool) -> str:
                 file.write(text)
         files = {**(written if same else {}), **{name: _digest(text) for name, text in texts.items()}}
         with atomic_write(record_path) as file:
-            json.dump({"request": plan.request, "files": files}, file, indent=1)
+            file.write(strict_json({"request": plan.request, "files": files}, indent=1))
     return os.path.join(folder, next(iter(plan.files)))
 
 

@@ -14,6 +14,7 @@ from boxsup_d2.cli.train_config import BOXES, MASK_RCNN, NETWORK
 from boxsup_d2.config import load_config, merge_overrides
 from boxsup_d2.engine.defaults import setup
 from boxsup_d2.labelling.driver import pseudo_mask_path
+from boxsup_d2.modeling.build import explain_build_errors
 from boxsup_d2.rounds.runner import run_rounds
 
 
@@ -50,7 +51,9 @@ def check_init(config: str, checkpoint: str, opts: Sequence[str]) -> None:
     merge_overrides(cfg, opts)
     cfg.MODEL.DEVICE, cfg.MODEL.TIMM.PRETRAINED = "cpu", False
     fix = "Give the weights of a box-to-mask network (BoxCaseg) of the same --size."
-    WholeCheckpointer(build_model(cfg), what="--init", fix=fix).load_whole(checkpoint)
+    with explain_build_errors(cfg):
+        model = build_model(cfg)
+    WholeCheckpointer(model, what="--init", fix=fix).load_whole(checkpoint)
 
 
 def summary(out: str, images: str, *, mask_rcnn: bool) -> str:

@@ -12,6 +12,8 @@ from detectron2.utils.file_io import PathManager
 from boxsup_d2.config.keys import add_boxsup_config
 
 _ABSENT = object()
+# Keys of names, whose defaults, being empty, do not show it.
+_NAMES = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.PSEUDO_MASKS", "PSEUDO_MASKS.DATASETS")
 
 
 def load_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
@@ -39,24 +41,42 @@ def load_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
 def _merge_file(cfg: CfgNode, config_file: str) -> None:
     if not PathManager.isfile(config_file):
         raise FileNotFoundError(f"There is no config file {config_file} (working folder: {os.getcwd()}).")
+    content = _read_with_bases(cfg, config_file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{config_file}, or a _BASE_ of it, holds no KEY: VALUE pairs.")
+    values = dict(_flat_values(content))
+    problems = (_value_problem(cfg, key, value) for key, value in values.items())
+    problem: object = next(filter(None, problems), None)
+    if problem is None:
+        try:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+            return
+        except (KeyError, ValueError, AssertionError, AttributeError, TypeError) as error:
+            problem = next(filter(None, (_key_problem(cfg, key) for key in values)), error)
+    raise ValueError(f"{config_file}: {problem}")
+
+
+def _read_with_bases(cfg: CfgNode, config_file: str) -> Any:
+    """What a file and its bases hold together; whatever it is."""
     try:
         # Detectron2's default would run code that a yaml names.
-        content = cfg.load_yaml_with_base(config_file, allow_unsafe=False)
+        return cfg.load_yaml_with_base(config_file, allow_unsafe=False)
     except yaml.constructor.ConstructorError as error:
         raise ValueError(f"{config_file}, or a _BASE_ of it, holds more than plain values: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{config_file} is not valid yaml: {error}") from error
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{config_file} has a _BASE_ that does not exist: {error.filename}") from error
+    except OSError as error:
+        raise ValueError(f"{config_file} has a _BASE_ that cannot be read: {error}") from error
+    except RecursionError as error:
+        raise ValueError(
+            f"{config_file} has a _BASE_ that leads back to it or to itself, or is nested too deeply."
+        ) from error
+    except (AssertionError, AttributeError) as error:
+        raise ValueError(f"{config_file}: its _BASE_ is no path, or does not fit it: {error}") from error
     except TypeError:  # an empty file
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"{config_file}, or a _BASE_ of it, holds no KEY: VALUE pairs.")
-    try:
-        cfg.merge_from_file(config_file, allow_unsafe=False)
-    except (KeyError, ValueError, AssertionError, AttributeError) as error:
-        problem = next(filter(None, (_key_problem(cfg, key) for key in _flat_keys(content))), error)
-        raise ValueError(f"{config_file}: {problem}") from error
+        return None
 
 
 def merge_overrides(cfg: CfgNode, opts: Sequence[Any]) -> None:
@@ -75,30 +95,60 @@ def merge_overrides(cfg: CfgNode, opts: Sequence[Any]) -> None:
         problem = _key_problem(cfg, str(key))
         if problem:
             raise ValueError(f"Overrides: {problem}")
+        before = _find(cfg, str(key))
         try:
             cfg.merge_from_list([key, value])
-        except (ValueError, AssertionError) as error:
+        except (ValueError, AssertionError, TypeError, RecursionError, MemoryError) as error:
             raise ValueError(f"Override {key} {value}: {error}") from error
+        problem = "" if before is None else _type_problem(before, str(key), _find(cfg, str(key)))
+        if problem:
+            raise ValueError(f"Override {key} {value}: {problem}")
 
 
-def _flat_keys(node: dict, prefix: str = "") -> Iterator[str]:
+def _flat_values(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _flat_keys(value, f"{prefix}{key}.")
+        if isinstance(value, dict):
+            yield from _flat_values(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
+
+
+def _value_problem(cfg: CfgNode, key: str, value: Any) -> str:
+    """What is wrong with a value that yacs, which does not look into lists, would take; "" if nothing is."""
+    default = _find(cfg, key)
+    if default is _ABSENT or default is None:
+        return ""  # an unknown key, or one that an older version of Detectron2 had
+    return _type_problem(default, key, value)
+
+
+def _type_problem(default: Any, key: str, value: Any) -> str:
+    if value is None:
+        return f"{key} has no value; by default it is {'a section' if isinstance(default, CfgNode) else repr(default)}."
+    if key == "VERSION" and not isinstance(value, int):  # Detectron2 compares it first
+        return f"VERSION is {value!r}, which is no number."
+    if isinstance(default, list | tuple) and isinstance(value, list | tuple):
+        for kind, what in ((str, "texts"), ((int, float), "numbers")):
+            known = all(isinstance(item, kind) for item in default) if default else key in _NAMES and kind is str
+            if known and not all(isinstance(item, kind) for item in value):
+                return f"{key} is {value!r}: it must be made of {what}."
+    return ""
+
+
+def _find(cfg: CfgNode, key: str) -> Any:
+    node: Any = cfg
+    for part in key.split("."):
+        node = node.get(part, _ABSENT) if isinstance(node, CfgNode) else _ABSENT
+    return node
 
 
 def _key_problem(cfg: CfgNode, key: str) -> str:
     """Why no value can be given to this key, with the key that was probably meant; "" if one can."""
-    node: Any = cfg
-    for part in key.split("."):
-        node = node.get(part, _ABSENT) if isinstance(node, CfgNode) else _ABSENT
+    node = _find(cfg, key)
     if isinstance(node, CfgNode):
         return f"{key} is a section; give values to its keys, for example {key}.{next(iter(node), '...')}."
     if node is not _ABSENT:
         return ""
-    valid = list(_flat_keys(cfg))
+    valid = [name for name, _ in _flat_values(cfg)]
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
     if not near:  # the right name in the wrong section, or in lower case
         by_upper = {name.upper(): name for name in valid}

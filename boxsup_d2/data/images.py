@@ -8,8 +8,10 @@ out.
 """
 
 import contextlib
+import errno
 import io
 import os
+import stat
 import struct
 import threading
 import zlib
@@ -72,7 +74,7 @@ def read_image(file_name: str, format: str = "BGR") -> np.ndarray:
         ValueError: the file is empty, truncated or no image.
     """
     try:
-        with open(file_name, "rb") as file:
+        with _open(file_name) as file:
             data = file.read()
     except OSError as error:
         raise FileNotFoundError(
@@ -120,6 +122,13 @@ def stretch(image: np.ndarray) -> np.ndarray:
     # In float32, which holds 24 bits: half of the memory, and far more than is left.
     scaled = (image.astype(np.float32) - np.float32(black)) * np.float32(255 / ((white - black) or 1))
     return np.nan_to_num(scaled, nan=0, posinf=255, neginf=0).clip(0, 255).round().astype(np.uint8)
+
+
+def _open(file_name: str) -> BinaryIO:
+    # A pipe would be waited for for ever, and a device has no end.
+    if not stat.S_ISREG(os.stat(file_name).st_mode):
+        raise OSError(errno.EINVAL, "a folder, pipe or device and no file")
+    return open(file_name, "rb")
 
 
 def _is_truncated_jpeg(data: bytes) -> bool:
@@ -195,7 +204,7 @@ def image_header(file_name: str) -> ImageHeader:
         ValueError: the file is empty, no image, or ends before its data do, as far as that is seen without decoding.
     """
     try:
-        with open(file_name, "rb") as file:
+        with _open(file_name) as file:
             head = file.read(_PNG_DEPTH_BYTE + 1)
             file.seek(0)
             if head.startswith(_TIFF_STARTS):
@@ -269,7 +278,7 @@ def read_label_map(file_name: str) -> np.ndarray:
         ValueError: it is damaged, or neither a palette image nor a grey one.
     """
     try:
-        with _of_any_size(), Image.open(file_name) as image:
+        with _of_any_size(), _open(file_name) as file, Image.open(file) as image:
             if image.mode not in ("P", "L"):
                 raise ValueError(f"its mode is {image.mode}, expected a palette or grey image")
             return np.asarray(image)

@@ -55,6 +55,34 @@ def require_images(file_names: Iterable[str], dataset: str, what: str = "images"
         )
 
 
+def outside_names(root: str, names: Iterable[str]) -> set[str]:
+    """Those of some file names of a json that lead out of their folder: absolute, by "..", or over a link.
+
+    Whoever made the json could otherwise have any image of this machine read, and shown in a report.
+    """
+    found: set[str] = set()
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
+            found.add(name)
+        else:
+            by_folder[os.path.dirname(name)].append(name)
+    home = os.path.join(os.path.realpath(root), "")
+    for folder, inner in by_folder.items():
+        path = os.path.join(root, folder)
+        if not os.path.isdir(path):
+            continue
+        if not os.path.join(os.path.realpath(path), "").startswith(home):
+            found.update(inner)
+            continue
+        links = {entry.name for entry in os.scandir(path) if entry.is_symlink()}
+        for name in inner:
+            linked = os.path.basename(name) in links
+            if linked and not os.path.realpath(os.path.join(root, name)).startswith(home):
+                found.add(name)
+    return found
+
+
 def missing_files(paths: Iterable[str]) -> list[str]:
     """Those of some paths that do not exist, by one listing per folder."""
     by_folder: dict[str, list[str]] = defaultdict(list)

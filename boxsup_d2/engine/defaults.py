@@ -16,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 
 from boxsup_d2.config import load_config, use_available_device
 from boxsup_d2.data.datasets import register_from_cfg
+from boxsup_d2.modeling.build import check_architecture
 
 __all__ = ["default_argument_parser", "setup"]
 
@@ -39,9 +40,10 @@ Options go before the first KEY VALUE pair.
 
 
 def default_argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's parser with our examples, and ``--round``."""
+    """Detectron2's parser with our examples, ``--round`` and ``--debug``."""
     parser = detectron2_argument_parser(epilog=_EPILOG)
     parser.add_argument("--round", default="", metavar="NAME", help="run only this round of a rounds config")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -65,6 +67,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not args.config_file:
         raise ValueError("No config is given: pass --config-file <yaml>; configs/ holds ready ones.")
     cfg = load_config(args.config_file, args.opts)
+    if not cfg.ROUNDS:
+        check_architecture(cfg, args.config_file)
     if args.round and not cfg.ROUNDS:
         raise ValueError(f"--round {args.round}: {args.config_file} is the config of one step, it has no ROUNDS.")
     fell_back = use_available_device(cfg, args.num_gpus)
@@ -83,7 +87,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
         ) from error
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="boxsup_d2")
     default_setup(cfg, args)
+    if not getattr(args, "debug", False):
+        _leave_tracebacks_to_log_files()
     if fell_back and comm.is_main_process():
         logger.warning("No GPU is available: running on the CPU, in %d process(es).", comm.get_world_size())
     register_from_cfg(cfg)
     return cfg
+
+
+def _leave_tracebacks_to_log_files() -> None:
+    """What stops a run is told in one line at its end; Detectron2's trainer also logs it, with its traceback."""
+    for name in ("boxsup_d2", "detectron2", "fvcore"):
+        for handler in logging.getLogger(name).handlers:
+            # Those of the console come before those of files, so that what is left out here is not remembered there.
+            if type(handler) is logging.StreamHandler and handler.formatter is not None:
+                handler.formatter.formatException = lambda _: ""  # type: ignore[method-assign, assignment]

@@ -18,7 +18,7 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 from boxsup_d2.compat import create_local_process_group, destroy_process_groups
-from boxsup_d2.utils.processes import usable_cores
+from boxsup_d2.utils.processes import hear_interrupts, usable_cores
 
 __all__ = ["launch"]
 
@@ -117,6 +117,7 @@ def _run_and_leave(main_func: Callable[..., Any], args: tuple) -> None:
     close; were that here, theirs would often be the error that is reported, not the one that is the cause. NCCL in turn
     may wait for ranks that still compute.
     """
+    hear_interrupts()
     main_func(*args)
     destroy_process_groups()
 

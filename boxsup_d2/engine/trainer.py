@@ -24,6 +24,7 @@ from boxsup_d2.engine.hooks import PseudoMaskHook
 from boxsup_d2.engine.solver import build_lr_scheduler, build_optimizer, set_max_iter
 from boxsup_d2.evaluation import build_evaluator
 from boxsup_d2.labelling.driver import broadcast_buffers
+from boxsup_d2.modeling.build import explain_build_errors
 from boxsup_d2.modeling.deeplab import SemanticSegmenterWithTTA
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = super().build_model(cfg)
+        with explain_build_errors(cfg):
+            model = super().build_model(cfg)
         if cfg.MODEL.SYNC_BN and comm.get_world_size() > 1 and cfg.MODEL.DEVICE != "cpu":
             model = convert_sync_batchnorm(model)
         # Convolutions of narrow networks run 1.4 to 1.6 times as fast in this layout; inputs follow the weights.

@@ -10,7 +10,6 @@ import copy
 import importlib.util
 import io
 import itertools
-import json
 import logging
 import os
 import tempfile
@@ -28,6 +27,7 @@ from detectron2.utils.file_io import PathManager
 
 from boxsup_d2.evaluation.ground_truth import ImageTruth, load_ground_truth
 from boxsup_d2.evaluation.metrics import IOU_THRESHOLDS
+from boxsup_d2.utils.files import strict_json
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class InstanceAPEvaluator(COCOEvaluator):
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
             with PathManager.open(path, "w") as f:
-                json.dump(coco_results, f)
+                f.write(strict_json(coco_results))
             logger.info("Saved %d predictions to '%s'.", len(coco_results), path)
         if not self._do_evaluation:
             logger.info("%s has no annotations to evaluate with.", self._metadata.name)

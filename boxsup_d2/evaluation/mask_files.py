@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pycocotools import mask as mask_util
-
 from boxsup_d2.evaluation.box_to_mask import score_annotations, summary_to_results
 from boxsup_d2.evaluation.ground_truth import ImageTruth
 from boxsup_d2.evaluation.instance_ap import average_precision
@@ -21,7 +19,8 @@ from boxsup_d2.evaluation.mask_matching import (
     read_mask_file,
 )
 from boxsup_d2.evaluation.metrics import BoxToMaskSummary, summarize_box_to_mask
-from boxsup_d2.masks.rle import empty_rle
+from boxsup_d2.masks.rle import area, empty_rle
+from boxsup_d2.masks.segmentation import to_rle
 
 #: Fields that rank masks for AP, the preferred one first.
 RANKINGS = ("score", "quality", "confidence")
@@ -98,6 +97,9 @@ def compare_mask_files(predicted: str, truth: str, *, rank_by: str | None = None
             in both files, or ``rank_by`` is missing somewhere.
     """
     ours, theirs = read_mask_file(predicted), read_mask_file(truth)
+    objects = [annotation for record in ours.records for annotation in objects_of(record)]
+    if objects and not any(annotation["segmentation"] for annotation in objects):
+        raise ValueError(f"'{predicted}' holds {len(objects)} boxes and no mask: 'boxsup label' makes masks of boxes.")
     partners = match_records(ours, theirs)
     rows = [row for record, partner in partners for row in _score(record, partner, ours, theirs)]
     unmatched = _count_unmatched(ours, theirs, partners, rows)
@@ -209,14 +211,14 @@ def _average_precision(
         height, width = image_frame(record)
         truth["images"].append({"id": image_id, "height": height, "width": width})
         for annotation in partner["annotations"]:
-            rle = _rle(annotation["segmentation"] or [_outline(annotation["bbox"])], height, width)
+            rle = to_rle(annotation["segmentation"] or [_outline(annotation["bbox"], height, width)], height, width)
             truth["annotations"].append(
                 {
                     "id": len(truth["annotations"]) + 1,
                     "image_id": image_id,
                     "category_id": class_of[theirs.class_names[annotation["category_id"]]] + 1,
                     "bbox": annotation["bbox"],
-                    "area": float(mask_util.area(rle)),
+                    "area": float(area(rle, height, width)),
                     "segmentation": rle,
                     # Masks predicted for a true object without a mask are no errors.
                     "iscrowd": int(annotation["iscrowd"] or not annotation["segmentation"]),
@@ -229,20 +231,16 @@ def _average_precision(
                     {
                         "image_id": image_id,
                         "category_id": class_of[name] + 1,
-                        "segmentation": _rle(annotation["segmentation"], height, width),
+                        "segmentation": to_rle(annotation["segmentation"], height, width),
                         "score": float(annotation["fields"][ranking]),
                     }
                 )
     return average_precision(truth, results, "segm")
 
 
-def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    if isinstance(segmentation, dict):
-        return segmentation
-    rle = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
-
-
-def _outline(box: Sequence[float]) -> list[float]:
-    x, y, w, h = box
-    return [x, y, x + w, y, x + w, y + h, x, y + h]
+def _outline(box: Sequence[float], height: int, width: int) -> list[float]:
+    """The box as a polygon, cut off at the image."""
+    x, y, w, h = map(float, box)
+    x0, x1 = (min(max(value, 0.0), width) for value in (x, x + w))
+    y0, y1 = (min(max(value, 0.0), height) for value in (y, y + h))
+    return [x0, y0, x1, y0, x1, y1, x0, y1]

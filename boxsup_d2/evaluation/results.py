@@ -1,14 +1,14 @@
 """What the evaluators share: gathering over the ranks, and writing results."""
 
-import json
 import logging
-import math
 import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+
+from boxsup_d2.utils.files import strict_json
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +37,9 @@ def warn_if_partial(scored: int, expected: int, what: str, dataset_name: str) ->
 
 
 def write_results(folder: str, base: str, content: Mapping[str, Any]) -> str:
-    """Write a json into a folder, which is made; returns its path. ``metrics_percent`` that are NaN become null."""
-    metrics = {key: value if math.isfinite(value) else None for key, value in content["metrics_percent"].items()}
+    """Write a json into a folder, which is made; returns its path. What is not finite becomes null."""
     PathManager.mkdirs(folder)
     path = os.path.join(folder, base)
     with PathManager.open(path, "w") as f:
-        json.dump({**content, "metrics_percent": metrics}, f)
+        f.write(strict_json(dict(content)))
     return path

@@ -39,6 +39,7 @@ def write_label_report(images: int, labels: str, provenance: dict[str, Any], *, 
             title=f"{provenance['source_dataset']}, labelled by {provenance['method']}",
             max_images=images,
             progress=False,
+            outside_images=True,  # the labelling has read them
         )
     except Exception as error:
         logger.warning(

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from boxsup_d2.masks.merge import MergedInstance
-from boxsup_d2.utils.files import disk_full_message
+from boxsup_d2.utils.files import disk_full_message, strict_json
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class ShardWriter:
         Raises:
             OSError: e.g. the disk is full; earlier lines stay valid.
         """
-        line = (json.dumps({"image_id": image_id, **record}, separators=(",", ":")) + "\n").encode()
+        line = (strict_json({"image_id": image_id, **record}, separators=(",", ":")) + "\n").encode()
         with disk_full_message(self.path, "Images that are already labelled are not labelled again."):
             written = 0
             while written < len(line):  # a nearly full disk takes a part of it first

@@ -3,6 +3,7 @@
 Arrays here are transposed, W×H: COCO counts pixels down the columns.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,26 @@ def has_mask(segmentation: Any) -> bool:
     runs = rle_runs(counts) if isinstance(counts, str) else np.asarray(counts)
     # An unreadable one is for its decoder to complain about.
     return runs is None or bool(runs[1::2].sum() > 0)
+
+
+def union(segmentations: Iterable[Any], height: int, width: int) -> np.ndarray:
+    """What any of some masks covers, H×W uint8; arguments and errors as of :func:`decode`."""
+    # Run lengths are merged, which costs little, and decoded once.
+    return np.ascontiguousarray(mask_util.decode(mask_util.merge([to_rle(s, height, width) for s in segmentations])))
+
+
+def area(segmentation: Any, height: int, width: int) -> int:
+    """Pixels of a mask; arguments and errors as of :func:`decode`."""
+    return int(mask_util.area(to_rle(segmentation, height, width)))
+
+
+def tight_box(segmentation: Any, height: int, width: int) -> list[float] | None:
+    """Tight box (x0, y0, x1, y1; exclusive ends) of a mask; None where it covers no pixel.
+
+    Arguments and errors are those of :func:`decode`.
+    """
+    x, y, w, h = (float(v) for v in mask_util.toBbox(to_rle(segmentation, height, width)))
+    return [x, y, x + w, y + h] if w > 0 and h > 0 else None
 
 
 def decode(segmentation: Any, height: int, width: int) -> np.ndarray:

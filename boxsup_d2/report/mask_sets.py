@@ -4,15 +4,16 @@ A mask file is a COCO json whose annotations have a ``segmentation`` (a pseudo-m
 the manifest of label maps that ``PSEUDO_MASKS.FORMAT sem_seg`` writes.
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from boxsup_d2.data.formats.coco import read_coco_json, usable_images, usable_names, usable_objects
+from boxsup_d2.data.formats.coco_checks import is_finite
 from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.formats.pseudo_masks import is_manifest, provenance_of, read_manifest
+from boxsup_d2.data.paths import outside_names
 from boxsup_d2.evaluation.mask_matching import match_images, match_objects
 
 _FIX = "Check the path of the mask file."
@@ -112,7 +113,7 @@ def quality_of(annotation: Mapping[str, Any] | None) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return float(value) if is_finite(value) else None
 
 
 def _worth(annotation: Mapping[str, Any] | None) -> float:
@@ -255,14 +256,21 @@ def _semantic_collection(sets: list[MaskSet], files: list[dict[str, Any]]) -> Co
     problems = Problems()
     images = [usable_images(data["images"], problems) for data in files]
     partners = [_partners(images[0], entries) for entries in images]
+    folders = [os.path.dirname(mask_set.path) for mask_set in sets]
+    outside = [
+        outside_names(folder, [image["png"] for image in entries if isinstance(image.get("png"), str)])
+        for folder, entries in zip(folders, images, strict=True)
+    ]
     matched = [0] * len(files)
     scenes = []
     for place, image in enumerate(images[0]):
         row: list[str | None] = []
-        for number, (mask_set, column) in enumerate(zip(sets, partners, strict=True)):
+        for number, (folder, column) in enumerate(zip(folders, partners, strict=True)):
             partner = column[place]
             png = partner.get("png") if partner is not None else None
-            row.append(os.path.join(os.path.dirname(mask_set.path), png) if isinstance(png, str) else None)
+            if png in outside[number]:
+                problems.add("label maps outside of the folder of their file", png)
+            row.append(os.path.join(folder, png) if isinstance(png, str) and png not in outside[number] else None)
             matched[number] += partner is not None
         scenes.append(Scene(image["file_name"], _size(image), label_maps=tuple(row)))
     return Collection(

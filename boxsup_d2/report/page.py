@@ -5,6 +5,7 @@ them from a json in which ``<`` is escaped.
 """
 
 import math
+import re
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -33,6 +34,8 @@ _PROVENANCE_KEYS = (
 )  # fmt: skip
 # What the command line needs to continue.
 _HIDDEN_KEYS = ("request", "exports")
+# The folders of an absolute path; not those of a URL.
+_FOLDERS = re.compile(r"""(?<![\w.~:/])~?/(?:[^/'",\n]+/)*(?=[^/\s])""")
 
 
 def page_content(collection: Collection, scenes: Sequence[Rendered], title: str, folder: str) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def page_content(collection: Collection, scenes: Sequence[Rendered], title: str,
     objects = [obj for scene in collection.scenes for obj in scene.objects]
     labels = [obj.class_index for obj in objects]
     measures = present_measures(rows, collection.semantic)
-    sizes = [math.sqrt(max(obj.box[2], 0) * max(obj.box[3], 0)) for obj in objects]
+    sizes = [math.sqrt(max(obj.box[2], 0)) * math.sqrt(max(obj.box[3], 0)) for obj in objects]
     summary = summary_rows(rows, labels or [0] * len(rows), len(collection.classes))
     return {
         "title": title,
@@ -112,7 +115,7 @@ def _problems(collection: Collection, scenes: Sequence[Rendered]) -> list[str]:
         for each, number in zip(collection.sets, collection.unmatched, strict=True)
         if number
     ]
-    return [text for text in (str(collection.problems), str(problems), *missing) if text]
+    return [_without_folders(text) for text in (str(collection.problems), str(problems), *missing) if text]
 
 
 def _histograms(
@@ -138,7 +141,12 @@ def _provenance_table(provenance: Sequence[Mapping[str, Any]]) -> list[tuple[str
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key.replace('_', ' ')} {_text(each)}" for key, each in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else _without_folders(str(value))
+
+
+def _without_folders(text: str) -> str:
+    """A text in which paths from the root, or from somebody's home, are their last part: pages are sent to others."""
+    return _FOLDERS.sub("", text)
 
 
 def _script_data(
@@ -166,7 +174,7 @@ def _script_data(
         "classes": collection.classes,
         "colors": label_colors(len(collection.classes)) if collection.semantic else [],
         "measures": [{"key": m.key, "label": m.label, "perSet": m.per_set} for m in measures],
-        "files": [scene.file_name for scene in collection.scenes],
+        "files": [_without_folders(scene.file_name) for scene in collection.scenes],
         "image": images,
         "labels": [scene.classes for scene in scenes] if collection.semantic else [obj.class_index for obj in objects],
         "ids": [str(obj.annotation_id) for obj in objects],

@@ -77,23 +77,26 @@ class Renderer:
         sets: number of mask sets.
         has_truth: whether the objects' last annotation is the true one.
         side: longer side of a view, in pixels.
+        outside: file names that lead out of the folder, whose images are not read.
     """
 
     image_root: str
     sets: int
     has_truth: bool
     side: int
+    outside: frozenset[str] = frozenset()
 
     def __call__(self, scene: Scene) -> Rendered:
         """Draw a scene; an image that cannot be read is grey, and a problem."""
-        path = os.path.join(self.image_root, scene.file_name)
-        problem = None
+        problem, name = None, f"'{scene.file_name}'"
+        if scene.file_name in self.outside:
+            return self._blank(scene, ("images outside of their folder", name))
         try:
-            image = read_image(path, "BGR")
+            image = read_image(os.path.join(self.image_root, scene.file_name), "BGR")
             if scene.size is not None and image.shape[:2] != scene.size:
-                problem = ("images of another size than their file says", f"'{path}'")
+                problem = ("images of another size than their file says", name)
         except (FileNotFoundError, ValueError):
-            problem = ("images that cannot be read", f"'{path}'")
+            problem = ("images that cannot be read", name)
         if problem is not None:
             return self._blank(scene, problem)
         return self._semantic(scene, image) if scene.label_maps else self._instances(scene, image)

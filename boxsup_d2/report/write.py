@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from boxsup_d2.data.paths import require_images
+from boxsup_d2.data.paths import missing_files, outside_names, require_images
 from boxsup_d2.report.mask_sets import MaskSet, load_collection
 from boxsup_d2.report.page import page_content, render_page
 from boxsup_d2.report.render import Rendered, Renderer, render_scenes
@@ -34,6 +34,8 @@ def write_report(
     max_images: int | None = None,
     thumbnail: int = 320,
     progress: bool = True,
+    keep_going: bool = False,
+    outside_images: bool = False,
 ) -> str:
     """Write a page that shows the masks of one file, or of several beside each other.
 
@@ -51,13 +53,17 @@ def write_report(
         max_images: limit of images, spread evenly from the first file's worst to its best masks; None shows all.
         thumbnail: longer side in pixels of the pictures of whole images, at least 32; objects get three quarters of it.
         progress: show a progress bar.
+        keep_going: show images that are missing, or lie outside of ``image_root``, in grey and list them; images that
+            are damaged are shown so in any case. All of them may not be missing.
+        outside_images: also show images that names or links of the first file lead to outside of ``image_root``.
 
     Returns:
-        Path of the page.
+        Path of the page. It holds no path of this machine, but for what files, sets and title are called.
 
     Raises:
         FileNotFoundError: a file, or images of it, do not exist.
-        ValueError: a file is damaged or of another kind than the others, or ``thumbnail`` is too small.
+        ValueError: a file is damaged or of another kind than the others, its images lie outside of ``image_root``, or
+            ``thumbnail`` is too small.
         FileExistsError: the folder for the pictures exists and was not made by a report.
         OSError: the page cannot be written.
     """
@@ -65,12 +71,21 @@ def write_report(
         raise ValueError(f"Thumbnails of {thumbnail} pixels show nothing: use 32 or more.")
     path = out if out.lower().endswith((".html", ".htm")) else f"{out}.html"
     collection = load_collection(mask_sets, truth).sampled(max_images)
-    require_images(
-        (os.path.join(image_root, scene.file_name) for scene in collection.scenes),
-        mask_sets[0].name,
-        fix=f"Give the folder that the file names in '{mask_sets[0].path}' are relative to.",
-    )
-    renderer = Renderer(image_root, len(collection.sets), collection.has_truth, thumbnail)
+    names = [scene.file_name for scene in collection.scenes]
+    outside = set() if outside_images else outside_names(image_root, names)
+    if outside and not keep_going:
+        raise ValueError(
+            f"{len(outside)} of the {len(names)} images of '{mask_sets[0].path}' lie outside of '{image_root}', first "
+            f"'{min(outside)}': --outside-images (outside_images=True) shows them, if you trust the file."
+        )
+    paths = [os.path.join(image_root, name) for name in names]
+    if not keep_going or len(missing_files(paths)) == len(paths):
+        require_images(
+            paths,
+            mask_sets[0].name,
+            fix=f"Give the folder that the file names in '{mask_sets[0].path}' are relative to.",
+        )
+    renderer = Renderer(image_root, len(collection.sets), collection.has_truth, thumbnail, frozenset(outside))
     drawn = render_scenes(renderer, collection.scenes)
     scenes = track(drawn, "report", len(collection.scenes), shown=progress)
     folder = f"{os.path.splitext(os.path.abspath(path))[0]}_files"

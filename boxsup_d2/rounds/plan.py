@@ -19,6 +19,7 @@ from boxsup_d2.data.datasets import register_listed
 from boxsup_d2.evaluation import find_builder
 from boxsup_d2.labelling.driver import pseudo_mask_path
 from boxsup_d2.modeling.box_to_mask import AuxiliaryNetwork, box_to_mask_classes, method_info
+from boxsup_d2.modeling.build import check_architecture
 from boxsup_d2.rounds.inputs import InputFile, input_files
 from boxsup_d2.same_work import Settings, changed_settings, counts_by_content, network_paths, split_settings
 from boxsup_d2.utils.files import json_sha256
@@ -153,6 +154,7 @@ def plan_rounds(cfg: CfgNode, args: argparse.Namespace) -> list[PlannedStep]:
         step_cfg = load_config(step.config, [*step.opts, *overrides])
         if step_cfg.ROUNDS:
             raise ValueError(f"{step.config}, the config of step {step.name}, has ROUNDS of its own: list its steps.")
+        check_architecture(step_cfg, step.config)
         _add_data_sets(step_cfg, cfg.DATASETS.REGISTER, trains=not step.eval_only)
         changed = changed_settings(step_cfg)
         settings = split_settings(changed)

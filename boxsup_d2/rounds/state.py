@@ -5,7 +5,6 @@ Only rank 0 uses this; :mod:`boxsup_d2.rounds.runner`, which runs the steps, tel
 
 import contextlib
 import filecmp
-import json
 import logging
 import math
 import os
@@ -16,11 +15,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from boxsup_d2.data.formats.coco import read_json
 from boxsup_d2.data.formats.pseudo_masks import label_map_folder
 from boxsup_d2.rounds.inputs import InputsCheck, check_inputs
 from boxsup_d2.rounds.plan import PlannedStep, pseudo_mask_files, weights_file
 from boxsup_d2.same_work import Settings
-from boxsup_d2.utils.files import atomic_write
+from boxsup_d2.utils.errors import cause_of
+from boxsup_d2.utils.files import atomic_write, strict_json
 from boxsup_d2.version import __version__
 
 __all__ = ["Decision", "RoundsState", "explain_write_errors", "missing_outputs"]
@@ -28,7 +29,22 @@ __all__ = ["Decision", "RoundsState", "explain_write_errors", "missing_outputs"]
 logger = logging.getLogger(__name__)
 
 _STATE_VERSION = 1
-_ENTRY_KEYS = ("status", "run", "needs", "hash", "settings", "labelling", "evaluation")
+# What every entry of a step has, and what some have, with the types of their values.
+_ENTRY_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("status", "run", "hash"), str),
+    **dict.fromkeys(("needs", "settings", "labelling", "evaluation"), dict),
+    "attempts": int,
+}
+_FINISHED_TYPES: dict[str, type | tuple[type, ...]] = {
+    "finished": str,
+    "seconds": (int, float),
+    **dict.fromkeys(("results", "outputs"), dict),
+}
+_OPTIONAL_TYPES: dict[str, type | tuple[type, ...]] = {
+    "inputs": dict,
+    **dict.fromkeys(("labels", "former_labels", "error"), str),
+}
+_STATUSES = ("running", "failed", "relabelling", "finished")
 
 
 @dataclass(frozen=True)
@@ -64,16 +80,13 @@ class RoundsState:
         if not os.path.exists(self.path):
             return
         try:
-            with open(self.path, encoding="utf-8") as file:
-                content = json.load(file)
+            content = read_json(self.path, "rounds")
             if content["version"] != _STATE_VERSION:
                 raise ValueError(f"its version is {content['version']}, this program writes {_STATE_VERSION}")
             self.steps = {str(name): dict(entry) for name, entry in content["steps"].items()}
             for name, entry in self.steps.items():
-                missing = [key for key in _ENTRY_KEYS if key not in entry]
-                if missing:
-                    raise ValueError(f"step {name} lacks {', '.join(missing)}")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+                _check_entry(name, entry)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{self.path} is damaged or not of this program ({error!r}). Put back a good copy, or delete it to "
                 "start anew: the steps' folders are then moved aside, not overwritten."
@@ -83,8 +96,7 @@ class RoundsState:
         """Write the file so that it is whole at any moment, whenever the process is killed."""
         content = {"version": _STATE_VERSION, "boxsup_d2": __version__, "steps": self.steps}
         with explain_write_errors(self.output_dir), atomic_write(self.path) as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
+            file.write(strict_json(content, indent=1) + "\n")
 
     def decide(self, planned: PlannedStep) -> Decision:
         """Compare a step with what is remembered of it. Changes nothing."""
@@ -194,7 +206,8 @@ class RoundsState:
         entry = self.steps[planned.name]
         if entry["status"] in ("running", "relabelling"):
             entry["status"] = "failed" if entry["status"] == "running" else "relabelling"
-            entry["error"] = f"{type(error).__name__}: {error}"[:1000]
+            kind, message = cause_of(error)
+            entry["error"] = f"{kind.__name__}: {message}"[:1000]
             self.write()
 
     def _needs(self, planned: PlannedStep) -> dict[str, str]:
@@ -242,6 +255,28 @@ class RoundsState:
             number += 1
             aside = f"{folder}.{tag}.{number}"
         return aside
+
+
+def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: the entry of a step lacks something that :class:`RoundsState` reads, or has it of another type.
+    """
+    done = entry.get("status") in ("finished", "relabelling")
+    needed = {**_ENTRY_TYPES, **(_FINISHED_TYPES if done else {})}
+    missing = [key for key in needed if key not in entry]
+    if missing:
+        raise ValueError(f"step {name} lacks {', '.join(missing)}")
+    for key, kind in {**_FINISHED_TYPES, **_OPTIONAL_TYPES, **needed}.items():
+        if key in entry and not isinstance(entry[key], kind):
+            raise ValueError(f"{key} of step {name} is a {type(entry[key]).__name__}")
+    if entry["status"] not in _STATUSES or not all(isinstance(item, str) for item in entry["needs"].values()):
+        raise ValueError(f"status or needs of step {name} are unknown")
+    if not all(isinstance(item, dict) for item in entry.get("inputs", {}).values()):
+        raise ValueError(f"inputs of step {name} are no objects")
+    listed = entry.get("outputs", {}).get("pseudo_masks", [])
+    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+        raise ValueError(f"outputs of step {name} are no paths")
 
 
 def missing_outputs(planned: PlannedStep) -> dict[str, str]:

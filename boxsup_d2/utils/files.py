@@ -4,12 +4,13 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from typing import IO, Any
 
-__all__ = ["atomic_write", "disk_full_message", "file_sha256", "json_sha256"]
+__all__ = ["atomic_write", "disk_full_message", "file_sha256", "json_sha256", "strict_json"]
 
 
 def file_sha256(path: str) -> str:
@@ -24,6 +25,27 @@ def file_sha256(path: str) -> str:
 def json_sha256(value: Any) -> str:
     """sha256 of a value that json can hold, whatever the order of its keys, as hex digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def strict_json(value: Any, **options: Any) -> str:
+    """A value as the text of a json that every reader takes: NaN and infinities, of which json knows none, are null.
+
+    Args:
+        value: of dicts, lists and plain values.
+        options: of ``json.dumps``.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

@@ -1,12 +1,13 @@
 """The processes of a run: what one of them does for all, and the cores that they share."""
 
 import os
+import signal
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from detectron2.utils import comm
 
-__all__ = ["run_on_main", "usable_cores"]
+__all__ = ["hear_interrupts", "run_on_main", "usable_cores"]
 
 T = TypeVar("T")
 
@@ -29,6 +30,15 @@ def run_on_main(function: Callable[[], T], *, share: bool = True) -> T:
     if failure is not None:
         raise failure
     return shared if share else result
+
+
+def hear_interrupts() -> None:
+    """From now on Ctrl-C raises ``KeyboardInterrupt``, unless the shell lets this process ignore it.
+
+    While the package is imported, the commands and the processes that they start just end.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def usable_cores() -> int:

@@ -8,11 +8,10 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.structures import Boxes, BoxMode, Instances
-from pycocotools import mask as mask_util
 
 from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY
 from boxsup_d2.data.images import read_image
-from boxsup_d2.masks.segmentation import to_rle
+from boxsup_d2.masks.rle import tight_box
 
 
 @DATASET_MAPPER_REGISTRY.register()
@@ -88,13 +87,3 @@ class BoxPromptDatasetMapper:
         except ValueError as error:
             raise ValueError(f"A mask of '{file_name}' cannot be used: {error}") from error
         return box if tight is None else tight
-
-
-def tight_box(segmentation: Any, height: int, width: int) -> list[float] | None:
-    """Tight box (x0, y0, x1, y1; exclusive ends) of a polygon list or RLE; None where it covers no pixel.
-
-    Raises:
-        ValueError: it is damaged, or of another image size.
-    """
-    x, y, w, h = (float(v) for v in mask_util.toBbox(to_rle(segmentation, height, width)))
-    return [x, y, x + w, y + h] if w > 0 and h > 0 else None

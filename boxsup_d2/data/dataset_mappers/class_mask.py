@@ -9,13 +9,12 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
-from pycocotools import mask as mask_util
 
 from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY, SampleMapper
 from boxsup_d2.data.dataset_mappers.scaled_crop import check_crop, crop_image, crop_labels, random_window
 from boxsup_d2.data.images import read_image
 from boxsup_d2.masks.label_map import IGNORE_LABEL, rasterize_boxes
-from boxsup_d2.masks.segmentation import to_rle
+from boxsup_d2.masks.rle import union
 
 logger = logging.getLogger(__name__)
 
@@ -158,14 +157,8 @@ def class_target(annotations: Sequence[dict[str, Any]], height: int, width: int)
     Returns:
         H×W uint8: 1 objects, 255 crowd regions outside of them, 0 the rest.
     """
-    target = _union([obj for obj in annotations if not obj.get("iscrowd", 0)], height, width)
-    crowds = [obj for obj in annotations if obj.get("iscrowd", 0) and obj.get("segmentation")]
+    target = union([obj["segmentation"] for obj in annotations if not obj.get("iscrowd", 0)], height, width)
+    crowds = [obj["segmentation"] for obj in annotations if obj.get("iscrowd", 0) and obj.get("segmentation")]
     if crowds:
-        target[(_union(crowds, height, width) > 0) & (target == 0)] = IGNORE_LABEL
+        target[(union(crowds, height, width) > 0) & (target == 0)] = IGNORE_LABEL
     return target
-
-
-def _union(annotations: Sequence[dict[str, Any]], height: int, width: int) -> np.ndarray:
-    # Run lengths are merged, which costs little, and decoded once.
-    rles = [to_rle(obj["segmentation"], height, width) for obj in annotations]
-    return np.ascontiguousarray(mask_util.decode(mask_util.merge(rles)))

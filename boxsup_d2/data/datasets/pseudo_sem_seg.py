@@ -12,7 +12,7 @@ from boxsup_d2.data.datasets.provenance import find_image_root
 from boxsup_d2.data.datasets.source import DatasetSource
 from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.formats.pseudo_masks import MISSING_FIX, read_manifest
-from boxsup_d2.data.paths import require_images, require_path
+from boxsup_d2.data.paths import outside_names, require_images, require_path
 from boxsup_d2.masks.label_map import IGNORE_LABEL
 
 
@@ -48,12 +48,15 @@ def load_pseudo_sem_seg(path: str, name: str) -> list[dict[str, Any]]:
     folder = os.path.dirname(path)
     problems = Problems()
     records = []
+    outside = outside_names(folder, [png for image in data["images"] if isinstance(png := image.get("png"), str)])
     for image in data["images"]:
         names, sides = (image.get("file_name"), image.get("png")), (image.get("height"), image.get("width"))
         if "id" not in image or not all(isinstance(value, str) and value for value in names):
             problems.add("images without an id, file_name or png", image)
         elif not all(isinstance(value, int) and value > 0 for value in sides):
             problems.add("images without a height and width in pixels", image["file_name"])
+        elif image["png"] in outside:
+            problems.add("label maps outside of the folder of the file", image["png"])
         else:
             records.append(
                 {

@@ -6,9 +6,9 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from pycocotools import mask as mask_util
 
 from boxsup_d2.data.formats.coco import coco_subset, read_coco_json, without_masks
+from boxsup_d2.masks.rle import area
 from boxsup_d2.masks.segmentation import to_rle
 
 # Keys of an object that are COCO's own or are converted; every other one is passed on.
@@ -193,5 +193,5 @@ def _annotation(obj: dict[str, Any], record: dict[str, Any], category_ids: dict[
         annotation["segmentation"] = segmentation
         if isinstance(segmentation, dict):
             annotation["segmentation"] = to_rle(segmentation, record["height"], record["width"])
-            annotation["area"] = float(mask_util.area(annotation["segmentation"]))
+            annotation["area"] = float(area(annotation["segmentation"], record["height"], record["width"]))
     return annotation

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from boxsup_d2.data.formats.coco import category_tables
-from boxsup_d2.data.formats.folders import by_image, make_parent, output_stems
+from boxsup_d2.data.formats.folders import by_image, output_stems, write_file
 from boxsup_d2.data.formats.polygons import decode_mask, mask_to_polygon
 from boxsup_d2.data.images import encode_label_map
 from boxsup_d2.masks.label_map import IGNORE_LABEL, MAX_CLASSES
@@ -69,19 +69,18 @@ def write_yolo_seg(data: dict[str, Any], out_dir: str, image_root: str | None = 
             lines.append(" ".join([str(class_of[annotation["category_id"]]), *(f"{v:.6g}" for v in shares)]))
         before, after = path.rsplit("/images/", 1)
         label = os.path.join(root, f"{before}/labels/{os.path.splitext(after)[0]}.txt".lstrip("/"))
-        with open(make_parent(label), "w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
+        write_file(label, "".join(f"{line}\n" for line in lines))
         folders.add(f"{before}/images".lstrip("/"))
         counts["files"] += 1
         counts["objects"] += len(lines)
     for link, picture in yolo_links(data, out_dir, image_root) if image_root else ():
         if not os.path.lexists(link):
-            os.symlink(picture, make_parent(link))
+            os.makedirs(os.path.dirname(link), exist_ok=True)
+            os.symlink(picture, link)
     listed = sorted(folders) or ["images"]
     where = listed if len(listed) > 1 else listed[0]
     content = {"train": where, "val": where, "nc": len(names), "names": dict(enumerate(names))}
-    with open(make_parent(os.path.join(root, "data.yaml")), "w", encoding="utf-8") as file:
-        yaml.safe_dump(content, file, sort_keys=False, allow_unicode=True)
+    write_file(os.path.join(root, "data.yaml"), yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return counts
 
 
@@ -156,16 +155,14 @@ def write_voc_png(data: dict[str, Any], out_dir: str) -> dict[str, int]:
         table[1 : len(objects) + 1] = [class_of[annotation["category_id"]] + 1 for annotation in objects]
         table[IGNORE_LABEL] = IGNORE_LABEL
         for folder, labels in (("SegmentationObject", ids), ("SegmentationClass", table[ids])):
-            with open(make_parent(os.path.join(out_dir, folder, f"{stem}.png")), "wb") as file:
-                file.write(encode_label_map(labels))
+            write_file(os.path.join(out_dir, folder, f"{stem}.png"), encode_label_map(labels))
         visible = len(np.setdiff1d(ids, (0, IGNORE_LABEL)))
         counts["files"] += 2
         counts["objects"] += visible
         counts["without_mask"] += empty
         counts["covered"] += len(objects) - empty - visible
         counts["crowds"] += len(crowds)
-    with open(make_parent(os.path.join(out_dir, "class_names.txt")), "w", encoding="utf-8") as file:
-        file.writelines(f"{name}\n" for name in names)
+    write_file(os.path.join(out_dir, "class_names.txt"), "".join(f"{name}\n" for name in names))
     return counts
 
 
@@ -190,8 +187,7 @@ def write_mask_pngs(data: dict[str, Any], out_dir: str) -> dict[str, int]:
                 continue
             name = quote(str(annotation["id"]), safe="")
             _, png = cv2.imencode(".png", mask.astype(np.uint8) * 255)
-            with open(make_parent(os.path.join(out_dir, stem, f"{name}.png")), "wb") as file:
-                file.write(png.tobytes())
+            write_file(os.path.join(out_dir, stem, f"{name}.png"), png.tobytes())
             counts["files"] += 1
             counts["objects"] += 1
     return counts

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.images import image_size, is_image_name, is_leftover
 from boxsup_d2.data.paths import missing_files
+from boxsup_d2.utils.files import disk_full_message
 
 # What Label Studio writes before the name of an uploaded file.
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")
@@ -189,10 +190,16 @@ def output_stems(images: Sequence[dict[str, Any]]) -> list[str]:
     return stems
 
 
-def make_parent(path: str) -> str:
-    """Return a path, whose folder exists from now on."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    return path
+def write_file(path: str, content: str | bytes) -> None:
+    """Write a file, and make its folder.
+
+    Raises:
+        OSError: the disk is full, for instance; names the file.
+    """
+    with disk_full_message(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content.encode(errors="replace") if isinstance(content, str) else content)
 
 
 def by_image(data: dict[str, Any]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:

@@ -2,7 +2,7 @@
 
 The strict reader (:mod:`boxsup_d2.data.formats.coco_dicts`) stops a run at such a file. Here the same rules
 (:mod:`boxsup_d2.data.formats.coco_checks`), and those that need the images, sort the file into what can be used and
-what cannot, so that a person decides once. Images are listed and their headers read; none is decoded.
+what cannot, so that a person decides once. Images are listed and their headers read; none is decoded unless asked for.
 """
 
 import os
@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -28,10 +29,12 @@ from boxsup_d2.data.formats.coco_checks import (
 )
 from boxsup_d2.data.formats.problems import Problems, brief
 from boxsup_d2.data.formats.pseudo_masks import provenance_of
-from boxsup_d2.data.images import ImageHeader, image_header
-from boxsup_d2.data.paths import missing_files
+from boxsup_d2.data.images import ImageHeader, image_header, read_image
+from boxsup_d2.data.paths import missing_files, outside_names
 from boxsup_d2.masks.segmentation import segmentation_fault
 
+#: How the kind of problem begins that ``outside_images`` lets pass.
+OUTSIDE = "names or links that lead out of"
 #: Keys of :attr:`Inspection.filled`.
 SIZES_READ = "image sizes read from the files"
 IDS_MADE = "annotation ids made"
@@ -74,14 +77,22 @@ class Inspection:
         self.problems.raise_if_any(self.path, "Correct or remove these entries, or go on with the others.")
 
 
-def inspect_coco(data: dict[str, Any], image_root: str, *, path: str, headers: bool = True) -> Inspection:
+def inspect_coco(
+    data: dict[str, Any],
+    image_root: str,
+    *,
+    path: str,
+    headers: bool = True,
+    decode: bool = False,
+    outside_images: bool = False,
+) -> Inspection:
     """Find everything that is wrong with a COCO json.
 
     What becomes of it in :attr:`Inspection.usable`:
 
-    * An image that is missing, unreadable, of another size than the json says, or has a repeated file name is left
-      out with its annotations. Sizes are compared upright, as EXIF data turn the image. Missing heights and widths are
-      taken from the files.
+    * An image that is missing, unreadable, outside of its folder, of another size than the json says, or has a repeated
+      file name is left out with its annotations. Sizes are compared upright, as EXIF data turn the image. Missing
+      heights and widths are taken from the files.
     * Of entries that share an image id, the first is kept if all of them name the same file. Otherwise nobody knows
       which image the annotations are of, and all are left out.
     * Annotations without an id, as many tools export them, get one (that is no problem, but said in ``filled``). Of a
@@ -97,12 +108,15 @@ def inspect_coco(data: dict[str, Any], image_root: str, *, path: str, headers: b
         path: where it came from.
         headers: read the header of every image; without, only of those whose size the json lacks. Files are looked up
             in one listing per folder in any case.
+        decode: read images whole, which finds those that are damaged past their header.
+        outside_images: also take images that names or links lead to outside of ``image_root``.
 
     Raises:
         ValueError: it has not the outer form of a COCO json.
     """
     check_coco_form(data, path)
-    inspector = _Inspector(image_root, headers, drawn=provenance_of(data) is None)
+    drawn = provenance_of(data) is None
+    inspector = _Inspector(image_root, headers, decode, outside_images, drawn)
     categories = inspector.categories(data["categories"])
     images = inspector.images(data["images"])
     annotations = inspector.annotations(data["annotations"])
@@ -120,12 +134,14 @@ def inspect_coco(data: dict[str, Any], image_root: str, *, path: str, headers: b
 class _Inspector:
     """Goes through the lists of a json; what later lists refer to is kept from the earlier ones."""
 
-    def __init__(self, image_root: str, headers: bool, drawn: bool):
+    def __init__(self, image_root: str, headers: bool, decode: bool, outside_images: bool, drawn: bool):
         self._drawn = drawn
         self.problems, self.notes = Problems(), Problems()
         self.filled = {SIZES_READ: 0, IDS_MADE: 0}
         self._root = image_root
         self._headers = headers
+        self._decode = decode
+        self._outside_images = outside_images
         self._category_ids: set[int] = set()
         self._sizes: dict[int, tuple[int, int]] = {}  # height and width of the usable images
         self._left_out: set[int] = set()  # images that the file has, but that cannot be used
@@ -153,9 +169,13 @@ class _Inspector:
         named = list(self._without_repetitions(entries))
         paths = [os.path.join(self._root, entry["file_name"]) for entry in named]
         missing = set(missing_files(paths))
+        outside = set() if self._outside_images else outside_names(self._root, [e["file_name"] for e in named])
+        unread = missing | {os.path.join(self._root, name) for name in outside}
         usable = []
-        for entry, path, size in zip(named, paths, self._read_headers(named, paths, missing), strict=True):
-            if path in missing:
+        for entry, path, size in zip(named, paths, self._read_headers(named, paths, unread), strict=True):
+            if entry["file_name"] in outside:
+                self._leave_out(entry, Fault(f"{OUTSIDE} '{self._root}'", entry["file_name"]))
+            elif path in missing:
                 self._leave_out(entry, Fault(f"images that are not in '{self._root}'", entry["file_name"]))
             elif isinstance(size, ValueError):
                 self._leave_out(entry, Fault("images that cannot be read", str(size).replace(path, entry["file_name"])))
@@ -198,16 +218,16 @@ class _Inspector:
         self._left_out.add(entry["id"])
 
     def _read_headers(
-        self, entries: list[dict[str, Any]], paths: list[str], missing: set[str]
+        self, entries: list[dict[str, Any]], paths: list[str], unread: set[str]
     ) -> Iterator[ImageHeader | ValueError | None]:
         """Per image what its file's header says, or why there is none; None where nobody looked."""
         wanted = [
-            path if path not in missing and (self._headers or size_fault(entry)) else None
+            path if path not in unread and (self._headers or size_fault(entry)) else None
             for entry, path in zip(entries, paths, strict=True)
         ]
         with ThreadPoolExecutor(_THREADS) as pool:
             for batch in _batches(wanted, _BATCH):
-                yield from pool.map(_try_header, batch)
+                yield from pool.map(partial(_try_header, decode=self._decode), batch)
 
     def _sized(self, entry: dict[str, Any], size: tuple[int, int] | None) -> list[dict[str, Any]]:
         """The entry with a height and a width; none where it has others than its file."""
@@ -306,10 +326,12 @@ def _is_rectangle(segmentation: Any, box: list[float]) -> bool:
     return points == {(round(a, 1), round(b, 1)) for a in (x, x + w) for b in (y, y + h)}
 
 
-def _try_header(path: str | None) -> ImageHeader | ValueError | None:
+def _try_header(path: str | None, decode: bool) -> ImageHeader | ValueError | None:
     if path is None:
         return None
     try:
+        if decode:
+            read_image(path)
         return image_header(path)
     except (FileNotFoundError, ValueError) as error:
         return ValueError(str(error))

@@ -17,9 +17,10 @@ from boxsup_d2.data.formats.brush_rle import decode_brush, encode_brush
 from boxsup_d2.data.formats.coco_checks import is_finite, is_int
 from boxsup_d2.data.formats.coco_dialects import ROTATED_BOX, TURNED, enclosing_box
 from boxsup_d2.data.formats.drawn import KEPT, Shape, crop_to_rle, ellipse, kept_fields, objects_of, to_coco
-from boxsup_d2.data.formats.folders import by_image, make_parent
+from boxsup_d2.data.formats.folders import by_image
 from boxsup_d2.data.formats.polygons import decode_mask
 from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.utils.files import atomic_write
 
 # The names that the controls of the pre-annotations have in the labelling interface, and the picture.
 _BOXES, _MASKS, _PICTURE = "box", "mask", "image"
@@ -197,7 +198,7 @@ def write_label_studio(data: dict[str, Any], out_dir: str) -> dict[str, int]:
     """
     names = {category["id"]: category["name"] for category in data["categories"]}
     counts = {"files": 2, "objects": 0, "without_mask": 0, "crowds": 0}
-    with open(make_parent(os.path.join(out_dir, "tasks.json")), "w", encoding="utf-8") as file:
+    with atomic_write(os.path.join(out_dir, "tasks.json")) as file:
         separator = "[\n"
         for image, annotations in by_image(data):
             objects = [annotation for annotation in annotations if not annotation.get("iscrowd")]

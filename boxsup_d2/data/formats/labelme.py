@@ -13,7 +13,7 @@ from typing import Any
 from boxsup_d2.data.formats.coco import read_json
 from boxsup_d2.data.formats.coco_checks import is_finite, is_int
 from boxsup_d2.data.formats.drawn import KEPT, Shape, crop_to_rle, decode_png, ellipse, kept_fields, objects_of, to_coco
-from boxsup_d2.data.formats.folders import ImageFinder, by_image, header_size, make_parent, output_stems
+from boxsup_d2.data.formats.folders import ImageFinder, by_image, header_size, output_stems, write_file
 from boxsup_d2.data.formats.polygons import decode_mask, mask_to_polygons
 from boxsup_d2.data.formats.problems import Problems
 
@@ -129,7 +129,7 @@ def write_labelme(data: dict[str, Any], out_dir: str, image_root: str) -> dict[s
             for flat in polygons:
                 points = [list(point) for point in zip(flat[0::2], flat[1::2], strict=True)]
                 shapes.append({**common, "shape_type": "polygon", "points": points})
-        path = make_parent(os.path.join(out_dir, f"{stem}.json"))
+        path = os.path.join(out_dir, f"{stem}.json")
         picture = os.path.relpath(os.path.join(image_root, image["file_name"]), os.path.dirname(path))
         content = {
             "version": "5.5.0",
@@ -141,7 +141,6 @@ def write_labelme(data: dict[str, Any], out_dir: str, image_root: str) -> dict[s
             "imageWidth": image["width"],
             KEPT: {key: value for key, value in image.items() if key not in ("file_name", "height", "width")},
         }
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
+        write_file(path, json.dumps(content, indent=1))
         counts["files"] += 1
     return counts

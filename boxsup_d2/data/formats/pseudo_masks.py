@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
 
 from boxsup_d2.data.formats.coco import read_coco_json, read_json
-from boxsup_d2.utils.files import atomic_write, json_sha256
+from boxsup_d2.utils.files import atomic_write, json_sha256, strict_json
 
 PROVENANCE_KEY = "boxsup_d2"
 # Describe a run and not what it made: a file that differs in these only is the same labelling. Paths are among them,
@@ -65,7 +65,8 @@ def write_pseudo_masks(
 
     Args:
         path: of the file, replaced atomically.
-        source: COCO json or manifest; it is not changed. Its keys, their values and the order of its lists are kept.
+        source: COCO json or manifest; it is not changed. Its keys, their values and the order of its lists are kept,
+            but for NaN and infinities, which become null.
         provenance: goes to ``info``.
         annotate: maps each annotation of the source to the one that is written; None writes them as they are.
         hint: appended to the message where the disk is full.
@@ -78,30 +79,30 @@ def write_pseudo_masks(
         info = {"info": info}
     info = {**info, PROVENANCE_KEY: provenance}
     with atomic_write(path, hint) as file:
-        file.write(f'{{"info": {json.dumps(info)}')
+        file.write(f'{{"info": {strict_json(info)}')
         for key, value in source.items():
             if key == "info":
                 continue
-            file.write(f",\n{json.dumps(key)}: ")
+            file.write(f",\n{strict_json(key)}: ")
             if key == "annotations" and annotate is not None:
                 _write_list(file, (annotate(annotation) for annotation in value))
             elif isinstance(value, list):
                 _write_list(file, value)
             else:
-                file.write(json.dumps(value))
+                file.write(strict_json(value))
         file.write("}\n")
 
 
 def _write_list(file: IO[str], values: Iterable[Any]) -> None:
     separator = "[\n"
     for value in values:
-        file.write(separator + json.dumps(value))
+        file.write(separator + strict_json(value))
         separator = ",\n"
     file.write("[]" if separator == "[\n" else "\n]")
 
 
 def read_provenance(path: str) -> dict[str, Any] | None:
-    """Provenance of a pseudo-mask file, from its head alone; None where there is no such file or no provenance."""
+    """Provenance of a pseudo-mask file, from its head alone; None where no such file can be read or it has none."""
     try:
         with open(path, encoding="utf-8") as file:
             head = file.read(_HEAD_CHARACTERS)
@@ -113,11 +114,11 @@ def read_provenance(path: str) -> dict[str, Any] | None:
                     info, _ = json.JSONDecoder().raw_decode(head, len(prefix))
                     break
                 except json.JSONDecodeError:  # an info longer than what was read, or a damaged file
-                    more = file.read(_HEAD_CHARACTERS)
+                    more = file.read(len(head))
                     if not more:
                         return None
                     head += more
-    except (FileNotFoundError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError, RecursionError):
         return None
     return provenance_of({"info": info})
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from boxsup_d2.checkpoint import WholeCheckpointer
 from boxsup_d2.config import load_config
+from boxsup_d2.modeling.build import check_architecture, explain_build_errors
 
 _FORMATS = ("BGR", "RGB")
 
@@ -63,7 +64,8 @@ class FrozenSegmenter:
         """
         cfg = load_segmenter_config(config_file)
         names = segmenter_class_names(cfg, config_file)
-        network = build_model(cfg).to(memory_format=torch.channels_last)
+        with explain_build_errors(cfg):
+            network = build_model(cfg).to(memory_format=torch.channels_last)
         if weights:
             fix = "Name trained weights of MODEL.LPG.SEGMENTER_CONFIG."
             WholeCheckpointer(network, what="MODEL.LPG.SEGMENTER_WEIGHTS", fix=fix).load_whole(weights)
@@ -134,6 +136,7 @@ def load_segmenter_config(config_file: str) -> CfgNode:
         cfg = load_config(config_file)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"MODEL.LPG.SEGMENTER_CONFIG: {error}") from error
+    check_architecture(cfg, f"MODEL.LPG.SEGMENTER_CONFIG {config_file}")
     cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.DEVICE = "", False, "cpu"
     return cfg
 
