@@ -3,10 +3,7 @@
 Both call themselves 0.6, so features are detected, not versions.
 """
 
-from typing import Any
-
 import torch.distributed as dist
-from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 
 
@@ -41,17 +38,3 @@ def destroy_process_groups() -> None:
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
     dist.destroy_process_group()
-
-
-def reset_data_loader(trainer: SimpleTrainer, data_loader: Any) -> None:
-    """Give a ``SimpleTrainer`` another training loader.
-
-    Args:
-        trainer: Detectron2's trainer; the main branch creates the iterator of its loader on first use, 0.6 at once.
-        data_loader: endless loader to go on with.
-    """
-    if hasattr(trainer, "reset_data_loader"):
-        trainer.reset_data_loader(lambda: data_loader)
-        return
-    trainer.data_loader = data_loader
-    trainer._data_loader_iter = iter(data_loader)

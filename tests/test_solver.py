@@ -310,5 +310,5 @@ def test_the_trainer_counts_updates(tmp_path, monkeypatch):
     resumed.train()
     assert resumed.scheduler.last_epoch == 4
     cfg.SOLVER.MAX_EPOCHS = 6
-    samples = resumed.data_loader.dataset.samples_per_epoch
+    samples = resumed.data_loader.samples_per_epoch
     assert Trainer(cfg).max_iter == -(-6 * samples // 6)
