@@ -58,8 +58,9 @@ class Trainer(DefaultTrainer):
         seeded_cfg.SEED = self.seed
         data_loader = self.build_train_loader(seeded_cfg)
         cfg = set_max_iter(cfg, data_loader)
-        on_gpu = next(model.parameters()).is_cuda
-        model = create_ddp_model(model, broadcast_buffers=False, device_ids=[comm.get_local_rank()] if on_gpu else None)
+        device = next(model.parameters()).device
+        on_gpu = device.type == "cuda"
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=[device] if on_gpu else None)
         use_amp = cfg.SOLVER.AMP.ENABLED and on_gpu
         self._trainer = build_inner_trainer(model, data_loader, optimizer, amp=use_amp, batches=cfg.SOLVER.ACCUMULATE)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
