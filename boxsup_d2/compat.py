@@ -3,8 +3,26 @@
 Both call themselves 0.6, so features are detected, not versions.
 """
 
+from typing import TYPE_CHECKING
+
 import torch.distributed as dist
 from detectron2.utils import comm
+
+if TYPE_CHECKING:  # it imports all of Detectron2's networks, and configs need this module
+    from detectron2.engine import TrainerBase
+
+#: Config keys that only the main branch has, with its defaults.
+MAIN_BRANCH_KEYS = {
+    "DATALOADER.REPEAT_SQRT": True,
+    "FLOAT32_PRECISION": "",
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER": 0.5,
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES": 50,
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": False,
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
+    "SOLVER.BASE_LR_END": 0.0,
+    "SOLVER.NUM_DECAYS": 3,
+    "SOLVER.RESCALE_INTERVAL": False,
+}
 
 
 def create_local_process_group(processes_per_machine: int) -> None:
@@ -25,6 +43,12 @@ def create_local_process_group(processes_per_machine: int) -> None:
         group = dist.new_group(list(range(first, first + processes_per_machine)))
         if first == machine * processes_per_machine:
             comm._LOCAL_PROCESS_GROUP = group
+
+
+def after_backward(trainer: "TrainerBase") -> None:
+    """Tell the hooks of a trainer that its gradients are there; 0.6 has no such hook."""
+    if hasattr(trainer, "after_backward"):
+        trainer.after_backward()
 
 
 def destroy_process_groups() -> None:

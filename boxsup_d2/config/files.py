@@ -1,6 +1,7 @@
 """Configs out of files and overrides, with errors that name the file, the key and the one that was probably meant."""
 
 import difflib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,7 +10,10 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
+from boxsup_d2.compat import MAIN_BRANCH_KEYS
 from boxsup_d2.config.keys import add_boxsup_config
+
+logger = logging.getLogger(__name__)
 
 _ABSENT = object()
 
@@ -52,11 +56,35 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
         content = None
     if not isinstance(content, dict):
         raise ValueError(f"{config_file}, or a _BASE_ of it, holds no KEY: VALUE pairs.")
+    foreign = _add_foreign_keys(cfg, content)
     try:
         cfg.merge_from_file(config_file, allow_unsafe=False)
     except (KeyError, ValueError, AssertionError, AttributeError) as error:
         problem = next(filter(None, (_key_problem(cfg, key) for key in _flat_keys(content))), error)
         raise ValueError(f"{config_file}: {problem}") from error
+    _drop_foreign_keys(cfg, foreign, config_file)
+
+
+def _add_foreign_keys(cfg: CfgNode, content: dict) -> list[str]:
+    """Give a config those keys of a file's content that only Detectron2's main branch has; returns them."""
+    foreign = [key for key in _flat_keys(content) if key in MAIN_BRANCH_KEYS and _value(cfg, key) is _ABSENT]
+    for key in foreign:
+        section, _, name = key.rpartition(".")
+        (_value(cfg, section) if section else cfg)[name] = MAIN_BRANCH_KEYS[key]
+    return foreign
+
+
+def _drop_foreign_keys(cfg: CfgNode, keys: Sequence[str], config_file: str) -> None:
+    for key in keys:
+        if _value(cfg, key) != MAIN_BRANCH_KEYS[key]:
+            raise ValueError(
+                f"{config_file}: {key} {_value(cfg, key)} is a setting of Detectron2's main branch, which is not "
+                "installed here: install it (INSTALL.md), or remove the key."
+            )
+        section, _, name = key.rpartition(".")
+        del (_value(cfg, section) if section else cfg)[name]
+    if keys:
+        logger.info("%s: left out %s, the defaults of Detectron2's main branch", config_file, ", ".join(keys))
 
 
 def merge_overrides(cfg: CfgNode, opts: Sequence[Any]) -> None:
@@ -89,11 +117,17 @@ def _flat_keys(node: dict, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _key_problem(cfg: CfgNode, key: str) -> str:
-    """Why no value can be given to this key, with the key that was probably meant; "" if one can."""
+def _value(cfg: CfgNode, key: str) -> Any:
+    """Value of a dotted key; ``_ABSENT`` where there is none."""
     node: Any = cfg
     for part in key.split("."):
         node = node.get(part, _ABSENT) if isinstance(node, CfgNode) else _ABSENT
+    return node
+
+
+def _key_problem(cfg: CfgNode, key: str) -> str:
+    """Why no value can be given to this key, with the key that was probably meant; "" if one can."""
+    node = _value(cfg, key)
     if isinstance(node, CfgNode):
         return f"{key} is a section; give values to its keys, for example {key}.{next(iter(node), '...')}."
     if node is not _ABSENT:
