@@ -6,6 +6,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
+# The Detectron2 that is installed: by default 0.6 from the package index; otherwise what pip takes.
+DETECTRON2 ?=
+MAIN_BRANCH := git+https://github.com/facebookresearch/detectron2.git
 # The README's test command.
 TEST := -m pytest -m "not slow"
 
@@ -13,16 +16,18 @@ TEST := -m pytest -m "not slow"
 fail = { echo "make: $(1)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint setup clean
+.PHONY: help demo test test-slow test-main lint setup clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@echo "make demo       set up, then BoxCaseg on toy scenes from boxes to a trained Mask R-CNN (CPU, 3 minutes)"
 	@echo "make test       set up, then the test suite"
 	@echo "make test-slow  the same with the slow tests"
+	@echo "make test-main  the test suite on Detectron2's main branch, in .venv-main"
+	@echo "                (DETECTRON2=<folder or git+url@commit>: on these sources)"
 	@echo "make lint       set up, then ruff and mypy"
 	@echo "make setup      only set up $(VENV) (torch, Detectron2 and the rest; about 8 GB of disk)"
-	@echo "make clean      remove $(VENV)"
+	@echo "make clean      remove $(VENV) and .venv-main"
 	@echo "PYTHON=python3.12 make ... chooses the Python (3.10 to 3.13)"
 
 demo: setup
@@ -33,6 +38,9 @@ test: setup
 
 test-slow: setup
 	@$(PY) -m pytest || $(call fail,tests failed (see above); '$(PY) -m pytest --last-failed' runs only those)
+
+test-main:
+	@$(MAKE) --no-print-directory VENV=.venv-main DETECTRON2='$(or $(DETECTRON2),$(MAIN_BRANCH))' test
 
 lint: setup
 	@$(PY) -m ruff check . || $(call fail,ruff found the above; '$(PY) -m ruff check --fix .' mends most of it)
@@ -61,7 +69,9 @@ $(VENV)/.stamp-packages: $(VENV)/.stamp-venv pyproject.toml constraints.txt
 
 $(VENV)/.stamp-detectron2: $(VENV)/.stamp-packages tools/install_detectron2.py tools/_detectron2_edits.py
 	@echo "== [3/4] Detectron2"
-	@$(PY) tools/install_detectron2.py --constraint constraints.txt \
+	@if [ -n '$(DETECTRON2)' ]; \
+		then $(PIP) install --no-build-isolation --constraint constraints.txt '$(DETECTRON2)'; \
+		else $(PY) tools/install_detectron2.py --constraint constraints.txt; fi \
 		|| $(call fail,Detectron2 was not installed: the line above says why; INSTALL.md lists causes)
 	@touch $@
 
@@ -77,5 +87,5 @@ $(VENV)/.stamp-crf: $(VENV)/.stamp-packages
 		|| echo "make: pydensecrf2 did not build, so CRF refinement is off (the rest is unaffected): see INSTALL.md"
 	@touch $@
 
-clean: ## remove the environment
-	rm -rf $(VENV)
+clean: ## remove the environments
+	rm -rf $(VENV) .venv-main

@@ -3,11 +3,26 @@
 Both call themselves 0.6, so features are detected, not versions.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
-from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
+
+if TYPE_CHECKING:  # it imports all of Detectron2's networks, and configs need this module
+    from detectron2.engine import TrainerBase
+
+#: Config keys that only the main branch has, with its defaults.
+MAIN_BRANCH_KEYS = {
+    "DATALOADER.REPEAT_SQRT": True,
+    "FLOAT32_PRECISION": "",
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER": 0.5,
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES": 50,
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": False,
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
+    "SOLVER.BASE_LR_END": 0.0,
+    "SOLVER.NUM_DECAYS": 3,
+    "SOLVER.RESCALE_INTERVAL": False,
+}
 
 
 def create_local_process_group(processes_per_machine: int) -> None:
@@ -30,6 +45,12 @@ def create_local_process_group(processes_per_machine: int) -> None:
             comm._LOCAL_PROCESS_GROUP = group
 
 
+def after_backward(trainer: "TrainerBase") -> None:
+    """Tell the hooks of a trainer that its gradients are there; 0.6 has no such hook."""
+    if hasattr(trainer, "after_backward"):
+        trainer.after_backward()
+
+
 def destroy_process_groups() -> None:
     """Leave every process group; the last thing that a worker does.
 
@@ -41,17 +62,3 @@ def destroy_process_groups() -> None:
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
     dist.destroy_process_group()
-
-
-def reset_data_loader(trainer: SimpleTrainer, data_loader: Any) -> None:
-    """Give a ``SimpleTrainer`` another training loader.
-
-    Args:
-        trainer: Detectron2's trainer; the main branch creates the iterator of its loader on first use, 0.6 at once.
-        data_loader: endless loader to go on with.
-    """
-    if hasattr(trainer, "reset_data_loader"):
-        trainer.reset_data_loader(lambda: data_loader)
-        return
-    trainer.data_loader = data_loader
-    trainer._data_loader_iter = iter(data_loader)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
+from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
@@ -185,3 +186,9 @@ def test_predicted_quality_is_a_methods_own_or_its_score():
     plain.remove("scores")
     assert predicted_quality(plain) == [1, 1, 1]
     assert predicted_quality(own[:0]) == []
+
+
+def test_an_image_without_boxes_is_told_from_a_prompt():
+    """As Detectron2's predictor gives it, which knows of no boxes."""
+    with pytest.raises(ValueError, match=r"BoxFill needs box prompts.*boxsup_d2\.load"):
+        DefaultPredictor(config("BoxFill"))(np.zeros((8, 9, 3), np.uint8))

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import sys
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ import boxsup_d2  # noqa: F401
 from boxsup_d2.checkpoint.small import write_small
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data.dataset_mappers.mask_crop import MaskCropDatasetMapper, cut_mask, tight_box
-from boxsup_d2.data.dataset_mappers.mask_crop_loader import MaskCropDataset, mask_samples
+from boxsup_d2.data.dataset_mappers.mask_crop_loader import MaskCropOrder, mask_samples
 from boxsup_d2.masks.windows import box_coverage, box_window, clip_box, cut_window
 from boxsup_d2.modeling.boxmask import losses
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
@@ -411,14 +412,11 @@ class TestSamples:
         assert MaskCropDatasetMapper(image_format="RGB", size=32)(samples[2])["has_mask"]
 
     def test_sources_are_drawn_as_often_as_their_weights_say(self):
-        sources = [([{"n": 0}], np.ones(1)), ([{"n": 1}, {"n": 2}], np.array([0.25, 0.75]))]
-        dataset = MaskCropDataset(sources, [1.0, 3.0], lambda sample, donor: sample["n"], seed=3)
-        stream = iter(dataset)
-        counts = np.bincount([next(stream) for _ in range(4000)], minlength=3) / 4000
-        assert counts == pytest.approx([0.25, 0.1875, 0.5625], abs=0.03)
-        again = iter(MaskCropDataset(sources, [1.0, 3.0], lambda sample, donor: sample["n"], seed=3))
-        first = iter(dataset)
-        assert [next(again) for _ in range(50)] == [next(first) for _ in range(50)]
+        order = MaskCropOrder([np.ones(1), np.array([0.25, 0.75])], [1.0, 3.0], batch_size=4)
+        drawn = np.array(list(islice(order.batches(3), 1000))).reshape(-1, 2)
+        for positions in drawn.T:  # of samples and of donors
+            assert np.bincount(positions, minlength=3) / 4000 == pytest.approx([0.25, 0.1875, 0.5625], abs=0.03)
+        assert (drawn[:, 0] != drawn[:, 1]).any()
 
 
 def test_the_evaluation_script_ranks_as_it_should(project_root, monkeypatch):

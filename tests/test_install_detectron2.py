@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import re
 import subprocess
 import sys
 import tarfile
+import types
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -20,7 +23,14 @@ SOURCES = {
     "detectron2/layers/deform_conv.py": "from torch import nn\n\nfrom detectron2 import _C\n",
     "detectron2/layers/roi_align_rotated.py": "from detectron2 import _C\n",
     "detectron2/layers/rotated_boxes.py": "from detectron2 import _C\n",
-    "detectron2/evaluation/fast_eval_api.py": "from detectron2 import _C\n",
+    "detectron2/evaluation/coco_evaluation.py": (
+        "from pycocotools.cocoeval import COCOeval\n\n"
+        "from detectron2.evaluation.fast_eval_api import COCOeval_opt\n\n\n"
+        "class COCOEvaluator:\n"
+        "    def __init__(self, use_fast_impl=True):\n"
+        "        self._use_fast_impl = use_fast_impl\n"
+    ),
+    "detectron2/export/__init__.py": "from .api import *\nfrom .flatten import TracingAdapter\n",
     "detectron2/data/build.py": "histogram = np.zeros((3,), dtype=np.int)\n",
     "detectron2/data/datasets/pascal_voc.py": "ids = np.loadtxt(f, dtype=np.str)\n",
     "detectron2/evaluation/pascal_voc_evaluation.py": "d = np.array([1]).astype(np.bool)\n",
@@ -37,6 +47,7 @@ SOURCES = {
         '    "detectron2.model_zoo", os.path.join("configs", config_path)\n'
         ")\n"
     ),
+    "detectron2/evaluation/fast_eval_api.py": "from detectron2 import _C\n\n\nclass COCOeval_opt:\n    pass\n",
     "detectron2/projects/__init__.py": "",
     "projects/PointRend/point_rend/__init__.py": "",
     "projects/DeepLab/deeplab/__init__.py": "",
@@ -124,6 +135,32 @@ def test_edited_import_works_with_and_without_the_extension(edits: ModuleType, s
     assert namespace["_C"] is None
 
 
+@pytest.mark.parametrize("built", [False, True])
+def test_coco_evaluation_falls_back_to_pycocotools(
+    edits: ModuleType, source: Path, monkeypatch: pytest.MonkeyPatch, built: bool
+) -> None:
+    edits.apply_edits(source)
+    fast = types.ModuleType("detectron2.evaluation.fast_eval_api")
+    if built:
+        fast.COCOeval_opt = object()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "detectron2.evaluation.fast_eval_api", fast)
+    namespace: dict[str, Any] = {}
+    exec((source / "detectron2/evaluation/coco_evaluation.py").read_text(), namespace)
+    assert (namespace["COCOeval_opt"] is namespace["COCOeval"]) is not built
+    assert namespace["COCOEvaluator"]()._use_fast_impl is built
+    assert namespace["COCOEvaluator"](use_fast_impl=False)._use_fast_impl is False
+
+
+def test_export_needs_no_caffe2(edits: ModuleType, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edits.apply_edits(source)
+    package = source / "detectron2" / "export"
+    (package / "api.py").write_text("import caffe2\n\nEXPORTED = 1\n")
+    (package / "flatten.py").write_text("TracingAdapter = 2\n")
+    package.rename(source / "edited_export")
+    monkeypatch.syspath_prepend(str(source))
+    assert importlib.import_module("edited_export").TracingAdapter == 2
+
+
 def test_edits_are_idempotent(tool: ModuleType, source: Path) -> None:
     tool.prepare(source)
     once = read_all(source)
@@ -131,7 +168,7 @@ def test_edits_are_idempotent(tool: ModuleType, source: Path) -> None:
     assert read_all(source) == once
 
 
-@pytest.mark.parametrize("name", [n for n in SOURCES if n.startswith("detectron2/") and "projects" not in n])
+@pytest.mark.parametrize("name", [n for n in SOURCES if re.match("detectron2/(?!projects|evaluation/fast)", n)])
 def test_edit_says_so_when_it_finds_nothing(tool: ModuleType, edits: ModuleType, source: Path, name: str) -> None:
     (source / name).write_text("nothing = 'of the kind'\n")
     with pytest.raises(tool.InstallError, match="found nothing to change in " + name):

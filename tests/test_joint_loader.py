@@ -10,7 +10,8 @@ from detectron2.structures import BoxMode
 
 import boxsup_d2.data.images as images
 from boxsup_d2.data.dataset_mappers.box_crop import BoxCropDatasetMapper, box_samples, clip_box
-from boxsup_d2.data.dataset_mappers.joint import JointDataset
+from boxsup_d2.data.dataset_mappers.joint import JointOrder
+from boxsup_d2.data.train_loader import TrainLoader
 
 
 @pytest.fixture
@@ -179,18 +180,10 @@ def test_samples_are_boxes_and_salient_images_without_crowds(image_file, salient
 @pytest.mark.parametrize(("ratio", "num_boxes"), [(-1.0, None), (0.75, 6)])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_loader_gives_whole_batches(image_file, salient_sample, ratio, num_boxes, num_workers):
-    dataset = JointDataset(
-        box_samples(dataset_dicts(image_file, salient_sample)),
-        mapper(),
-        batch_size=8,
-        box_ratio=ratio,
-        overlap_iou=0.5,
-        overlap_drop_prob=0.75,
-        window=4,
-        seed=0,
-    )
-    loader = torch.utils.data.DataLoader(dataset, batch_size=8, num_workers=num_workers, collate_fn=list)
-    batches = list(islice(iter(loader), 6))
+    samples = box_samples(dataset_dicts(image_file, salient_sample))
+    order = JointOrder(samples, batch_size=8, box_ratio=ratio, overlap_iou=0.5, overlap_drop_prob=0.75, window=4)
+    loader = TrainLoader(samples, mapper(), order, seed=0, num_workers=num_workers)
+    batches = list(islice(loader, 6))
     assert all(len(batch) == 8 for batch in batches)
     share = [sum(not s["is_salient"] for s in batch) for batch in batches]
     if num_boxes is None:
@@ -201,13 +194,11 @@ def test_loader_gives_whole_batches(image_file, salient_sample, ratio, num_boxes
 
 def test_a_ratio_needs_both_kinds(image_file):
     with pytest.raises(ValueError, match="BOX_RATIO"):
-        JointDataset(
+        JointOrder(
             [{"file_name": image_file, "image": 0, "box": (0, 0, 5, 5)}],
-            mapper(),
             batch_size=8,
             box_ratio=0.5,
             overlap_iou=0.5,
             overlap_drop_prob=0,
             window=4,
-            seed=0,
         )

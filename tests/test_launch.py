@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import weakref
+from unittest import mock
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from detectron2.utils import comm
 
 import boxsup_d2
 from boxsup_d2.compat import create_local_process_group, destroy_process_groups
-from boxsup_d2.config import add_boxsup_config, load_config, use_available_device
+from boxsup_d2.config import add_boxsup_config, files, load_config, use_available_device
 from boxsup_d2.engine import defaults
 from boxsup_d2.engine.defaults import default_argument_parser, setup
 from boxsup_d2.engine.launch import launch
@@ -94,6 +95,68 @@ def test_two_cpu_processes(monkeypatch, in_two_processes, tmp_path):
         assert yaml.safe_load((tmp_path / str(rank)).read_text()) == [2, 2, rank, threads, [0, 1]]
 
 
+def _join(rank: int, environment: dict[str, str], folder: str) -> None:
+    os.environ.update({key: value.format(rank=rank) for key, value in environment.items()})
+    with mock.patch("torch.cuda.is_available", return_value=False):
+        launch(_report, 1, args=(folder,))
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "{rank}", "LOCAL_RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+        {"SLURM_PROCID": "{rank}", "SLURM_LOCALID": "{rank}", "SLURM_NTASKS": "2"},
+    ],
+    ids=["torchrun", "srun"],
+)
+def test_processes_that_a_cluster_started_join(environment, tmp_path):
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launch_module._free_port())}
+    torch.multiprocessing.start_processes(
+        _join, ({**environment, **address}, str(tmp_path)), nprocs=2, start_method="fork"
+    )
+    for rank in range(2):
+        assert yaml.safe_load((tmp_path / str(rank)).read_text()) == [2, 2, rank, 1, [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("environment", "group"),
+    [
+        ({}, None),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "a"}, None),
+        (
+            {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "a", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "1"},
+            (8, 4, 5, "env://"),
+        ),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"}, None),  # the script of sbatch
+        (
+            {
+                "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "9",
+                "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_STEP_NODELIST": "n[07-08],x", "SLURM_STEP_ID": "1",
+                "SLURM_JOB_ID": "12",
+            },
+            (4, 2, 3, "tcp://n07:21201"),
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_cluster_says_of_its_processes(environment, group):
+    assert launch_module.started_group(environment) == group
+
+
+def test_contradictions_with_a_cluster_are_errors(monkeypatch):
+    here = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    with pytest.raises(ValueError, match=r"Process 1 of 4 is number 0 of 2.*machine by machine"):
+        launch_module.started_group(here)
+    for key, value in {**here, "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ValueError, match=r"2 processes were started on this machine already.*leave --num-gpus out"):
+        launch(pytest.fail, 3)
+    launch(lambda: None, 1, join=False)
+
+
+def test_two_runs_do_not_meet():
+    assert parse().dist_url == "auto"
+
+
 def _fail_on_rank_1() -> None:
     comm.synchronize()
     if comm.get_rank() == 1:
@@ -127,7 +190,7 @@ def test_address_that_cannot_be_used_is_explained(monkeypatch):
     monkeypatch.setattr(launch_module.dist, "init_process_group", refuse)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with pytest.raises(RuntimeError, match=r"cannot meet at tcp://x:1: address already in use.*--dist-url auto"):
-        launch_module._cpu_worker(0, print, 2, 2, 0, "tcp://x:1", ())
+        launch_module._worker(0, print, 2, 2, 0, "tcp://x:1", ())
 
 
 # ------------------------------------------------------------------------------------------------ configs
@@ -216,6 +279,23 @@ def test_missing_files(tmp_path):
     leaf = write(tmp_path / "leaf.yaml", {"_BASE_": "gone.yaml"})
     with pytest.raises(FileNotFoundError, match=r"leaf\.yaml has a _BASE_ that does not exist: .*gone\.yaml"):
         load_config(leaf)
+
+
+def test_a_config_of_the_main_branch_is_read_by_0_6(tmp_path, monkeypatch, caplog):
+    """As a trained network leaves it: with all keys, most of them at their defaults."""
+    cfg = load_config("")
+    added = {"DATALOADER": {"REPEAT_SQRT": True}, "FLOAT32_PRECISION": "", "SEED": 5}
+    cfg.DATALOADER.pop("REPEAT_SQRT", None)
+    cfg.pop("FLOAT32_PRECISION", None)
+    monkeypatch.setattr(files, "get_cfg", cfg.clone)
+    monkeypatch.setattr(files, "add_boxsup_config", lambda cfg: None)
+    with caplog.at_level(logging.INFO):
+        read = load_config(write(tmp_path / "c.yaml", added))
+    assert read == load_config("", ["SEED", 5])
+    assert "c.yaml: left out DATALOADER.REPEAT_SQRT, FLOAT32_PRECISION" in caplog.text
+    added["DATALOADER"]["REPEAT_SQRT"] = False
+    with pytest.raises(ValueError, match=r"c\.yaml: DATALOADER\.REPEAT_SQRT False is a setting of .*main branch"):
+        load_config(write(tmp_path / "c.yaml", added))
 
 
 @pytest.mark.parametrize(

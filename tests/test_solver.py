@@ -247,6 +247,17 @@ def test_accumulation_in_mixed_precision_unscales_once_and_skips_an_overflow():
     assert not all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_hooks_after_the_backward_pass_run_once_an_update():
+    """Detectron2's main branch has them; 0.6 does not call them."""
+    trainer = inner_trainer(3, 2)
+    gradients = []
+    trainer.after_backward = lambda: gradients.append([p.grad.clone() for p in trainer.model.parameters()])
+    run(trainer, 2)
+    assert len(gradients) == 2
+    last = [p.grad for p in trainer.model.parameters()]
+    assert all(torch.equal(*pair) for pair in zip(gradients[1], last, strict=True))
+
+
 def test_accumulate_must_be_positive():
     with pytest.raises(ValueError, match=r"SOLVER\.ACCUMULATE.*0"):
         inner_trainer(0, 2)
@@ -310,5 +321,5 @@ def test_the_trainer_counts_updates(tmp_path, monkeypatch):
     resumed.train()
     assert resumed.scheduler.last_epoch == 4
     cfg.SOLVER.MAX_EPOCHS = 6
-    samples = resumed.data_loader.dataset.samples_per_epoch
+    samples = resumed.data_loader.samples_per_epoch
     assert Trainer(cfg).max_iter == -(-6 * samples // 6)

@@ -18,8 +18,9 @@ from pycocotools import mask as mask_util
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data.build import build_train_loader
 from boxsup_d2.data.dataset_mappers.box_crop import BoxCropDatasetMapper, box_samples
-from boxsup_d2.data.dataset_mappers.joint import JointDataset
+from boxsup_d2.data.dataset_mappers.joint import JointOrder
 from boxsup_d2.data.datasets import load_coco_boxes, load_coco_masks, register_listed
+from boxsup_d2.data.train_loader import TrainLoader
 from boxsup_d2.same_work import split_settings
 
 MASK = np.zeros((40, 60), np.uint8)
@@ -110,9 +111,10 @@ def test_mask_of_another_size_names_the_image(source: Path) -> None:
 @pytest.mark.parametrize("ratio", [-1.0, 0.75])
 def test_batches_hold_both_kinds(source: Path, ratio: float) -> None:
     samples = box_samples(load_coco_masks(str(source / "boxes.json"), str(source / "images"), "x"))
-    options = {"overlap_iou": 0.5, "overlap_drop_prob": 0.5, "window": 4, "seed": 1}
-    dataset = JointDataset(samples, mapper(), batch_size=4, box_ratio=ratio, **options)
-    flags = [sample["is_salient"] for sample in islice(dataset, 400)]
+    options = {"overlap_iou": 0.5, "overlap_drop_prob": 0.5, "window": 4}
+    order = JointOrder(samples, batch_size=4, box_ratio=ratio, **options)
+    loader = TrainLoader(samples, mapper(), order, seed=1)
+    flags = [sample["is_salient"] for batch in islice(loader, 100) for sample in batch]
     if ratio > 0:
         assert all(sum(flags[i : i + 4]) == 1 for i in range(0, 400, 4)), "one of four has a mask, in every batch"
     else:

@@ -21,7 +21,9 @@ from detectron2.structures import BoxMode
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data.dataset_mappers import BoxCropDatasetMapper, BoxPromptDatasetMapper
 from boxsup_d2.data.dataset_mappers.box_crop import box_samples, clip_box
-from boxsup_d2.data.dataset_mappers.joint import JointDataset
+from boxsup_d2.data.dataset_mappers.joint import JointOrder
+from boxsup_d2.data.samplers import LANES
+from boxsup_d2.data.train_loader import TrainLoader
 from boxsup_d2.modeling.box_to_mask import truncate_boxes
 from boxsup_d2.modeling.boxcaseg.meta_arch import BoxCaseg
 from boxsup_d2.toy.scenes import TRAIN_PHOTOS, VAL_PHOTOS
@@ -108,18 +110,9 @@ def benchmark_loader(args: argparse.Namespace) -> Result:
         model = box_cropper(args.device)
 
         def train(window: int) -> None:
-            mapper = BoxCropDatasetMapper(image_format="RGB", size=TRAIN_SIZE, cached_images=window)
-            stream = JointDataset(
-                samples,
-                mapper,
-                batch_size=1,
-                box_ratio=-1,
-                overlap_iou=0.5,
-                overlap_drop_prob=0,
-                window=window,
-                seed=0,
-            )
-            for _ in islice(stream, len(samples)):
+            mapper = BoxCropDatasetMapper(image_format="RGB", size=TRAIN_SIZE, cached_images=LANES * window)
+            order = JointOrder(samples, batch_size=1, box_ratio=-1, overlap_iou=0.5, overlap_drop_prob=0, window=window)
+            for _ in islice(TrainLoader(samples, mapper, order, seed=0), len(samples)):
                 pass
 
         def train_plain() -> None:

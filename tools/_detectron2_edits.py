@@ -112,15 +112,39 @@ EDITS = (
             "detectron2/layers/deform_conv.py",
             "detectron2/layers/roi_align_rotated.py",
             "detectron2/layers/rotated_boxes.py",
-            "detectron2/evaluation/fast_eval_api.py",
         ),
         # Unindented only: the replacement has the line indented.
         pattern=r"^from detectron2 import _C$",
         replacement="try:\n    from detectron2 import _C\nexcept ImportError:  # built without the C++ extension\n"
         "    _C = None",
         done=r"^    from detectron2 import _C$",
-        reason="the archive has no C++ sources; only rotated boxes, old deformable convolution and the fast COCO "
-        "evaluation need them",
+        reason="the archive has no C++ sources; only rotated boxes and old deformable convolution need them",
+    ),
+    Edit(
+        name="COCO evaluation without the C++ extension (import)",
+        files=("detectron2/evaluation/coco_evaluation.py",),
+        pattern=r"^from detectron2\.evaluation\.fast_eval_api import COCOeval_opt$",
+        replacement="try:\n    from detectron2.evaluation.fast_eval_api import COCOeval_opt\n"
+        "except ImportError:  # built without the C++ extension\n    COCOeval_opt = COCOeval",
+        done=r"^    from detectron2\.evaluation\.fast_eval_api import COCOeval_opt$",
+        reason="COCOEvaluator, by default, scores with the extension; pycocotools gives the same figures",
+    ),
+    Edit(
+        name="COCO evaluation without the C++ extension (use)",
+        files=("detectron2/evaluation/coco_evaluation.py",),
+        pattern=r"^( +)self\._use_fast_impl = use_fast_impl$",
+        replacement=r"\1self._use_fast_impl = use_fast_impl and COCOeval_opt is not COCOeval",
+        done=r"COCOeval_opt is (not )?COCOeval\b",
+        reason="the log would name the evaluation that is not there",
+    ),
+    Edit(
+        name="optional caffe2",
+        files=("detectron2/export/__init__.py",),
+        pattern=r"^from \.api import \*$",
+        replacement="try:\n    import caffe2.proto.caffe2_pb2\nexcept ImportError:  # it left torch\n    pass\n"
+        "else:\n    from .api import *",
+        done=r"^    from \.api import \*$",
+        reason="without caffe2, the exports that do not need it are missing as well",
     ),
     Edit(
         name="NumPy's removed aliases",
@@ -184,7 +208,8 @@ EDITS = (
 
 # What must be gone from all of `detectron2/` afterwards, in case an edit's list of files misses one.
 LEFT_OVERS = {
-    "C++ extension imported without a guard": r"^from detectron2 import _C$",
+    # fast_eval_api.py aside, which is imported under a guard.
+    "C++ extension imported without a guard": r"(?s)\A(?!.*^class COCOeval_opt\b).*^from detectron2 import _C$",
     "removed NumPy alias": r"\bnp\.(int|float|bool|str|object)\b",
     "removed Pillow filter": r"\bImage\.LINEAR\b",
     "pkg_resources": r"\bpkg_resources\b",

@@ -160,7 +160,7 @@ def run(args: argparse.Namespace) -> None:
             os.makedirs(job.output_dir, exist_ok=True)
         with acquire_lock(work, "lock"):
             source.write(work)
-            launch(label, processes, args=(job,))
+            launch(label, processes, args=(job,), join=False)
             summary = finish(
                 job.result,
                 out,

@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     if plan.boxes_alone:
         show(COST_OF_BOXES_ALONE, style="yellow")
     arguments = (rounds_config, tuple(args.opts), processes, args.verbose, not args.init)
-    launch(run_rounds_config, processes, args=arguments)
+    launch(run_rounds_config, processes, args=arguments, join=False)
     show(summary(short(out), args.images, mask_rcnn=args.mask_rcnn))
 
 

@@ -1,15 +1,19 @@
 """Configs out of files and overrides, with errors that name the file, the key and the one that was probably meant."""
 
 import difflib
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
+from boxsup_d2.compat import MAIN_BRANCH_KEYS
 from boxsup_d2.config.keys import add_boxsup_config
+
+logger = logging.getLogger(__name__)
 
 _ABSENT = object()
 # Keys of names, whose defaults, being empty, do not show it.
@@ -45,14 +49,17 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
     if not isinstance(content, dict):
         raise ValueError(f"{config_file}, or a _BASE_ of it, holds no KEY: VALUE pairs.")
     values = dict(_flat_values(content))
+    foreign = _add_foreign_keys(cfg, values)
     problems = (_value_problem(cfg, key, value) for key, value in values.items())
     problem: object = next(filter(None, problems), None)
     if problem is None:
         try:
             cfg.merge_from_file(config_file, allow_unsafe=False)
-            return
         except (KeyError, ValueError, AssertionError, AttributeError, TypeError) as error:
             problem = next(filter(None, (_key_problem(cfg, key) for key in values)), error)
+        else:
+            _drop_foreign_keys(cfg, foreign, config_file)
+            return
     raise ValueError(f"{config_file}: {problem}")
 
 
@@ -77,6 +84,28 @@ def _read_with_bases(cfg: CfgNode, config_file: str) -> Any:
         raise ValueError(f"{config_file}: its _BASE_ is no path, or does not fit it: {error}") from error
     except TypeError:  # an empty file
         return None
+
+
+def _add_foreign_keys(cfg: CfgNode, keys: Iterable[str]) -> list[str]:
+    """Give a config those of a file's keys that only Detectron2's main branch has; returns them."""
+    foreign = [key for key in keys if key in MAIN_BRANCH_KEYS and _find(cfg, key) is _ABSENT]
+    for key in foreign:
+        section, _, name = key.rpartition(".")
+        (_find(cfg, section) if section else cfg)[name] = MAIN_BRANCH_KEYS[key]
+    return foreign
+
+
+def _drop_foreign_keys(cfg: CfgNode, keys: Sequence[str], config_file: str) -> None:
+    for key in keys:
+        if _find(cfg, key) != MAIN_BRANCH_KEYS[key]:
+            raise ValueError(
+                f"{config_file}: {key} {_find(cfg, key)} is a setting of Detectron2's main branch, which is not "
+                "installed here: install it (INSTALL.md), or remove the key."
+            )
+        section, _, name = key.rpartition(".")
+        del (_find(cfg, section) if section else cfg)[name]
+    if keys:
+        logger.info("%s: left out %s, the defaults of Detectron2's main branch", config_file, ", ".join(keys))
 
 
 def merge_overrides(cfg: CfgNode, opts: Sequence[Any]) -> None:

@@ -1,35 +1,33 @@
-"""Infinite, seeded, sharded order of box and salient training samples.
+"""Infinite, seeded order of box and salient training samples, shared out over ranks.
 
 A sample is one box of one image, or one salient image. These classes only deal in positions of a list of samples;
 files and pixels are the mapper's.
 """
 
+import itertools
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
+
+#: Windows of images that are read in turns. Batch b comes out of window b modulo this many, so that each of 1, 2 or 4
+#: loader workers, which take turns too, meets the images of its windows alone.
+LANES = 4
 
 
 class ImageWindowSampler:
     """Endless epochs over samples, shuffled so that those of one image stay near each other.
 
-    In every epoch the images are shuffled and dealt to the shards; each shard walks over its images in windows and
-    shuffles the samples within a window. A reader that keeps one window of decoded images then decodes each image
-    once per epoch, however many boxes it has. All shards together see every kept sample once per epoch.
+    In every epoch the images are shuffled and dealt to the ranks; each rank walks over its images in windows and
+    shuffles the samples within a window. A reader that keeps the open windows' decoded images then decodes each image
+    once per epoch, however many boxes it has. All ranks together see every kept sample once per epoch.
     """
 
-    def __init__(
-        self,
-        image_ids: np.ndarray,
-        *,
-        window: int,
-        seed: int,
-        drop_probs: np.ndarray | None = None,
-    ) -> None:
+    def __init__(self, image_ids: np.ndarray, *, window: int, drop_probs: np.ndarray | None = None) -> None:
         """
         Args:
             image_ids: for each of the n samples, which image it belongs to; any integers.
             window: images per window; 0 shuffles all samples of an epoch together.
-            seed: of the order.
             drop_probs: for each sample the probability, in [0, 1), of being left out of an epoch; None keeps all.
 
         Raises:
@@ -43,46 +41,47 @@ class ImageWindowSampler:
         by_image = np.argsort(self.image_ids, kind="stable")
         self._samples_of_image = np.split(by_image, np.cumsum(np.bincount(self.image_ids))[:-1])
         self.window = window
-        self.seed = seed
         self.drop_probs = drop_probs
 
-    def shard(self, index: int, num_shards: int) -> Iterator[int]:
-        """Positions for shard ``index`` of ``num_shards`` (loader workers of all ranks), forever."""
-        epoch = 0
-        while True:
-            yield from self._epoch(epoch, index, num_shards)
-            epoch += 1
+    def batches(self, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[list[int]]:
+        """Batches of positions for a rank, forever; batch b comes out of one of ``LANES`` windows, in turns.
 
-    def _epoch(self, epoch: int, index: int, num_shards: int) -> Iterator[int]:
-        # Every shard draws the same numbers from this generator, so they agree on who gets what.
-        rng = np.random.default_rng((self.seed, epoch))
+        Windows of fewer images than they could hold are read one after the other.
+        """
+        lanes = 1
+        if self.window:
+            lanes = min(max(len(self._samples_of_image) // (world_size * self.window), 1), LANES)
+        windows = itertools.chain.from_iterable(
+            self._epoch(epoch, seed, rank, world_size) for epoch in itertools.count()
+        )
+        waiting: list[deque[int]] = [deque() for _ in range(lanes)]
+        for lane in itertools.cycle(waiting):
+            while len(lane) < batch_size:
+                lane.extend(next(windows))
+            yield [lane.popleft() for _ in range(batch_size)]
+
+    def _epoch(self, epoch: int, seed: int, rank: int, world_size: int) -> Iterator[list[int]]:
+        """The windows of a rank."""
+        # Every rank draws the same numbers from this generator, so they agree on who gets what.
+        rng = np.random.default_rng((seed, epoch))
         kept = np.ones(len(self.image_ids), bool)
         if self.drop_probs is not None:
             kept = rng.random(len(kept)) >= self.drop_probs
         if self.window == 0:
             order = rng.permutation(np.flatnonzero(kept))
-            yield from self._deal(order, index, num_shards).tolist()
+            yield self._deal(order, rank, world_size).tolist()
             return
-        images = self._deal(rng.permutation(len(self._samples_of_image)), index, num_shards)
-        own_rng = np.random.default_rng((self.seed, epoch, index))
+        images = self._deal(rng.permutation(len(self._samples_of_image)), rank, world_size)
+        own_rng = np.random.default_rng((seed, epoch, rank))
         for start in range(0, len(images), self.window):
             samples = np.concatenate([self._samples_of_image[i] for i in images[start : start + self.window]])
-            yield from own_rng.permutation(samples[kept[samples]]).tolist()
+            yield own_rng.permutation(samples[kept[samples]]).tolist()
 
     @staticmethod
-    def _deal(items: np.ndarray, index: int, num_shards: int) -> np.ndarray:
-        # With fewer items than shards a shard would get none and wait forever: then all take everything, each from
+    def _deal(items: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+        # With fewer items than ranks a rank would get none and wait forever: then all take everything, each from
         # another place on.
-        return items[index::num_shards] if len(items) >= num_shards else np.roll(items, index)
-
-
-def mix_at_ratio(boxes: Iterator[int], salient: Iterator[int], num_boxes: int, num_salient: int) -> Iterator[int]:
-    """Endlessly ``num_boxes`` of one stream, then ``num_salient`` of the other: one batch after another."""
-    while True:
-        for _ in range(num_boxes):
-            yield next(boxes)
-        for _ in range(num_salient):
-            yield next(salient)
+        return items[rank::world_size] if len(items) >= world_size else np.roll(items, rank)
 
 
 def overlapping(boxes: np.ndarray, image_ids: np.ndarray, iou_threshold: float) -> np.ndarray:

@@ -14,6 +14,8 @@ from detectron2.engine import AMPTrainer, SimpleTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from boxsup_d2.compat import after_backward
+
 
 def build_inner_trainer(
     model: nn.Module, data_loader: Iterable[Any], optimizer: torch.optim.Optimizer, *, amp: bool, batches: int = 1
@@ -90,6 +92,7 @@ def _run_accumulated(trainer: SimpleTrainer, batches: int) -> None:
             (loss if scaler is None else scaler.scale(loss)).backward()
         for name, value in losses.items():
             means[name] = means.get(name, 0) + value.detach() / batches
+    after_backward(trainer)
     trainer._write_metrics(means, data_time)
     if scaler is None:
         trainer.optimizer.step()

@@ -40,8 +40,10 @@ Options go before the first KEY VALUE pair.
 
 
 def default_argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's parser with our examples, ``--round`` and ``--debug``."""
+    """Detectron2's parser with our examples, ``--round`` and ``--debug``; by default processes meet at a free port."""
     parser = detectron2_argument_parser(epilog=_EPILOG)
+    # Detectron2's port depends on the user alone: two runs would meet each other there.
+    parser.set_defaults(dist_url="auto")
     parser.add_argument("--round", default="", metavar="NAME", help="run only this round of a rounds config")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

@@ -114,11 +114,11 @@ def set_max_iter(cfg: CfgNode, data_loader: Any) -> CfgNode:
     """The config with ``SOLVER.MAX_ITER`` computed from ``SOLVER.MAX_EPOCHS``, where that is set.
 
     Raises:
-        ValueError: the loader is one of Detectron2's, which do not count epochs.
+        ValueError: the loader does not count epochs.
     """
     if cfg.SOLVER.MAX_EPOCHS <= 0:
         return cfg
-    samples = getattr(data_loader.dataset, "samples_per_epoch", None) if hasattr(data_loader, "dataset") else None
+    samples = getattr(data_loader, "samples_per_epoch", None)
     if samples is None:
         raise ValueError(f"SOLVER.MAX_EPOCHS is for BoxCropDatasetMapper; with {cfg.INPUT.TRAIN_MAPPER} set MAX_ITER")
     cfg = cfg.clone()

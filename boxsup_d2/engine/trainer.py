@@ -16,16 +16,17 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from boxsup_d2.checkpoint import BoxSupCheckpointer
-from boxsup_d2.compat import reset_data_loader
 from boxsup_d2.crf.refine import CRFRefinedModel
 from boxsup_d2.data import build_test_loader, build_train_loader
+from boxsup_d2.data.train_loader import TrainLoader
 from boxsup_d2.engine.accumulation import build_inner_trainer
-from boxsup_d2.engine.hooks import PseudoMaskHook
+from boxsup_d2.engine.hooks import PseudoMaskHook, RepeatedPreciseBN
 from boxsup_d2.engine.solver import build_lr_scheduler, build_optimizer, set_max_iter
 from boxsup_d2.evaluation import build_evaluator
 from boxsup_d2.labelling.driver import broadcast_buffers
 from boxsup_d2.modeling.build import explain_build_errors
 from boxsup_d2.modeling.deeplab import SemanticSegmenterWithTTA
+from boxsup_d2.utils.seeding import seed_all
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,12 @@ class Trainer(DefaultTrainer):
     What differs: several CPU processes (Detectron2 wraps the model for GPUs only); the optimizer's state in
     checkpoints (0.6 leaves it out); checkpoints that survive a kill while they are written; one evaluation per entry
     of ``TEST.TASKS``; ``PseudoMaskHook``.
+
+    A resumed training does what it would have done unbroken: same samples, same random numbers, on a CPU the same
+    weights bit for bit. It needs as many ranks as before and as large batches.
+
+    Attributes:
+        seed: ``SEED``, or what was drawn instead of a negative one, the same on all ranks and in checkpoints.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -46,10 +53,15 @@ class Trainer(DefaultTrainer):
         if not any(p.requires_grad for p in model.parameters()):
             raise ValueError(f"{cfg.MODEL.META_ARCHITECTURE} has no parameters to train: run it with --eval-only")
         optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
+        self.seed = comm.shared_random_seed() if cfg.SEED < 0 else cfg.SEED
+        seeded_cfg = cfg.clone()
+        seeded_cfg.defrost()
+        seeded_cfg.SEED = self.seed
+        data_loader = self.build_train_loader(seeded_cfg)
         cfg = set_max_iter(cfg, data_loader)
-        on_gpu = next(model.parameters()).is_cuda
-        model = create_ddp_model(model, broadcast_buffers=False, device_ids=[comm.get_local_rank()] if on_gpu else None)
+        device = next(model.parameters()).device
+        on_gpu = device.type == "cuda"
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=[device] if on_gpu else None)
         use_amp = cfg.SOLVER.AMP.ENABLED and on_gpu
         self._trainer = build_inner_trainer(model, data_loader, optimizer, amp=use_amp, batches=cfg.SOLVER.ACCUMULATE)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -61,8 +73,8 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def state_dict(self) -> dict[str, Any]:
-        """Iteration, hooks (with the schedule), and the inner trainer's state with the optimizer's."""
-        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+        """Iteration, seed, hooks (with the schedule), and the inner trainer's state with the optimizer's."""
+        return {**TrainerBase.state_dict(self), "seed": self.seed, "_trainer": self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         TrainerBase.load_state_dict(self, state_dict)
@@ -71,6 +83,13 @@ class Trainer(DefaultTrainer):
             # A run begun on a CPU has no loss scale to continue with.
             inner = {"grad_scaler": self._trainer.grad_scaler.state_dict(), **inner}
         self._trainer.load_state_dict(inner)
+        if self.cfg.SEED < 0:
+            self.seed = state_dict.get("seed", self.seed)  # checkpoints of before have none
+
+    def run_step(self) -> None:
+        """One update. What the network draws at random (dropout, proposals) depends on iteration and rank alone."""
+        seed_all(self.seed, comm.get_rank(), self.iter)
+        super().run_step()
 
     def after_train(self) -> None:
         """End the hooks; after an error only those that need no other rank.
@@ -93,15 +112,18 @@ class Trainer(DefaultTrainer):
             # Killed after the last periodic checkpoint and before the final one, which no further step would write.
             self.iter = self.max_iter - 1
             self.checkpointer.save("model_final", iteration=self.iter)
+        elif self.start_iter > 0 and isinstance(self.data_loader, TrainLoader):
+            self.data_loader.start_at(self.start_iter * self.cfg.SOLVER.ACCUMULATE, self.seed)
         elif self.start_iter > 0:
-            cfg = self.cfg.clone()
-            cfg.defrost()
-            if cfg.SEED >= 0:  # the same seed again would show the first samples once more after every restart
-                cfg.SEED += self.start_iter
-            reset_data_loader(self._trainer, self.build_train_loader(cfg))
+            logger.warning(
+                "%s cannot be told where to begin: training goes on with other samples than without the break",
+                type(self.data_loader).__name__,
+            )
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        built = super().build_hooks()
+        built = [
+            RepeatedPreciseBN.of(hook) if isinstance(hook, hooks.PreciseBN) else hook for hook in super().build_hooks()
+        ]
         # By type, not by index: ranks other than 0 have no checkpointer and no writer.
         at = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
         built.insert(at, PseudoMaskHook(self.cfg))

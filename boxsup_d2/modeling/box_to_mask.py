@@ -114,6 +114,14 @@ class BoxToMaskMethod(nn.Module):
 
     info: ClassVar[MethodInfo] = MethodInfo()
 
+    #: Whether it can do nothing with an image without boxes.
+    needs_prompts: ClassVar[bool] = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.needs_prompts:
+            self.register_forward_pre_hook(_check_prompts)
+
     #: What an error says of a checkpoint whose first convolution takes more channels than the network's.
     input_help = ""
 
@@ -144,6 +152,15 @@ class BoxToMaskMethod(nn.Module):
         """Classes that a network of this config tells apart by their numbers; None: it takes boxes of any class."""
         del cfg
         return None
+
+
+def _check_prompts(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Say what is missing where Detectron2's ``DefaultPredictor``, or whoever else, gives an image alone."""
+    if not model.training and inputs and not all("instances" in item for item in inputs[0]):
+        raise ValueError(
+            f"{type(model).__name__} needs box prompts: every input of it has instances with gt_boxes and gt_classes. "
+            "boxsup_d2.load(...).predict(image, boxes) makes them; DefaultPredictor cannot."
+        )
 
 
 def box_to_mask_classes() -> dict[str, type[BoxToMaskMethod]]:

@@ -1,5 +1,6 @@
 """Training samples of box-to-mask networks: a jittered crop around a box, maybe with its mask, or a salient image."""
 
+import math
 from typing import Any
 
 import cv2
@@ -12,6 +13,7 @@ from detectron2.structures import BoxMode
 from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY, SampleMapper
 from boxsup_d2.data.dataset_mappers.joint import build_joint_train_loader
 from boxsup_d2.data.images import ImageCache, read_image
+from boxsup_d2.data.samplers import LANES
 from boxsup_d2.masks.rle import decode
 
 _FLIP_CODES = {"none": None, "horizontal": 1, "vertical": 0}
@@ -21,7 +23,7 @@ _FLIP_CODES = {"none": None, "horizontal": 1, "vertical": 0}
 class BoxCropDatasetMapper(SampleMapper):
     """One box, or one salient image, to one square crop with its mask (BoxCaseg, section 3.1).
 
-    All augmentation is OpenCV's, on uint8; random numbers are NumPy's global ones, which Detectron2 seeds per worker.
+    All augmentation is OpenCV's, on uint8; random numbers are NumPy's global ones, which the loader seeds per sample.
     """
 
     one_size = True
@@ -92,7 +94,8 @@ class BoxCropDatasetMapper(SampleMapper):
             "salient_flip": node.SALIENT_FLIP,
             "salient_crop": node.SALIENT_CROP,
             "antialias": node.ANTIALIAS,
-            "cached_images": cfg.DATALOADER.IMAGE_WINDOW,
+            # Those of the windows that one worker meets.
+            "cached_images": cfg.DATALOADER.IMAGE_WINDOW * math.ceil(LANES / max(cfg.DATALOADER.NUM_WORKERS, 1)),
         }
 
     def training_samples(self, cfg: CfgNode) -> list[dict[str, Any]]:

@@ -1,13 +1,16 @@
 """Registry of data set mappers, and the base class of those that make samples of their own out of dataset dicts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
-from detectron2.data.samplers import TrainingSampler
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 from fvcore.common.registry import Registry
+
+from boxsup_d2.data.train_loader import SampleOrder, ShuffledOrder, TrainLoader
 
 DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
 DATASET_MAPPER_REGISTRY.__doc__ = """
@@ -17,6 +20,10 @@ The object that comes back is called with a dataset dict, which it must not chan
 model. Detectron2 asks for no more. A mapper whose training samples are not whole dataset dicts derives from
 :class:`SampleMapper`.
 """
+
+
+# What DATALOADER.SAMPLER_TRAIN may be.
+_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
 
 
 class SampleMapper:
@@ -74,6 +81,27 @@ def rank_batch_size(cfg: CfgNode) -> int:
     return batch_size
 
 
+def build_ordered_loader(
+    cfg: CfgNode,
+    mapper: Callable[..., Any],
+    samples: list[dict[str, Any]],
+    order: SampleOrder,
+    seed: int,
+    *,
+    samples_per_epoch: int | None = None,
+) -> TrainLoader:
+    """The loader of samples in an order, with the config's workers; see :class:`TrainLoader`."""
+    return TrainLoader(
+        samples,
+        mapper,
+        order,
+        seed=seed,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        pin_memory=cfg.MODEL.DEVICE != "cpu",
+        samples_per_epoch=samples_per_epoch,
+    )
+
+
 def build_shuffled_loader(
     cfg: CfgNode,
     mapper: Callable[[dict[str, Any]], Any],
@@ -81,13 +109,28 @@ def build_shuffled_loader(
     seed: int,
     *,
     one_size: bool = False,
-) -> Any:
-    """Detectron2's endless loader over samples in random order, see :meth:`SampleMapper.build_train_loader`."""
-    return build_detection_train_loader(
-        samples,
-        mapper=mapper,
-        sampler=TrainingSampler(len(samples), seed=seed),
-        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING and not one_size,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )
+) -> TrainLoader:
+    """Endless loader in the order of ``DATALOADER.SAMPLER_TRAIN``, see :meth:`SampleMapper.build_train_loader`.
+
+    Raises:
+        ValueError: the batch does not divide over the ranks, or there is no such sampler.
+    """
+    wide = None
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING and not one_size:
+        # Detectron2 sorts what is mapped already; the dicts say the same, and nothing need be read to know the order.
+        wide = [int(sample.get("width", 0) > sample.get("height", 0)) for sample in samples]
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name not in _SAMPLERS:
+        raise ValueError(f"DATALOADER.SAMPLER_TRAIN is {name}: it must be one of {', '.join(_SAMPLERS)}")
+    order = ShuffledOrder(partial(_sampler, cfg, samples), rank_batch_size(cfg), wide)
+    return build_ordered_loader(cfg, mapper, samples, order, seed)
+
+
+def _sampler(cfg: CfgNode, samples: list[dict[str, Any]], seed: int) -> Iterable[int]:
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+        find = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+        return RepeatFactorTrainingSampler(find(samples, cfg.DATALOADER.REPEAT_THRESHOLD), seed=seed)
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+        ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
+        return RandomSubsetTrainingSampler(len(samples), ratio, seed_shuffle=seed, seed_subset=seed)
+    return TrainingSampler(len(samples), seed=seed)

@@ -1,82 +1,64 @@
-"""Batches of box crops and salient images (BoxCaseg, section 3.1): an endless stream of samples of both kinds."""
+"""Batches of box crops and salient images (BoxCaseg, section 3.1): the order of samples of both kinds."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch.utils.data
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList
-from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
 from detectron2.utils import comm
 
-from boxsup_d2.data.dataset_mappers.build import SampleMapper, rank_batch_size
-from boxsup_d2.data.samplers import ImageWindowSampler, mix_at_ratio, overlapping
+from boxsup_d2.data.dataset_mappers.build import SampleMapper, build_ordered_loader, rank_batch_size
+from boxsup_d2.data.samplers import ImageWindowSampler, overlapping
+from boxsup_d2.data.train_loader import TrainLoader
 
 logger = logging.getLogger(__name__)
 
 
-def build_joint_train_loader(cfg: CfgNode, mapper: SampleMapper, seed: int) -> torch.utils.data.DataLoader:
-    """Loader of a :class:`JointDataset` of the mapper's training samples.
-
-    Returns:
-        Endless loader of lists of this rank's share of ``SOLVER.IMS_PER_BATCH`` samples.
+def build_joint_train_loader(cfg: CfgNode, mapper: SampleMapper, seed: int) -> TrainLoader:
+    """Endless loader of the mapper's training samples in a :class:`JointOrder`.
 
     Raises:
         ValueError: the batch does not divide over the ranks, or a kind of sample that BOX_RATIO wants is missing.
     """
-    batch_size = rank_batch_size(cfg)
-    dataset = JointDataset(
-        mapper.training_samples(cfg),
-        mapper,
-        batch_size=batch_size,
+    samples = mapper.training_samples(cfg)
+    order = JointOrder(
+        samples,
+        batch_size=rank_batch_size(cfg),
         box_ratio=cfg.DATALOADER.BOX_RATIO,
         overlap_iou=cfg.DATALOADER.OVERLAP_IOU,
         overlap_drop_prob=cfg.DATALOADER.OVERLAP_DROP_PROB,
         window=cfg.DATALOADER.IMAGE_WINDOW,
-        seed=seed,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
     )
-    return torch.utils.data.DataLoader(
-        dataset,
-        batch_size=batch_size,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=trivial_batch_collator,
-        worker_init_fn=worker_init_reset_seed,
-        pin_memory=cfg.MODEL.DEVICE != "cpu",
-    )
+    return build_ordered_loader(cfg, mapper, samples, order, seed, samples_per_epoch=order.samples_per_epoch)
 
 
-class JointDataset(torch.utils.data.IterableDataset):
-    """Endless stream of mapped samples; each loader worker of each rank reads its own shard of the images."""
+class JointOrder:
+    """Boxes and salient images, mixed at random or at a set ratio in every batch."""
 
     def __init__(
         self,
         samples: list[dict[str, Any]],
-        mapper: Callable[[dict[str, Any]], Any],
         *,
         batch_size: int,
         box_ratio: float,
         overlap_iou: float,
         overlap_drop_prob: float,
         window: int,
-        seed: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         """
         Args:
             samples: as :func:`boxsup_d2.data.dataset_mappers.box_crop.box_samples` makes them.
-            mapper: one sample to one training input.
             batch_size: samples per batch of a rank.
             box_ratio: share of crops without a mask in every batch; negative: shuffle the union of both kinds.
             overlap_iou, overlap_drop_prob: leave a box that overlaps another one so much out of an epoch, so often.
-            window, seed: see :class:`ImageWindowSampler`.
+            window: see :class:`ImageWindowSampler`.
             rank, world_size: of this process.
         """
-        super().__init__()
         image_ids = np.array([s["image"] for s in samples], dtype=np.int64)
         # A box with its mask is of the same kind as a salient image: both teach the salient head.
         is_box = np.array(["box" in s and "segmentation" not in s for s in samples], dtype=bool)
@@ -107,29 +89,21 @@ class JointDataset(torch.utils.data.IterableDataset):
         kinds = [np.flatnonzero(is_box), np.flatnonzero(~is_box)] if box_ratio >= 0 else [np.arange(len(samples))]
         self._positions = kinds
         self._samplers = [
-            ImageWindowSampler(
-                image_ids[kind], window=window, seed=seed, drop_probs=None if drop_probs is None else drop_probs[kind]
-            )
-            for kind in kinds
+            ImageWindowSampler(image_ids[k], window=window, drop_probs=None if drop_probs is None else drop_probs[k])
+            for k in kinds
         ]
-        # In samples of this data set's kind mix, over all ranks.
-        salient_share = 1 - self.num_boxes / batch_size
-        self.samples_per_epoch = len(samples) if box_ratio < 0 else round((~is_box).sum() / salient_share)
-        # Serialised once: worker processes then share the memory instead of copying millions of Python objects.
-        self._samples = DatasetFromList(samples, copy=False, serialize=True)
-        self._mapper = mapper
+        #: Over all ranks; with a ratio, until each sample with a mask was seen once.
+        self.samples_per_epoch = len(samples)
+        if box_ratio >= 0:
+            self.samples_per_epoch = round((~is_box).sum() / (1 - self.num_boxes / batch_size))
         self._rank, self._world_size = rank, world_size
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = torch.utils.data.get_worker_info()
-        num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
-        shard, num_shards = self._rank * num_workers + worker_id, self._world_size * num_workers
+    def batches(self, seed: int) -> Iterator[list[tuple[int, ...]]]:
+        """See :class:`~boxsup_d2.data.train_loader.SampleOrder`."""
+        sizes = [self.num_boxes, self.batch_size - self.num_boxes] if len(self._samplers) == 2 else [self.batch_size]
         streams = [
-            map(positions.__getitem__, sampler.shard(shard, num_shards))
-            for positions, sampler in zip(self._positions, self._samplers, strict=True)
+            sampler.batches(size, seed, self._rank, self._world_size)
+            for sampler, size in zip(self._samplers, sizes, strict=True)
         ]
-        stream: Iterator[int] = streams[0]
-        if len(streams) == 2:
-            stream = mix_at_ratio(streams[0], streams[1], self.num_boxes, self.batch_size - self.num_boxes)
-        for position in stream:
-            yield self._mapper(self._samples[position])
+        for parts in zip(*streams, strict=True):
+            yield [(int(positions[i]),) for positions, part in zip(self._positions, parts, strict=True) for i in part]

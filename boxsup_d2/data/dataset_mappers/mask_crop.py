@@ -1,7 +1,7 @@
 """Training samples of BoxMask: a box with its surroundings, where the box is, and its mask where there is one.
 
 Images are read and cached whole, other samples' objects are pasted in, and only then the window is cut, so that box,
-mask and pixels always agree. Random numbers are NumPy's global ones, which Detectron2 seeds per worker.
+mask and pixels always agree. Random numbers are NumPy's global ones, which the loader seeds per sample.
 
 Shape legend: H x W an image, S the side of a sample.
 """

@@ -4,26 +4,24 @@ What a data set gives follows from what its dicts hold: salient images and objec
 without a mask by their boxes. A box-only data set cannot leak a mask, its dicts hold none.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch.utils.data
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, get_detection_dataset_dicts
-from detectron2.data.build import worker_init_reset_seed
+from detectron2.data import get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
-from boxsup_d2.data.dataset_mappers.build import rank_batch_size
+from boxsup_d2.data.dataset_mappers.build import build_ordered_loader, rank_batch_size
+from boxsup_d2.data.train_loader import TrainLoader
 
 logger = logging.getLogger(__name__)
 
 
-def build_mask_crop_train_loader(
-    cfg: CfgNode, mapper: Callable[..., dict[str, Any]], seed: int
-) -> torch.utils.data.DataLoader:
+def build_mask_crop_train_loader(cfg: CfgNode, mapper: Callable[..., dict[str, Any]], seed: int) -> TrainLoader:
     """Endless loader of lists of this rank's share of ``SOLVER.IMS_PER_BATCH`` samples of ``DATASETS.TRAIN``.
 
     Raises:
@@ -43,21 +41,13 @@ def build_mask_crop_train_loader(
             raise ValueError(f"DATASETS.TRAIN: '{name}' holds no box that could be learnt from")
         logger.info("%s: %d samples of %d images", name, len(samples), len(dicts))
         sources.append((samples, shares, len(dicts)))
-    dataset = MaskCropDataset(
-        [(samples, shares) for samples, shares, _ in sources],
+    order = MaskCropOrder(
+        [shares for _, shares, _ in sources],
         [float(w) for w in weights] or [float(images) for *_, images in sources],
-        mapper,
-        seed=seed,
+        batch_size=batch_size,
         rank=comm.get_rank(),
     )
-    return torch.utils.data.DataLoader(
-        dataset,
-        batch_size=batch_size,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=list,
-        worker_init_fn=worker_init_reset_seed,
-        pin_memory=cfg.MODEL.DEVICE != "cpu",
-    )
+    return build_ordered_loader(cfg, mapper, [s for samples, *_ in sources for s in samples], order, seed)
 
 
 def mask_samples(
@@ -113,37 +103,25 @@ def _object_sample(record: dict[str, Any], annotation: dict[str, Any], min_side:
     return sample
 
 
-class MaskCropDataset(torch.utils.data.IterableDataset):
-    """Endless stream of mapped samples, drawn independently; every loader worker of every rank has its own."""
+class MaskCropOrder:
+    """Samples and donors, each drawn by itself: every batch has random numbers of its own."""
 
     def __init__(
-        self,
-        sources: Sequence[tuple[list[dict[str, Any]], np.ndarray]],
-        weights: Sequence[float],
-        mapper: Callable[..., dict[str, Any]],
-        *,
-        seed: int,
-        rank: int = 0,
+        self, shares: Sequence[np.ndarray], weights: Sequence[float], *, batch_size: int, rank: int = 0
     ) -> None:
         """
         Args:
-            sources: samples and their shares, see :func:`mask_samples`.
+            shares: of each source how often its samples are drawn, see :func:`mask_samples`.
             weights: how often each source is drawn, relative to the others.
-            mapper: one sample and a donor to one training input.
-            seed: of the draws.
+            batch_size: samples per batch of a rank.
             rank: of this process.
         """
-        super().__init__()
-        self._samples = DatasetFromList([s for samples, _ in sources for s in samples], copy=False, serialize=True)
-        parts = [w * shares for (_, shares), w in zip(sources, weights, strict=True)]
-        self._cumulative = np.cumsum(np.concatenate(parts))
+        self._cumulative = np.cumsum(np.concatenate([w * part for part, w in zip(shares, weights, strict=True)]))
         self._cumulative /= self._cumulative[-1]
-        self._mapper = mapper
-        self._seed, self._rank = seed, rank
+        self._batch_size, self._rank = batch_size, rank
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = torch.utils.data.get_worker_info()
-        rng = np.random.default_rng((self._seed, self._rank, worker.id if worker else 0))
-        while True:
-            sample, donor = (self._samples[int(np.searchsorted(self._cumulative, u))] for u in rng.random(2))
-            yield self._mapper(sample, donor)
+    def batches(self, seed: int) -> Iterator[list[tuple[int, ...]]]:
+        """See :class:`~boxsup_d2.data.train_loader.SampleOrder`; the second position is a donor's."""
+        for number in itertools.count():
+            drawn = np.random.default_rng((seed, self._rank, number)).random((self._batch_size, 2))
+            yield [tuple(pair) for pair in np.searchsorted(self._cumulative, drawn).tolist()]

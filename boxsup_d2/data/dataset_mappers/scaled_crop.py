@@ -50,7 +50,7 @@ def random_window(
     flip: bool,
     keep: tuple[float, float, float, float] | None = None,
 ) -> CropWindow:
-    """Draw scale, corner and flip from NumPy's global random numbers, which Detectron2 seeds per worker.
+    """Draw scale, corner and flip from NumPy's global random numbers, which the loader seeds per sample.
 
     Args:
         height, width: of the image.

@@ -23,6 +23,7 @@ class PromptableRCNN(BoxToMaskMethod, GeneralizedRCNN):
     these boxes and classes.
     """
 
+    needs_prompts = False
     # GeneralizedRCNN's
     roi_heads: Any
     device: Any
