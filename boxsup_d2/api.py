@@ -18,14 +18,16 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from boxsup_d2.data.datasets import register_coco_masks
+from boxsup_d2.data.formats.inspection import inspect_coco
 from boxsup_d2.data.images import read_image
 from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
 from boxsup_d2.masks.confidence import box_iou_exact, mask_confidence
 from boxsup_d2.masks.rle import encode_window
 from boxsup_d2.methods import DEFAULT_METHOD, file_config, load_model, method_config, methods
 from boxsup_d2.modeling.box_to_mask import predicted_quality
+from boxsup_d2.prediction import dataset_path, image_list, predict_images, trained_network
 
-__all__ = ["BoxToMask", "Prediction", "label", "load", "register"]
+__all__ = ["BoxToMask", "Prediction", "label", "load", "predict", "register"]
 
 # First examples that an error shows.
 _MAX_EXAMPLES = 3
@@ -247,6 +249,58 @@ def label(
     cfg.freeze()
     label_datasets(cfg, loaded.model)
     return pseudo_mask_path(cfg.OUTPUT_DIR, dataset)
+
+
+def predict(
+    model: str | os.PathLike,
+    images: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike = "predictions.json",
+    *,
+    weights: str | os.PathLike | None = None,
+    device: str | None = None,
+    names: str | os.PathLike | None = None,
+    image_root: str | None = None,
+    min_score: float = 0.5,
+    classes: Sequence[str] = (),
+    batch_size: int = 1,
+    opts: Sequence[Any] = (),
+    keep_going: bool = False,
+) -> str:
+    """Find objects in images without boxes by a trained network, as ``boxsup predict`` does; interrupted, it resumes.
+
+    Args:
+        model, weights, device, names, opts: see :func:`boxsup_d2.prediction.trained_network`.
+        images: folder, file, pattern or json, or several; see :func:`boxsup_d2.prediction.image_list`.
+        out: json to write, a bare list of COCO's results.
+        image_root: folder that the file names of a json are relative to; None: the json's.
+        min_score, classes, batch_size: see :func:`boxsup_d2.prediction.predict_images`.
+        keep_going: leave images out that cannot be read.
+
+    Returns:
+        Path of a COCO json beside ``out`` that has the images and classes as well.
+
+    Raises:
+        FileNotFoundError: model, weights or images are missing.
+        ValueError: the model needs boxes, a class is none of its, or images cannot be used.
+    """
+    inputs = [images] if isinstance(images, str | os.PathLike) else list(images)
+    name, root, data = image_list(inputs, image_root)
+    inspection = inspect_coco(data, root, path=name)
+    if not keep_going:
+        inspection.raise_if_any()
+    network = trained_network(model, weights, names=names, opts=opts, device=device)
+    results = os.path.abspath(os.path.expanduser(os.fspath(out)))
+    predict_images(
+        network,
+        inspection.usable,
+        root,
+        results,
+        min_score=min_score,
+        classes=classes,
+        batch_size=batch_size,
+        keep_going=keep_going,
+    )
+    return dataset_path(results)
 
 
 def register(json: str | os.PathLike, images: str | os.PathLike, name: str | None = None) -> str:

@@ -15,12 +15,12 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from boxsup_d2.cli import main
-from boxsup_d2.cli.errors import BadInput
-from boxsup_d2.cli.main import build_parser
-from boxsup_d2.cli.sources import Source
-from boxsup_d2.cli.train_config import MASK_RCNN, NETWORK, Plan, plan_training, write_configs
-from boxsup_d2.cli.train_job import check_init
+from boxsup_cli import main
+from boxsup_cli.errors import BadInput
+from boxsup_cli.main import build_parser
+from boxsup_cli.sources import Source
+from boxsup_cli.train_config import MASK_RCNN, NETWORK, Plan, plan_training, write_configs
+from boxsup_cli.train_job import check_init
 from boxsup_d2.config import load_config
 from boxsup_d2.model_zoo import config_names, get_config_file
 from boxsup_d2.modeling.boxcaseg.checkpoint import PIXEL_MEAN, PIXEL_STD

@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from boxsup_d2.checkpoint import BoxSupCheckpointer, load_trained
 from boxsup_d2.engine.trainer import Trainer
 from boxsup_d2.labelling.driver import label_datasets
+from boxsup_d2.prediction.network import write_class_names
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ def run_step(cfg: CfgNode, *, resume: bool, eval_only: bool, trainer_class: type
     """
     if not eval_only:
         trainer = trainer_class(cfg)
+        if comm.is_main_process():
+            write_class_names(cfg)
         trainer.resume_or_load(resume=resume)
         trainer.train()
         # EvalHook leaves nothing behind where there is nothing to evaluate.

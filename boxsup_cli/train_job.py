@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from detectron2.modeling import build_model
 
+from boxsup_cli.console import quiet_setup
+from boxsup_cli.train_config import BOXES, MASK_RCNN, NETWORK
 from boxsup_d2.checkpoint import WholeCheckpointer
-from boxsup_d2.cli.console import quiet_setup
-from boxsup_d2.cli.train_config import BOXES, MASK_RCNN, NETWORK
 from boxsup_d2.config import load_config, merge_overrides
 from boxsup_d2.engine.defaults import setup
 from boxsup_d2.labelling.driver import pseudo_mask_path
@@ -25,7 +25,7 @@ def run_rounds_config(path: str, opts: Sequence[str], processes: int, verbose: b
         opts: overrides for all steps, in pairs.
         processes: as ``--num-gpus`` says.
         verbose: show the whole log.
-        new_networks: see :func:`boxsup_d2.cli.console.quiet_setup`.
+        new_networks: see :func:`boxsup_cli.console.quiet_setup`.
     """
     args = argparse.Namespace(
         config_file=path, opts=list(opts), num_gpus=processes, round="", eval_only=False, resume=False

@@ -5,9 +5,10 @@ import csv
 import json
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from boxsup_d2.cli.errors import BadInput, bad_input
+from boxsup_cli.arguments import Commands
+from boxsup_cli.errors import BadInput, bad_input
 
 if TYPE_CHECKING:  # imported when the command runs
     from rich.table import Table
@@ -26,7 +27,7 @@ the first of 'score', 'quality' and 'confidence' that all of them have.
 """
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the subcommand; returns its parser."""
     parser = commands.add_parser(
         "eval",
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     for name, path in (("--csv", args.csv), ("--json-out", args.json_out)):
         if path and os.path.realpath(path) in inputs:
             raise BadInput(f"{name} is one of the jsons, '{path}': name another file.")
-    from boxsup_d2.cli.console import output, show
+    from boxsup_cli.console import output, show
     from boxsup_d2.evaluation.mask_files import compare_mask_files
 
     with bad_input():

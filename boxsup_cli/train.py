@@ -2,11 +2,10 @@
 
 import argparse
 import os
-from typing import Any
 
-from boxsup_d2.cli.errors import BadInput, bad_input
-from boxsup_d2.cli.label import add_machine_arguments
-from boxsup_d2.cli.sources import add_source_arguments, read_source
+from boxsup_cli.arguments import Commands, add_machine_arguments, add_opts_argument, positive
+from boxsup_cli.errors import BadInput, bad_input
+from boxsup_cli.sources import add_source_arguments, read_source
 
 _EPILOG = """
 examples:
@@ -32,7 +31,7 @@ weights, log and masks, and rounds.json. The same command resumes after a crash 
 """
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the subcommand; returns its parser."""
     parser = commands.add_parser(
         "train",
@@ -41,7 +40,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "request train a Mask R-CNN on these masks.",
         epilog=_EPILOG,
     )
-    add_source_arguments(parser, only_json=True)
+    add_source_arguments(parser)
     masks = parser.add_argument_group("where masks come from, beside those in the json")
     masks.add_argument("--salient", metavar="DIR", help="salient images: folders images/ and masks/ of the same stems")
     masks.add_argument("--salient-images", metavar="DIR", help="the two folders by name, instead of --salient")
@@ -58,14 +57,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     networks.add_argument("--mask-rcnn", action="store_true", help="also train a Mask R-CNN; doubles the time")
     networks.add_argument(
-        "--iterations", type=_positive, metavar="N", help="updates of the box-to-mask network (default: the recipe's)"
+        "--iterations", type=positive, metavar="N", help="updates of the box-to-mask network (default: the recipe's)"
     )
     networks.add_argument(
-        "--mask-rcnn-iterations", type=_positive, metavar="N", help="updates of the Mask R-CNN (default: 1.5 times N)"
+        "--mask-rcnn-iterations", type=positive, metavar="N", help="updates of the Mask R-CNN (default: 1.5 times N)"
     )
-    networks.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys for all steps, in pairs"
-    )
+    add_opts_argument(networks, "config keys for all steps, in pairs")
     machine = parser.add_argument_group("machine and results")
     add_machine_arguments(machine)
     machine.add_argument(
@@ -74,13 +71,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     machine.add_argument("--force", action="store_true", help="replace configs in --out that were edited")
     machine.add_argument("--verbose", action="store_true", help="show the whole log")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
-    return value
 
 
 def run(args: argparse.Namespace) -> None:
@@ -96,16 +86,15 @@ def run(args: argparse.Namespace) -> None:
     if args.init and not os.path.isfile(args.init) and "://" not in args.init:
         raise BadInput(f"--init: there is no file '{args.init}'.")
 
-    from boxsup_d2.cli.console import short, show
-    from boxsup_d2.cli.train_config import COST_OF_BOXES_ALONE, NETWORK, plan_training, write_configs
-    from boxsup_d2.cli.train_job import check_init, run_rounds_config, summary
+    from boxsup_cli.console import short, show
+    from boxsup_cli.train_config import COST_OF_BOXES_ALONE, NETWORK, plan_training, write_configs
+    from boxsup_cli.train_job import check_init, run_rounds_config, summary
     from boxsup_d2.engine.launch import launch
 
     out = os.path.abspath(os.path.expanduser(args.out))
     source = read_source(args)
-    processes = 1 if args.num_gpus is None else args.num_gpus
     with bad_input():
-        plan = plan_training(args, source, folders, out, processes)
+        plan = plan_training(args, source, folders, out, args.num_gpus)
         rounds_config = write_configs(os.path.join(out, "configs"), plan, force=args.force)
         source.write(os.path.join(out, "configs"))
         if args.init:
@@ -113,8 +102,8 @@ def run(args: argparse.Namespace) -> None:
     show(f"{plan.summary} -> '{short(out)}'")
     if plan.boxes_alone:
         show(COST_OF_BOXES_ALONE, style="yellow")
-    arguments = (rounds_config, tuple(args.opts), processes, args.verbose, not args.init)
-    launch(run_rounds_config, processes, args=arguments)
+    arguments = (rounds_config, tuple(args.opts), args.num_gpus, args.verbose, not args.init)
+    launch(run_rounds_config, args.num_gpus, args=arguments)
     show(summary(short(out), args.images, mask_rcnn=args.mask_rcnn))
 
 

@@ -8,10 +8,14 @@ import argparse
 import json
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from boxsup_d2.cli.errors import BadInput, bad_input
-from boxsup_d2.utils.files import json_sha256
+from boxsup_cli.arguments import Group
+from boxsup_cli.errors import BadInput, bad_input
+
+if TYPE_CHECKING:  # imported when the command runs
+    from boxsup_d2.data.formats.inspection import Inspection
+    from boxsup_d2.data.formats.problems import Problems
 
 
 @dataclass(frozen=True)
@@ -48,28 +52,25 @@ class Source:
                 json.dump(self.usable, file)
 
 
-def add_source_arguments(parser: argparse.ArgumentParser, *, only_json: bool) -> None:
-    """Add the options that name boxes and images.
-
-    Args:
-        parser: of a subcommand.
-        only_json: whether other formats than COCO's are left out.
-    """
-    group = parser.add_argument_group("boxes and images")
-    formats = group.add_mutually_exclusive_group(required=True)
-    formats.add_argument("--json", metavar="F", help="boxes as a COCO-format json; unknown fields are kept")
-    if not only_json:
-        formats.add_argument("--voc-xml", metavar="DIR", help="boxes as a folder of Pascal VOC's xml files")
-        formats.add_argument("--yolo", metavar="DIR", help="boxes as a folder of YOLO's txt files")
-        group.add_argument(
-            "--names", metavar="F", help="class names of --yolo: a txt file with a name per line, or yaml"
-        )
-    group.add_argument("--images", metavar="DIR", required=True, help="folder that the file names are relative to")
+def add_keep_going_argument(group: Group) -> None:
+    """Add ``--keep-going``."""
     group.add_argument(
         "--keep-going",
         action="store_true",
         help="use the good part of data that have mistakes; without it any mistake stops the command before the work",
     )
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name boxes and images to the parser of a subcommand."""
+    group = parser.add_argument_group("boxes and images")
+    formats = group.add_mutually_exclusive_group(required=True)
+    formats.add_argument("--json", metavar="F", help="boxes as a COCO-format json; unknown fields are kept")
+    formats.add_argument("--voc-xml", metavar="DIR", help="boxes as a folder of Pascal VOC's xml files")
+    formats.add_argument("--yolo", metavar="DIR", help="boxes as a folder of YOLO's txt files")
+    group.add_argument("--names", metavar="F", help="class names of --yolo: a txt file with a name per line, or yaml")
+    group.add_argument("--images", metavar="DIR", required=True, help="folder that the file names are relative to")
+    add_keep_going_argument(group)
 
 
 def read_source(args: argparse.Namespace) -> Source:
@@ -78,22 +79,12 @@ def read_source(args: argparse.Namespace) -> Source:
     Raises:
         BadInput: files are missing or damaged, there are no boxes, or there are mistakes and no ``--keep-going``.
     """
-    from boxsup_d2.cli.console import errors, problems_table, tell
-    from boxsup_d2.data.formats.inspection import inspect_coco
+    from boxsup_cli.console import tell
+    from boxsup_d2.utils.files import json_sha256
 
     with bad_input():
         path, image_root, data, digest, unreadable = _read(args)
-        inspection = inspect_coco(data, image_root, path=path)
-    if data["images"] and not inspection.usable["images"]:
-        _refuse_wrong_folder(path, image_root, data["images"])
-    mistakes = len(unreadable) + len(inspection.problems)
-    if mistakes or len(inspection.notes):
-        errors.print(problems_table(path, [unreadable, inspection.problems], inspection.notes))
-    if mistakes and not args.keep_going:
-        raise BadInput(
-            f"'{path}' has {mistakes} mistake(s), listed above: nothing was done. Correct them, or use the rest with "
-            "--keep-going."
-        )
+    inspection, mistakes = inspect_source(path, image_root, data, unreadable, keep_going=args.keep_going)
     usable = inspection.usable
     if not any(not annotation.get("iscrowd") for annotation in usable["annotations"]):
         raise BadInput(f"'{path}' has no usable box: there is nothing to do.")
@@ -105,6 +96,42 @@ def read_source(args: argparse.Namespace) -> Source:
     sizes = [os.path.getsize(os.path.join(image_root, image["file_name"])) for image in usable["images"]]
     digest = json_sha256([digest, sizes])
     return Source(path, image_root, data, usable, digest, as_it_is)
+
+
+def inspect_source(
+    path: str, image_root: str, data: dict[str, Any], unreadable: "Problems", *, keep_going: bool
+) -> tuple["Inspection", int]:
+    """Inspect a COCO dict, and show what is wrong with it.
+
+    Args:
+        path: where it came from.
+        image_root: folder of its images.
+        data: the COCO dict.
+        unreadable: what did not get into it.
+        keep_going: mistakes are left out.
+
+    Returns:
+        What was found, and the number of mistakes.
+
+    Raises:
+        BadInput: there are mistakes, and not ``keep_going``; or no image is there.
+    """
+    from boxsup_cli.console import errors, problems_table
+    from boxsup_d2.data.formats.inspection import inspect_coco
+
+    with bad_input():
+        inspection = inspect_coco(data, image_root, path=path)
+    if data["images"] and not inspection.usable["images"]:
+        _refuse_wrong_folder(path, image_root, data["images"])
+    mistakes = len(unreadable) + len(inspection.problems)
+    if mistakes or len(inspection.notes):
+        errors.print(problems_table(path, [unreadable, inspection.problems], inspection.notes))
+    if mistakes and not keep_going:
+        raise BadInput(
+            f"'{path}' has {mistakes} mistake(s), listed above: nothing was done. Correct them, or use the rest with "
+            "--keep-going."
+        )
+    return inspection, mistakes
 
 
 def _refuse_wrong_folder(path: str, image_root: str, images: list[Any]) -> None:
@@ -119,11 +146,11 @@ def _refuse_wrong_folder(path: str, image_root: str, images: list[Any]) -> None:
         )
 
 
-def _read(args: argparse.Namespace) -> tuple[str, str, dict[str, Any], str, Any]:
+def _read(args: argparse.Namespace) -> tuple[str, str, dict[str, Any], str, "Problems"]:
     """Path, image folder, COCO dict, its sha256, and what of other formats could not be read."""
     from boxsup_d2.data.formats.coco import read_coco_json
     from boxsup_d2.data.formats.problems import Problems
-    from boxsup_d2.utils.files import file_sha256
+    from boxsup_d2.utils.files import file_sha256, json_sha256
 
     given = args.json or args.voc_xml or args.yolo
     path, image_root = (os.path.abspath(os.path.expanduser(value)) for value in (given, args.images))

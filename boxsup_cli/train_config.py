@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
-from boxsup_d2.cli.errors import BadInput
-from boxsup_d2.cli.sources import Source
+from boxsup_cli.errors import BadInput
+from boxsup_cli.sources import Source
 from boxsup_d2.data.datasets.salient import load_salient
 from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY
 from boxsup_d2.masks.rle import has_mask

@@ -3,9 +3,9 @@
 import argparse
 import os
 from collections.abc import Sequence
-from typing import Any
 
-from boxsup_d2.cli.errors import BadInput
+from boxsup_cli.arguments import Commands
+from boxsup_cli.errors import BadInput
 
 _EPILOG = """
 examples:
@@ -18,7 +18,7 @@ above, thumbnails lie in a folder beside it.
 """
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the subcommand; returns its parser."""
     parser = commands.add_parser(
         "report",
@@ -58,7 +58,7 @@ def write(
         truth: COCO json with true masks.
         max_images: to show at most.
     """
-    from boxsup_d2.cli.console import show
+    from boxsup_cli.console import show
     from boxsup_d2.report import MaskSet, write_report
 
     for path in [*masks, *([truth] if truth else [])]:

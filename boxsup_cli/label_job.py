@@ -118,7 +118,7 @@ def request_of(
     Args:
         job, cfg: the labelling, and its config.
         source_sha256: hash of the boxes.
-        polygons, min_quality: see :func:`boxsup_d2.cli.label_output.finish`.
+        polygons, min_quality: see :func:`boxsup_cli.label_output.finish`.
 
     Raises:
         FileNotFoundError: the weights are missing.

@@ -2,10 +2,11 @@
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
-from boxsup_d2.cli.errors import BadInput
-from boxsup_d2.cli.sources import Source
+from boxsup_cli.errors import BadInput
+from boxsup_cli.sources import Source
 from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY, read_provenance, read_pseudo_masks, write_pseudo_masks
 from boxsup_d2.masks.confidence import DOUBTFUL_QUALITY
 from boxsup_d2.masks.rle import has_mask
@@ -61,7 +62,7 @@ def finish(
         result: file that labelling wrote.
         out: json to write.
         source: the user's boxes.
-        request: see :func:`boxsup_d2.cli.label_job.request_of`.
+        request: see :func:`boxsup_cli.label_job.request_of`.
         exports: other formats → folders.
         polygons: polygons instead of RLE.
         min_quality: boxes whose new mask has a lower quality are left without a mask; None: none is.
@@ -79,7 +80,7 @@ def finish(
         summary = provenance["summary"]
         doubtful = 0 if min_quality >= DOUBTFUL_QUALITY else summary.get("doubtful", left) - left
         provenance["summary"] = {**summary, "doubtful": doubtful, "left_as_boxes": left}
-    _export(labelled, exports)
+    _export(labelled, source.image_root, exports)
     if polygons:  # the usable part only: other entries may lack sizes or images
         from boxsup_d2.data.formats.polygons import to_polygons
 
@@ -131,22 +132,22 @@ def export(out: str, image_root: str, exports: dict[str, str]) -> None:
     with open(out, encoding="utf-8") as file:
         data = json.load(file)
     # With --keep-going the json holds entries that no format has room for, as it did before.
-    _export(inspect_coco(data, image_root, path=out).usable, exports)
+    _export(inspect_coco(data, image_root, path=out).usable, image_root, exports)
     provenance = read_provenance(out) or {}
     write_pseudo_masks(out, data, {**provenance, _EXPORTS: {**provenance.get(_EXPORTS, {}), **exports}})
 
 
-def claim_folders(exports: dict[str, str], source: Source, work: str, *, force: bool) -> None:
+def claim_folders(exports: dict[str, str], source_path: str, work: str, *, force: bool) -> None:
     """Check that other formats replace no file of the user, and note in ``work`` that their folders are ours.
 
     Args:
         exports: formats → folders that are about to be written.
-        source: the boxes.
+        source_path: of the boxes or images.
         work: folder of the work under way.
         force: replace what is there.
 
     Raises:
-        BadInput: files of these names are there, and not ``force``; or they are the boxes themselves.
+        BadInput: files of these names are there, and not ``force``; or they are the source itself.
     """
     record = os.path.join(work, "exports.json")
     begun: dict[str, str] = {}
@@ -155,8 +156,8 @@ def claim_folders(exports: dict[str, str], source: Source, work: str, *, force: 
             begun = json.load(file)
     for name, folder in exports.items():
         present = [path for path in _targets(name, folder) if os.path.exists(path)]
-        if any(os.path.samefile(path, source.path) for path in present):
-            raise BadInput(f"--{name} '{folder}' would write over the boxes in '{source.path}': name another folder.")
+        if any(os.path.samefile(path, source_path) for path in present):
+            raise BadInput(f"--{name} '{folder}' would write over '{source_path}': name another folder.")
         if present and begun.get(name) != folder and not force:
             raise BadInput(f"--{name}: '{present[0]}' is there already: name another folder, or replace it by --force.")
     if exports:
@@ -166,7 +167,7 @@ def claim_folders(exports: dict[str, str], source: Source, work: str, *, force: 
 
 def _targets(name: str, folder: str) -> list[str]:
     """What a format writes into its folder."""
-    if name == "png":  # a folder per image, whatever its name
+    if name in ("png", "overlays"):  # named by the images
         return [os.path.join(folder, base) for base in os.listdir(folder)] if os.path.isdir(folder) else []
     names = {
         "voc-png": ("SegmentationObject", "SegmentationClass", "class_names.txt"),
@@ -175,13 +176,19 @@ def _targets(name: str, folder: str) -> list[str]:
     return [os.path.join(folder, base) for base in names[name]]
 
 
-def _export(data: dict[str, Any], exports: dict[str, str]) -> None:
+def _export(data: dict[str, Any], image_root: str, exports: dict[str, str]) -> None:
     if not exports:
         return
-    from boxsup_d2.cli.console import tell
+    from boxsup_cli.console import tell
     from boxsup_d2.data.formats.export import write_mask_pngs, write_voc_png, write_yolo_seg
+    from boxsup_d2.report.overlays import write_overlays
 
-    writers = {"png": write_mask_pngs, "voc-png": write_voc_png, "yolo-seg": write_yolo_seg}
+    writers: dict[str, Callable[[dict[str, Any], str], Any]] = {
+        "overlays": lambda data, folder: write_overlays(data, image_root, folder),
+        "png": write_mask_pngs,
+        "voc-png": write_voc_png,
+        "yolo-seg": write_yolo_seg,
+    }
     for name, folder in exports.items():
         tell(f"writing --{name} '{folder}'")
         writers[name](data, folder)
