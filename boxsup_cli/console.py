@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 
 from rich.console import Console
@@ -16,8 +17,8 @@ from boxsup_d2.utils.progress import console
 # Results go to the first, so that they can be piped; messages to the second.
 output, errors = Console(), console
 
-# Loggers whose information is shown: steps, and losses with the time left. The log file has everything.
-_SHOWN = ("boxsup_d2.rounds.runner", "detectron2.utils.events", "d2.utils.events")
+# Loggers whose information is shown: the steps. The log file has everything.
+_SHOWN = ("boxsup_d2.rounds.runner",)
 
 
 def show(text: str, style: str = "") -> None:
@@ -37,7 +38,7 @@ def short(path: str) -> str:
 
 
 class _LogLines(logging.Handler):
-    """Shows warnings, steps, losses and the time left."""
+    """Shows warnings and steps."""
 
     def __init__(self, hidden: tuple[str, ...]) -> None:
         super().__init__()
@@ -68,7 +69,8 @@ def quiet_setup(*, new_networks: bool) -> Iterator[None]:
     """Keep the log of Detectron2's set-up out of the terminal, and show a part of it (:data:`_SHOWN`) from then on.
 
     Detectron2 gives its loggers a handler on the standard output of the moment: within this block that is nothing.
-    Log files are not touched.
+    Log files are not touched. From here on, libraries do not warn either: of what they do, nobody who runs a command
+    can change anything.
 
     Args:
         new_networks: networks start from weights of another task, so that missing heads are not worth a warning.
@@ -76,6 +78,7 @@ def quiet_setup(*, new_networks: bool) -> Iterator[None]:
     sink = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the loggers' handlers keep it
     with contextlib.redirect_stdout(sink):
         yield
+    warnings.filterwarnings("ignore", module=r"(?!boxsup)")
     handler = _LogLines(("fvcore.common.checkpoint",) if new_networks else ())
     for name in ("boxsup_d2", "detectron2", "fvcore"):
         logging.getLogger(name).addHandler(handler)
