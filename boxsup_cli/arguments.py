@@ -1,6 +1,7 @@
 """Arguments that several subcommands share."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias
@@ -49,7 +50,13 @@ def add_device_argument(group: Group) -> None:
     group.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
 
 
-def add_opts_argument(group: Group, what: str = "config keys to set, in pairs") -> None:
+def hide_gpus(args: argparse.Namespace) -> None:
+    """With ``--device cpu``: several processes use GPUs wherever they see some."""
+    if args.device == "cpu" and args.num_gpus > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def add_opts_argument(group: argparse._ActionsContainer, what: str = "config keys to set, in pairs") -> None:
     """Add ``--opts``."""
     group.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help=what)
 

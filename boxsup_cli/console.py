@@ -64,13 +64,17 @@ def problems_table(path: str, problems: Iterable["Problems"], notes: "Problems")
     return table
 
 
+def quiet_libraries() -> None:
+    """Let nobody but this package warn in this process: whoever runs a command can change nothing about libraries."""
+    warnings.filterwarnings("ignore", module=r"(?!boxsup)")
+
+
 @contextlib.contextmanager
 def quiet_setup(*, new_networks: bool) -> Iterator[None]:
     """Keep the log of Detectron2's set-up out of the terminal, and show a part of it (:data:`_SHOWN`) from then on.
 
     Detectron2 gives its loggers a handler on the standard output of the moment: within this block that is nothing.
-    Log files are not touched. From here on, libraries do not warn either: of what they do, nobody who runs a command
-    can change anything.
+    Log files are not touched.
 
     Args:
         new_networks: networks start from weights of another task, so that missing heads are not worth a warning.
@@ -78,7 +82,7 @@ def quiet_setup(*, new_networks: bool) -> Iterator[None]:
     sink = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the loggers' handlers keep it
     with contextlib.redirect_stdout(sink):
         yield
-    warnings.filterwarnings("ignore", module=r"(?!boxsup)")
+    quiet_libraries()
     handler = _LogLines(("fvcore.common.checkpoint",) if new_networks else ())
     for name in ("boxsup_d2", "detectron2", "fvcore"):
         logging.getLogger(name).addHandler(handler)

@@ -14,6 +14,7 @@ from boxsup_cli.arguments import (
     add_export_arguments,
     add_machine_arguments,
     add_opts_argument,
+    hide_gpus,
     share,
 )
 from boxsup_cli.errors import BadInput, bad_input
@@ -91,8 +92,7 @@ def run(args: argparse.Namespace) -> None:
         BadInput: before anything is done.
         RuntimeError, ValueError, OSError: an image is damaged, the disk is full, another run is at work.
     """
-    if args.device == "cpu" and args.num_gpus > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # several processes use GPUs wherever they see some
+    hide_gpus(args)
     out = os.path.abspath(os.path.expanduser(args.out))
     if os.path.isdir(out):
         raise BadInput(

@@ -5,7 +5,7 @@ import multiprocessing
 import sys
 from collections.abc import Sequence
 
-from boxsup_cli import convert, evaluate, label, models, predict, report, train
+from boxsup_cli import convert, evaluate, export, label, models, predict, report, train
 from boxsup_cli.arguments import TellAndEnd
 from boxsup_cli.errors import BAD_INPUT, EXPECTED, FAILED, INTERRUPTED, BadInput, message_of
 
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=TellAndEnd, text=_version, help="show the version and end")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    for module in (label, train, predict, evaluate, report, models, convert):
+    for module in (label, train, predict, evaluate, report, models, export, convert):
         command = module.add_parser(commands)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -13,6 +13,7 @@ from boxsup_cli.arguments import (
     add_export_arguments,
     add_machine_arguments,
     add_opts_argument,
+    hide_gpus,
     positive,
     share,
 )
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace) -> None:
     """
     if not os.path.exists(os.path.expanduser(args.model)):
         raise BadInput(f"There is no '{args.model}': name the folder of a training, or a config and --weights.")
+    hide_gpus(args)
     out = os.path.abspath(os.path.expanduser(args.out))
     if os.path.isdir(out):
         raise BadInput(f"--out: '{out}' is a folder; name a file in it.")

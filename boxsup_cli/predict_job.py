@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from boxsup_cli.console import quiet_libraries
 from boxsup_d2.prediction import TrainedNetwork, predict_images, trained_network
 
 
@@ -36,6 +37,7 @@ class PredictJob:
 
 def predict(job: PredictJob) -> None:
     """Predict this process's share of the images; rank 0 writes the files. All ranks call it together."""
+    quiet_libraries()
     predict_images(
         job.network(),
         job.images,

@@ -60,6 +60,8 @@ class InterruptHook(HookBase):
         """Take Ctrl-C over; a thread beside the main one gets none."""
         if threading.current_thread() is threading.main_thread():
             self._former = signal.signal(signal.SIGINT, self._ask)
+        with ctrl_c_spared():  # Detectron2's main branch starts the loader's processes where it is first used
+            getattr(self.trainer._trainer, "_data_loader_iter", None)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked:

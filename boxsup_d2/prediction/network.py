@@ -18,7 +18,7 @@ from boxsup_d2.methods import prepare_inference
 from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod
 from boxsup_d2.utils.files import atomic_write
 
-__all__ = ["TrainedNetwork", "trained_network", "training_classes", "write_class_names"]
+__all__ = ["TrainedNetwork", "find_config", "trained_network", "training_classes", "write_class_names"]
 
 _CONFIG, _WEIGHTS, _NAMES = "config.yaml", "model_final.pth", "class_names.txt"
 
@@ -67,7 +67,7 @@ def trained_network(
         ValueError: it is no such network, the names are more or less than its classes, or a key or the device does not
             exist.
     """
-    config, found = _config_of(os.path.expanduser(os.fspath(model)))
+    config, found = find_config(os.path.expanduser(os.fspath(model)))
     weights = os.path.expanduser(os.fspath(weights)) if weights else found
     if "://" not in weights and not os.path.isfile(weights):
         raise FileNotFoundError(
@@ -104,8 +104,15 @@ def _needs_boxes(kind: type) -> bool:
     return issubclass(kind, BoxToMaskMethod) and not kind.info.finds_objects
 
 
-def _config_of(path: str) -> tuple[str, str]:
-    """Config of a model, and where its weights are by default."""
+def find_config(path: str) -> tuple[str, str]:
+    """Config of a model, and where its weights are by default.
+
+    Args:
+        path: see :func:`trained_network`.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`trained_network`.
+    """
     if path.endswith((".pth", ".pkl")):
         folder = os.path.dirname(path)
         config = os.path.join(folder, _CONFIG)

@@ -78,9 +78,13 @@ def write_overlays(data: dict[str, Any], image_root: str, out_dir: str) -> int:
         objects = []
         for annotation in annotations:
             number = class_of[annotation["category_id"]]
-            score = f" {annotation['score']:.2f}" if "score" in annotation else ""
+            score = annotation.get("score", annotation.get("quality"))
             mask = decode_mask(annotation, *pixels.shape[:2]) if annotation.get("segmentation") else None
-            objects.append(DrawnObject(mask, annotation["bbox"], number, names[number] + score))
+            objects.append(DrawnObject(mask, annotation["bbox"], number, _text(names[number], score)))
         with open(make_parent(os.path.join(out_dir, f"{stem}.jpg")), "wb") as file:
             file.write(encode_jpeg(draw_objects(pixels, objects)))
     return len(stems)
+
+
+def _text(name: str, score: Any) -> str:
+    return f"{name} {score:.2f}" if isinstance(score, int | float) else name
