@@ -28,7 +28,7 @@ from boxsup_d2.methods import DEFAULT_METHOD, methods
 from boxsup_d2.modeling.baselines.meta_arch import BoxFill
 from boxsup_d2.utils import progress
 
-COMMANDS = ("label", "train", "eval", "report", "convert")
+COMMANDS = ("label", "train", "predict", "eval", "report", "export", "convert")
 
 # A method that is slow enough to be killed, and notes the images that it was asked about.
 SLOW = """

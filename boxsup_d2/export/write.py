@@ -114,7 +114,7 @@ def _export_onnx(windows: WindowNetwork, examples: list[tuple[Tensor, ...]]) -> 
         raise ImportError(f"ONNX needs {error.name}, which is not installed: pip install 'boxsup_d2[onnx]'.") from error
     buffer = io.BytesIO()
     names = [*windows.input_names, *windows.output_names]
-    with torch.no_grad(), _quiet_tracing():
+    with torch.no_grad(), _quiet_tracing(), _short_errors():
         torch.onnx.export(
             windows,
             examples[0],
@@ -197,6 +197,18 @@ def _window_difference(windows: WindowNetwork, run: _Runner, examples: list[tupl
         expected[0], found[0] = expected[0].sigmoid(), found[0].sigmoid()
         largest = max([largest, *(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))])
     return largest
+
+
+@contextlib.contextmanager
+def _short_errors() -> Iterator[None]:
+    """Torch's exporter tells the whole network where it fails."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise RuntimeError(
+            f"Torch cannot write this network as ONNX ({type(error).__name__}: {reason}): name a file that ends in .pt."
+        ) from error
 
 
 @contextlib.contextmanager
