@@ -21,9 +21,9 @@ import sys
 from typing import Any
 
 if __name__.endswith("main__"):  # also in the processes that it starts
-    import boxsup  # noqa: F401 - Ctrl-C is quiet while the rest is imported
+    import boxsup_cli.entry  # noqa: F401 - Ctrl-C is quiet while the rest is imported
 
-from boxsup_d2.cli.errors import exit_code_of
+from boxsup_cli.errors import exit_code_of
 from boxsup_d2.engine.defaults import default_argument_parser, setup
 from boxsup_d2.engine.launch import launch
 from boxsup_d2.engine.step import run_step

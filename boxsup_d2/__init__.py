@@ -3,8 +3,8 @@
 Importing the package registers its data sets, mappers, backbones, meta-architectures and heads with Detectron2, so
 that configs can name them. No file is opened and no network is built.
 
-:func:`load`, :func:`label` and :func:`register` are those of :mod:`boxsup_d2.api`, which is imported with the first of
-them that is used.
+:func:`load`, :func:`label`, :func:`predict` and :func:`register` are those of :mod:`boxsup_d2.api`, which is imported
+with the first of them that is used.
 """
 
 import os
@@ -29,7 +29,7 @@ with warnings.catch_warnings():
 load_plugins()
 
 if TYPE_CHECKING:
-    from boxsup_d2.api import label, load, register
+    from boxsup_d2.api import label, load, predict, register
 
 __all__ = [
     "__version__",
@@ -39,14 +39,20 @@ __all__ = [
     "label",
     "load",
     "modeling",
+    "predict",
     "register",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """The functions of :mod:`boxsup_d2.api`; imported late, since the engine below them takes a while to load."""
-    if name in ("label", "load", "register"):
+    if name in ("label", "load", "predict", "register"):
         from boxsup_d2 import api
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What there is, those functions included, for completion."""
+    return sorted({*globals(), *__all__})

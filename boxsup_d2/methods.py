@@ -25,7 +25,7 @@ from boxsup_d2.modeling.build import check_architecture, explain_build_errors
 from boxsup_d2.same_work import value_of, weights_sha256
 from boxsup_d2.utils.processes import usable_cores
 
-__all__ = ["DEFAULT_METHOD", "file_config", "load_model", "method_config", "methods"]
+__all__ = ["DEFAULT_METHOD", "file_config", "load_model", "method_config", "methods", "prepare_inference"]
 
 #: What labels boxes where nobody names a method: needs no training, and no weights of one's own.
 DEFAULT_METHOD = "boxmask"
@@ -93,7 +93,7 @@ def method_config(
     cfg = _read(method, config_file)
     if weights:
         cfg.merge_from_list([weights_key, weights])
-    _prepare(cfg, opts, device)
+    prepare_inference(cfg, opts, device)
     _check_weights_given(cfg, method, weights)
     return cfg
 
@@ -123,7 +123,7 @@ def file_config(
         cfg.merge_from_list([key, weights])
     elif kind is None or kind.info.weights_key:
         raise ValueError(f"'{config_file}' is the config of a {cfg.MODEL.META_ARCHITECTURE}: give its trained weights.")
-    _prepare(cfg, opts, device)
+    prepare_inference(cfg, opts, device)
     return cfg
 
 
@@ -209,8 +209,16 @@ def _read(method: type[BoxToMaskMethod], config_file: str | None) -> CfgNode:
     return cfg
 
 
-def _prepare(cfg: CfgNode, opts: Sequence[Any], device: str | None) -> None:
-    """Take out of a config what it was trained and measured on; then overrides and device."""
+def prepare_inference(cfg: CfgNode, opts: Sequence[Any], device: str | None) -> None:
+    """Take out of a config what it was trained and measured on; then overrides and device.
+
+    Args:
+        cfg: changed in place.
+        opts, device: as of :func:`method_config`.
+
+    Raises:
+        ValueError: a key or the device does not exist.
+    """
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = cfg.DATASETS.PSEUDO_MASKS = ()
     cfg.PSEUDO_MASKS.DATASETS = ()
     cfg.PSEUDO_MASKS.FORMAT = "instances"

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from boxsup_d2.cli import main
+from boxsup_cli import main
 from boxsup_d2.data.formats.annotations import read_annotations
 from boxsup_d2.data.formats.brush_rle import decode_brush, encode_brush
 from boxsup_d2.data.formats.coco import read_coco_json

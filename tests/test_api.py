@@ -50,9 +50,9 @@ def test_package_offers_the_api_without_importing_it():
     at_once = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
     assert at_once
     assert "boxsup_d2.api" not in at_once
-    for name in ("load", "label", "register"):
+    for name in ("load", "label", "predict", "register"):
         assert getattr(boxsup_d2, name) is globals()[name]
-        assert name in boxsup_d2.__all__
+        assert name in dir(boxsup_d2), "for completion"
 
 
 def test_package_has_no_other_lazy_names():
@@ -187,13 +187,44 @@ def test_other_wrong_input(tmp_path):
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ValueError, match=r"text\.png"):
         model.predict(tmp_path / "text.png", BOXES)
-    with pytest.raises(TypeError, match=r"a list.*NumPy array"):
+    with pytest.raises(TypeError, match=r"a list.*PIL image"):
         model.predict([1, 2], BOXES)
     with pytest.raises(ValueError, match="2 classes for 3 boxes"):
         model.predict(photograph(), BOXES, classes=[0, 1])
     for wrong in ([0, -1, 0], [0.5, 0, 0], ["a", 0, 0]):
         with pytest.raises(ValueError, match="numbers from 0, or names"):
             model.predict(photograph(), BOXES, classes=wrong)
+
+
+def test_images_of_all_kinds_are_one_image(tmp_path):
+    model, pixels = load("box", device="cpu"), photograph()
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    tensor = torch.from_numpy(pixels)
+    images = [tmp_path / "a.png", pixels, tensor, tensor.permute(2, 0, 1), Image.fromarray(pixels)]
+    images.append(Image.fromarray(np.dstack([pixels, np.full((60, 80), 9, np.uint8)])))  # alpha counts for nothing
+    for image in images:
+        assert (model.predict(image, BOXES).image == pixels).all()
+    assert model.predict(Image.fromarray(pixels[:, :, 0]), BOXES).image.shape == (60, 80, 3)
+    with pytest.raises(ValueError, match="mode I;16, not 8 bits"):
+        model.predict(Image.fromarray(np.zeros((60, 80), np.uint16)), BOXES)
+    with pytest.raises(ValueError, match=r"within 0\.\.1.*x times 80 and y times 60"):
+        model.predict(pixels, [[0.1, 0.2, 0.5, 0.9], [0, 0, 1, 1]])
+
+
+def test_predictions_show_themselves(tmp_path):
+    prediction = load("box", device="cpu").predict(photograph(), BOXES)
+    assert repr(prediction) == "Prediction(3 masks on 80×60 pixels, mean quality 0.55)"
+    prediction.save(tmp_path / "drawn.png")
+    drawn = np.asarray(Image.open(tmp_path / "drawn.png"))
+    changed = (drawn != photograph()).any(axis=2)
+    assert changed[prediction.masks[1]].all()
+    assert not changed[55:, 60:].any(), "no mask, box or text is there"
+    assert prediction._repr_png_().startswith(b"\x89PNG")
+    alone = Prediction(*(getattr(prediction, name) for name in ("masks", "scores", "confidence", "quality", "boxes")))
+    assert alone._repr_png_() is None
+    with pytest.raises(ValueError, match="nothing to draw on"):
+        alone.plot()
+    assert repr(load("box", device="cpu").predict(photograph(), [])) == "Prediction(0 masks on 80×60 pixels)"
 
 
 def test_coco_annotations_of_a_prediction():

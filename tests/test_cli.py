@@ -20,16 +20,19 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from boxsup_d2.cli import main
-from boxsup_d2.cli.errors import BadInput, exit_code_of, message_of
-from boxsup_d2.cli.label_job import LabelJob, check_classes, job_config, request_of
-from boxsup_d2.cli.main import build_parser
+from boxsup_cli import console as command_console
+from boxsup_cli import main
+from boxsup_cli.errors import BadInput, exit_code_of
+from boxsup_cli.label_job import LabelJob, check_classes, job_config, request_of
+from boxsup_cli.main import build_parser
+from boxsup_d2.checkpoint.formats import known_formats
 from boxsup_d2.data.formats import folders
 from boxsup_d2.methods import DEFAULT_METHOD, methods
 from boxsup_d2.modeling.baselines.meta_arch import BoxFill
 from boxsup_d2.utils import files, progress
+from boxsup_d2.utils.errors import message_of
 
-COMMANDS = ("label", "train", "eval", "report", "tighten", "convert")
+COMMANDS = ("label", "train", "predict", "eval", "report", "tighten", "export", "convert")
 
 # A method that is slow enough to be killed, and notes the images that it was asked about.
 SLOW = """
@@ -57,7 +60,7 @@ class SlowBoxToMask(torch.nn.Module):
         return predictions
 
 if __name__ == "__main__":
-    from boxsup_d2.cli import main
+    from boxsup_cli import main
     sys.exit(main(sys.argv[1:]))
 """
 
@@ -118,15 +121,23 @@ def test_module_and_function_are_one_program() -> None:
     assert run.stdout.startswith("boxsup_d2 ")
 
 
-def test_methods_describe_themselves(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main(["label", "--help"])
-    lines = capsys.readouterr().out.partition("methods:\n")[2].splitlines()
-    assert [line.split()[0] for line in lines] == list(methods())
+def test_methods_and_forms_describe_themselves(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_console, "output", Console(width=200))
+    assert main(["models"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [line.split()[1] for line in lines] == list(methods())
     for line, method in zip(lines, methods().values(), strict=True):
         assert method.info.summary in line
-        assert ("needs --weights" in line) == (bool(method.info.weights_key) and not method.info.weights)
+        assert ("--weights" in line) == (bool(method.info.weights_key) and not method.info.weights)
         assert method.info.extra in line
+    with pytest.raises(SystemExit, match="0"):
+        main(["label", "--help"])
+    assert f"(default: {DEFAULT_METHOD}," in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit, match="0"):
+        main(["convert", "--forms"])
+    assert capsys.readouterr().out.splitlines() == [form.name for form in known_formats()]
 
 
 def test_every_option_says_what_it_does() -> None:
@@ -597,7 +608,7 @@ def test_files_of_other_formats_are_never_replaced_unasked(
     yolo += ["--images", str(tmp_path / "images"), "--num-gpus", "0", "--out", str(tmp_path / "y.json")]
     for force in ([], ["--force"]):
         assert main([*yolo, *force, "--yolo-seg", str(tmp_path)]) == 2
-        assert "write over the boxes" in capsys.readouterr().err
+        assert "would write over" in capsys.readouterr().err
     assert (tmp_path / "labels" / "90.txt").read_text() == "0 0.5 0.5 0.5 0.5\n"
     assert not list(tmp_path.glob("*.work"))
 

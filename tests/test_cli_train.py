@@ -15,12 +15,12 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from boxsup_d2.cli import main
-from boxsup_d2.cli.errors import BadInput
-from boxsup_d2.cli.main import build_parser
-from boxsup_d2.cli.sources import Source
-from boxsup_d2.cli.train_config import MASK_RCNN, NETWORK, Plan, plan_training, write_configs
-from boxsup_d2.cli.train_job import check_init
+from boxsup_cli import main
+from boxsup_cli.errors import BadInput
+from boxsup_cli.main import build_parser
+from boxsup_cli.sources import Source
+from boxsup_cli.train_config import MASK_RCNN, NETWORK, Plan, plan_training, write_configs
+from boxsup_cli.train_job import check_init
 from boxsup_d2.config import load_config
 from boxsup_d2.model_zoo import config_names, get_config_file
 from boxsup_d2.modeling.boxcaseg.checkpoint import PIXEL_MEAN, PIXEL_STD
@@ -53,7 +53,8 @@ def planned(folder: Path, source: Source, *options: str, salient: Any = None, pr
     assert json.loads(json.dumps(plan.request)) == plan.request
     write_configs(str(folder), plan, force=False)
     configs = {name.removesuffix(".yaml"): load_config(str(folder / name)) for name in plan.files}
-    assert plan.boxes_alone == (configs["boxcaseg"].MODEL.BOXCASEG.TEST_HEAD == "box")
+    warned = any("No masks to learn from" in warning for warning in plan.warnings)
+    assert warned == (configs["boxcaseg"].MODEL.BOXCASEG.TEST_HEAD == "box")
     return configs
 
 
@@ -85,6 +86,23 @@ def test_masks_in_the_json_teach(tmp_path: Path, masks: int, ratio: float) -> No
     assert entry == {
         "NAME": "my_boxes", "JSON": "here/boxes.json", "IMAGES": 'there/my "images"', "MASKS": "kept",
     }  # fmt: skip
+
+
+def test_few_samples_need_fewer_updates(tmp_path: Path) -> None:
+    """Each is seen some 40 times, in batches of 24 boxes and of 4 images; the recipes have 1,200 and 1,800 updates."""
+    for number, boxes, updates in ((1, 10, 300), (2, 300, 500), (3, 5000, 1200)):
+        configs = planned(tmp_path / str(number), source_of(5, boxes), "--mask-rcnn")
+        assert updates == configs["boxcaseg"].SOLVER.MAX_ITER
+        assert configs["mask-rcnn"].SOLVER.MAX_ITER == 300, "of one image"
+        assert updates // 10 >= configs["boxcaseg"].SOLVER.WARMUP_ITERS
+    assert planned(tmp_path / "n", source_of(5), "--iterations", "7")["boxcaseg"].SOLVER.MAX_ITER == 7
+
+
+def test_few_boxes_are_said_to_be_few(tmp_path: Path) -> None:
+    args = build_parser().parse_args(["train", "--json", "x", "--images", "y"])
+    for boxes, few in ((199, True), (200, False)):
+        warnings = plan_training(args, source_of(5, boxes), None, str(tmp_path), 1).warnings
+        assert any(f"Few boxes: {boxes} of 3 classes" in warning for warning in warnings) == few
 
 
 def test_predicted_masks_do_not_teach(tmp_path: Path) -> None:
@@ -164,7 +182,7 @@ def test_written_folder_is_complete(tmp_path: Path, size: str, masks: int) -> No
 def test_edited_configs_are_used_and_never_lost(tmp_path: Path) -> None:
     def write(request: int, rounds: str, other: str = "b: 1\n", *, force: bool = False) -> str:
         files = {"rounds.yaml": rounds, "b.yaml": other}
-        return write_configs(str(tmp_path), Plan({"number": request}, files, "", False), force=force)
+        return write_configs(str(tmp_path), Plan({"number": request}, files, "", ()), force=force)
 
     def texts() -> list[str]:
         return [(tmp_path / name).read_text() for name in ("rounds.yaml", "b.yaml")]
@@ -218,6 +236,7 @@ def test_from_boxes_to_masks_by_a_network_of_ones_own(
     assert main(train) == 0
     told = capsys.readouterr().out
     assert "3 boxes, 1 boxes with masks, 2 salient images; 2 classes" in told
+    assert "Few boxes: 4 of 2 classes" in told
     masks = json.loads((scene / "my/boxcaseg/pseudo_masks/my_boxes_pseudo.json").read_text())
     assert masks["annotations"][0]["confidence"] == 1, "the mask that was there is kept"
     assert all(annotation["segmentation"] for annotation in masks["annotations"])
@@ -232,6 +251,13 @@ def test_from_boxes_to_masks_by_a_network_of_ones_own(
     capsys.readouterr()
     (command,) = (line.split() for line in told.splitlines() if line.startswith("  boxsup label"))
     assert str(weights) in command
+    (command,) = (line.split()[1:] for line in told.splitlines() if line.startswith("  boxsup predict"))
+    command[command.index("DIR")] = str(scene / "images")
+    command[-1], command[command.index("drawn")] = str(scene / "found.json"), str(scene / "drawn")
+    assert main([*command, "--min-score", "0", "--num-gpus", "0"]) == 0
+    found = json.loads((scene / "found.coco.json").read_text())
+    assert found["categories"] == [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}], "the names of the training"
+    assert len(list((scene / "drawn").iterdir())) == 4
     for step in ("boxcaseg", "mask-rcnn"):
         config = ["--config", str(scene / f"my/{step}/config.yaml")]
         assert main(["label", *boxes, *config, "--out", str(scene / f"{step}.json")]) == 0
@@ -242,7 +268,8 @@ def test_from_boxes_to_masks_by_a_network_of_ones_own(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--salient", "absent"], "absent/images"),
+        (["--salient", "absent"], "no folder 'absent'"),
+        (["--salient", "."], "has no folders of images and of masks"),
         (["--salient-images", "."], "--salient-masks"),
         (["--salient", ".", "--salient-masks", "."], "both folders"),
         (["--init", "absent.pth"], "absent.pth"),

@@ -14,9 +14,9 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 import boxsup_d2
+from boxsup_cli import main
 from boxsup_d2.checkpoint import BoxSupCheckpointer, convert
 from boxsup_d2.checkpoint.reading import read_checkpoint
-from boxsup_d2.cli import main
 from boxsup_d2.modeling.boxcaseg.checkpoint import PIXEL_MEAN, PIXEL_STD, PUBLISHED
 
 # Prefixes of names: ours, theirs.

@@ -21,7 +21,7 @@ from detectron2.modeling import build_model
 from pycocotools import mask as mask_util
 from test_tools import load_tool
 
-from boxsup_d2.cli import main
+from boxsup_cli import main
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data.datasets import register_coco_boxes, register_coco_masks
 from boxsup_d2.data.formats.coco import read_coco_json

@@ -17,7 +17,7 @@ SCRIPT = """
 import json, os, sys
 import numpy as np
 import boxsup_d2
-from boxsup_d2.cli import main as boxsup
+from boxsup_cli import main as boxsup
 from boxsup_d2.engine.defaults import default_argument_parser
 from detectron2.modeling import META_ARCH_REGISTRY
 import train_net

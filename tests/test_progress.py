@@ -48,6 +48,22 @@ def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) ->
         assert [line.split(",")[0] for line in err.splitlines()] == lines
 
 
+def test_long_work_says_from_the_start_how_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    bar = ProgressBar("train", 100, done=20, unit="iteration")
+    for seconds in (3, 3, 60):
+        now[0] += seconds
+        bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "train: 21 of 100 iterations, 0.33 iterations/s, 4 min left",
+        "train: 23 of 100 iterations, 0.05 iterations/s, 28 min left",
+    ]
+
+
 def test_tracked_items_are_the_same(terminal: io.StringIO) -> None:
     assert list(track("abc", "letters", 3, unit="letter")) == ["a", "b", "c"]
     assert "3/3" in terminal.getvalue()

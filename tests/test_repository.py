@@ -18,20 +18,24 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "boxsup_d2"
-MODULES = ["boxsup_d2", *(info.name for info in pkgutil.walk_packages([str(PACKAGE)], "boxsup_d2."))]
+PACKAGE, COMMAND = ROOT / "boxsup_d2", ROOT / "boxsup_cli"
+MODULES = [
+    name
+    for package in (PACKAGE, COMMAND)
+    for name in [package.name, *(m.name for m in pkgutil.walk_packages([str(package)], f"{package.name}."))]
+]
 SCRIPTS = sorted(
     path for path in [ROOT / "train_net.py", *ROOT.glob("tools/*.py"), *ROOT.glob("datasets/*.py")] if path.is_file()
 )
 # A leading underscore marks the parts of scripts that are no scripts themselves.
 SCRIPT_PARTS = [path for path in SCRIPTS if path.name.startswith("_")]
 SCRIPTS = [path for path in SCRIPTS if path not in SCRIPT_PARTS]
-OUR_CODE = sorted([ROOT / "boxsup.py", *PACKAGE.rglob("*.py"), *SCRIPTS, *SCRIPT_PARTS])
+OUR_CODE = sorted([*PACKAGE.rglob("*.py"), *COMMAND.rglob("*.py"), *SCRIPTS, *SCRIPT_PARTS])
 # From the ground floor up, as docs/architecture.md lists them.
 ROOMS = [
     *("version", "compat", "utils", "config", "masks", "crf", "data", "toy", "checkpoint", "modeling", "plugins"),
-    *("same_work", "methods", "model_zoo", "evaluation", "report", "labelling", "engine", "rounds", "api", "cli"),
-    "__main__",
+    *("same_work", "methods", "model_zoo", "evaluation", "report", "labelling", "prediction", "engine", "rounds"),
+    *("export", "api", "__main__"),
 ]
 # Where config keys are made: the shared ones, and those of single methods.
 KEY_FILES = sorted([PACKAGE / "config" / "keys.py", *PACKAGE.glob("modeling/*/config.py")])
@@ -94,9 +98,11 @@ def test_imports_point_downwards() -> None:
             imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             imported += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for name in imported:
+                if name.split(".")[0] == COMMAND.name and parts[1] != "__main__":
+                    upwards.append(f"{relative(path)} imports the command")
                 if name == "boxsup_d2":
                     upwards.append(f"{relative(path)} imports the package itself")
-                elif name.startswith("boxsup_d2.") and ROOMS.index(room_of(name)) > ROOMS.index(parts[1]):
+                if name.startswith("boxsup_d2.") and ROOMS.index(room_of(name)) > ROOMS.index(parts[1]):
                     upwards.append(f"{relative(path)} imports {name}")
     assert upwards == []
 
@@ -110,8 +116,24 @@ def test_only_checked_masks_reach_pycocotools() -> None:
             assert "frPyObjects" not in path.read_text(), relative(path)
 
 
+def test_help_and_bad_usage_wait_for_no_import() -> None:
+    """The command's own modules and the standard library, until there is work."""
+    code = (
+        "import contextlib, io, sys\nfrom boxsup_cli.main import build_parser, main\n"
+        "(commands,) = (action for action in build_parser()._actions if action.choices)\n"
+        "lines = [[name, last] for name in commands.choices for last in ('--help', '-x')]\n"
+        "for line in [[], ['nothing'], ['--help'], *lines, 'train --json a --images b --salient absent'.split()]:\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "        main(line)\n"
+        "known = {*sys.stdlib_module_names, 'boxsup_cli', 'rich', '__main__'}\n"
+        "print({name.split('.')[0] for name in sys.modules if not name.startswith('_')} - known)\n"
+    )
+    result = run_python("-I", "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{code}")
+    assert result.stdout.strip() == "set()", result.stdout + result.stderr
+
+
 def test_every_package_folder_is_a_package() -> None:
-    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    folders = {path.parent for package in (PACKAGE, COMMAND) for path in package.rglob("*.py")}
     assert [relative(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
 
 
@@ -190,7 +212,7 @@ def imported_distributions(paths: list[Path]) -> set[str]:
     # Configs name weights that sit inside a package.
     for path in CONFIGS:
         modules |= set(re.findall(r"package://(\w+)", path.read_text()))
-    own = {"boxsup", "boxsup_d2", "__future__", *(path.stem for path in [*SCRIPTS, *SCRIPT_PARTS])}
+    own = {"boxsup_d2", "boxsup_cli", "__future__", *(path.stem for path in [*SCRIPTS, *SCRIPT_PARTS])}
     modules -= own | set(sys.stdlib_module_names)
     return {DISTRIBUTIONS.get(module, module.replace("_", "-")) for module in modules}
 
@@ -233,9 +255,9 @@ def test_wheel_holds_every_module_and_config(tmp_path: Path, archive: str) -> No
     """Built from a copy, since building writes beside the sources, or from what the source distribution holds."""
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns("__pycache__")
-    for folder in (PACKAGE, ROOT / "configs"):  # the package links to the configs
+    for folder in (PACKAGE, COMMAND, ROOT / "configs"):  # the package links to the configs
         shutil.copytree(folder, source / folder.name, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE", "boxsup.py"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
 
     def build(what: str) -> Path:
@@ -254,7 +276,7 @@ def test_wheel_holds_every_module_and_config(tmp_path: Path, archive: str) -> No
         held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     folders = [PACKAGE / "report" / "assets", PACKAGE / "model_zoo" / "weights"]
     data = [PACKAGE / "py.typed", *(path for folder in folders for path in folder.iterdir())]
-    expected = {"boxsup.py"} | {relative(path) for path in [*PACKAGE.rglob("*.py"), *data]}
+    expected = {relative(path) for path in [*PACKAGE.rglob("*.py"), *COMMAND.rglob("*.py"), *data]}
     assert held == expected | {f"boxsup_d2/model_zoo/{relative(path)}" for path in CONFIGS}
 
 

@@ -114,6 +114,29 @@ def test_runners_take_a_subclass(cfg, tmp_path):
     assert CountingHook.steps == 12
 
 
+def test_ctrl_c_leaves_a_checkpoint_of_the_iteration_under_way(cfg):
+    class CtrlC(HookBase):
+        def before_step(self):
+            if self.trainer.iter == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    class Interrupted(Trainer):
+        def build_hooks(self):
+            return [CtrlC(), *super().build_hooks()]
+
+    former = signal.getsignal(signal.SIGINT)
+    Path(cfg.OUTPUT_DIR).mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        run_step(cfg, resume=False, eval_only=False, trainer_class=Interrupted)
+    assert signal.getsignal(signal.SIGINT) is former
+    assert Path(cfg.OUTPUT_DIR, "last_checkpoint").read_text() == "model_0000001.pth"
+    assert not Path(cfg.OUTPUT_DIR, "pseudo_masks").exists(), "half a network labels nothing"
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 2
+    assert trainer.scheduler.last_epoch == 2
+
+
 def test_resuming_restores_weights_optimizer_schedule_and_iteration(cfg):
     train(cfg)
     last = torch.load(Path(cfg.OUTPUT_DIR, "model_final.pth"), weights_only=True)

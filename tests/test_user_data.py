@@ -20,6 +20,7 @@ from boxsup_d2.data.build import build_train_loader
 from boxsup_d2.data.dataset_mappers.box_crop import BoxCropDatasetMapper, box_samples
 from boxsup_d2.data.dataset_mappers.joint import JointOrder
 from boxsup_d2.data.datasets import load_coco_boxes, load_coco_masks, register_listed
+from boxsup_d2.data.formats.salient import salient_folders
 from boxsup_d2.data.train_loader import TrainLoader
 from boxsup_d2.same_work import split_settings
 
@@ -189,3 +190,25 @@ def test_metadata_goes_to_worker_processes():
         copy = pickle.loads(pickle.dumps(MetadataCatalog.get(name)))
         assert copy.name == name
         assert copy.get("evaluator_type") == MetadataCatalog.get(name).get("evaluator_type")
+
+
+def test_salient_images_and_masks_are_found_by_the_names_of_their_folders(tmp_path: Path) -> None:
+    def folders(*names: str) -> str:
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name in names:
+            (root / name).mkdir(parents=True)
+        return str(root)
+
+    for images, masks in [
+        ("images", "masks"),
+        ("imgs", "gt"),
+        ("Image", "Mask"),
+        ("DUTS-TR-Image", "DUTS-TR-Mask"),
+        ("DUTS/DUTS-TR-Image-single", "DUTS/DUTS-TR-Mask-single"),
+    ]:
+        root = folders(images, masks, "imagenet", "other")
+        assert salient_folders(root) == (str(Path(root, images)), str(Path(root, masks)))
+    with pytest.raises(FileNotFoundError, match="--salient-images"):
+        salient_folders(folders("images", "labels"))
+    with pytest.raises(ValueError, match=r"2 pairs .*DUTS-TE-Image"):
+        salient_folders(folders("DUTS-TR-Image", "DUTS-TR-Mask", "DUTS-TE-Image", "DUTS-TE-Mask"))

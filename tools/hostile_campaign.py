@@ -40,8 +40,8 @@ from _hostile_inputs import (
     write_mutated_config,
 )
 
-from boxsup_d2.cli import main as boxsup
-from boxsup_d2.cli.errors import exit_code_of
+from boxsup_cli import main as boxsup
+from boxsup_cli.errors import exit_code_of
 from boxsup_d2.engine.defaults import default_argument_parser, setup
 from boxsup_d2.engine.step import run_step
 

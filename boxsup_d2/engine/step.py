@@ -11,6 +11,8 @@ from detectron2.utils import comm
 from boxsup_d2.checkpoint import BoxSupCheckpointer, load_trained
 from boxsup_d2.engine.trainer import Trainer
 from boxsup_d2.labelling.driver import label_datasets
+from boxsup_d2.prediction.network import write_class_names
+from boxsup_d2.utils.processes import run_on_main
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ def run_step(cfg: CfgNode, *, resume: bool, eval_only: bool, trainer_class: type
     """
     if not eval_only:
         trainer = trainer_class(cfg)
+        run_on_main(lambda: write_class_names(cfg), share=False)
         trainer.resume_or_load(resume=resume)
         trainer.train()
         # EvalHook leaves nothing behind where there is nothing to evaluate.

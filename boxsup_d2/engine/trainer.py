@@ -20,7 +20,7 @@ from boxsup_d2.crf.refine import CRFRefinedModel
 from boxsup_d2.data import build_test_loader, build_train_loader
 from boxsup_d2.data.train_loader import TrainLoader
 from boxsup_d2.engine.accumulation import build_inner_trainer
-from boxsup_d2.engine.hooks import PseudoMaskHook, RepeatedPreciseBN
+from boxsup_d2.engine.hooks import InterruptHook, PseudoMaskHook, RepeatedPreciseBN, ctrl_c_spared
 from boxsup_d2.engine.solver import build_lr_scheduler, build_optimizer, set_max_iter
 from boxsup_d2.evaluation import build_evaluator
 from boxsup_d2.labelling.driver import broadcast_buffers
@@ -63,7 +63,10 @@ class Trainer(DefaultTrainer):
         on_gpu = device.type == "cuda"
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=[device] if on_gpu else None)
         use_amp = cfg.SOLVER.AMP.ENABLED and on_gpu
-        self._trainer = build_inner_trainer(model, data_loader, optimizer, amp=use_amp, batches=cfg.SOLVER.ACCUMULATE)
+        with ctrl_c_spared():
+            self._trainer = build_inner_trainer(
+                model, data_loader, optimizer, amp=use_amp, batches=cfg.SOLVER.ACCUMULATE
+            )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = BoxSupCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
@@ -124,10 +127,15 @@ class Trainer(DefaultTrainer):
         built = [
             RepeatedPreciseBN.of(hook) if isinstance(hook, hooks.PreciseBN) else hook for hook in super().build_hooks()
         ]
-        # By type, not by index: ranks other than 0 have no checkpointer and no writer.
-        at = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-        built.insert(at, PseudoMaskHook(self.cfg))
+        at = self.first_hook_at_the_end(built)
+        built[at:at] = [InterruptHook(), PseudoMaskHook(self.cfg)]
         return built
+
+    @staticmethod
+    def first_hook_at_the_end(built: Sequence[hooks.HookBase | None]) -> int:
+        """Where the hooks begin that label and evaluate a network when its training has ended."""
+        # By type, not by index: ranks other than 0 have no checkpointer and no writer.
+        return next(i for i, hook in enumerate(built) if isinstance(hook, (hooks.EvalHook, PseudoMaskHook)))
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

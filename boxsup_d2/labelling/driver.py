@@ -7,7 +7,6 @@ result go through the network.
 import datetime
 import hashlib
 import json
-import logging
 import os
 from collections import OrderedDict
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
@@ -28,13 +26,11 @@ from boxsup_d2.data.formats.pseudo_masks import labels_path
 from boxsup_d2.labelling.instance_writer import PseudoMaskWriter
 from boxsup_d2.labelling.report import write_label_report
 from boxsup_d2.labelling.sem_seg_writer import SemSegLabelWriter
-from boxsup_d2.labelling.writer import LabelWriter
+from boxsup_d2.labelling.writer import LabelWriter, run_writer
 from boxsup_d2.modeling.box_to_mask import method_info
 from boxsup_d2.same_work import labelling_identity, weights_path, weights_sha256
 from boxsup_d2.utils.files import file_sha256
 from boxsup_d2.utils.processes import run_on_main
-
-logger = logging.getLogger(__name__)
 
 
 def broadcast_buffers(model: nn.Module) -> None:
@@ -104,17 +100,12 @@ def _label_dataset(
     provenance = run_on_main(lambda: build_provenance(cfg, model, name, dataset_dicts, checkpoint))
     writer = _build_writer(cfg, name, dataset_dicts, provenance, progress)
     known = writer.finished
-    pending = writer.pending(dataset_dicts)
-    logger.info("Labelling %s: %d of %d images to do -> %s", name, len(pending), len(dataset_dicts), writer.path)
-    if not pending:  # a sampler needs at least one image
-        writer.reset()
-        results = writer.evaluate()
-    else:
+
+    def start(pending: list[dict[str, Any]]) -> tuple[nn.Module, Any]:
         refined = CRFRefinedModel(model, workers=cfg.PSEUDO_MASKS.CRF_WORKERS) if cfg.PSEUDO_MASKS.CRF else model
-        try:
-            results = inference_on_dataset(refined, build_label_loader(cfg, name, pending), writer)
-        finally:  # messages and the next bar would be drawn into an open one
-            writer.close()
+        return refined, build_label_loader(cfg, name, pending)
+
+    results = run_writer(writer, dataset_dicts, start)
     if comm.is_main_process():
         write_label_report(cfg.PSEUDO_MASKS.REPORT_IMAGES, writer.path, provenance, anew=not known)
     return results

@@ -5,18 +5,21 @@ import os
 import shutil
 import time
 from abc import abstractmethod
-from collections.abc import Collection
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar, NamedTuple
 
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
+from torch import nn
 
 from boxsup_d2.data.formats.pseudo_masks import provenance_digest, read_provenance
 from boxsup_d2.labelling.shards import ShardIndex, ShardWriter
 from boxsup_d2.masks.rle import has_mask
 from boxsup_d2.utils.processes import run_on_main
 from boxsup_d2.utils.progress import ProgressBar
+
+__all__ = ["LabelTask", "LabelWriter", "label_task", "labelled_rows", "run_writer"]
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +107,9 @@ class LabelWriter(DatasetEvaluator):
     of another checkpoint are neither mixed in nor lost. All ranks create the writer and call its methods together.
     """
 
+    #: What is done to an image, for the progress bar.
+    verb: ClassVar[str] = "label"
+
     def __init__(
         self,
         dataset_name: str,
@@ -175,7 +181,7 @@ class LabelWriter(DatasetEvaluator):
         self._started = time.perf_counter()
         self.close()
         if self._progress and comm.is_main_process() and not self.finished:
-            self._bar = ProgressBar(f"label {self.dataset_name}", len(self._image_ids), done=len(self._done))
+            self._bar = ProgressBar(f"{self.verb} {self.dataset_name}", len(self._image_ids), done=len(self._done))
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Make the labels of each image and store them.
@@ -242,3 +248,33 @@ class LabelWriter(DatasetEvaluator):
             os.rmdir(partial)
         logger.info("Wrote '%s': %s", self.path, summary)
         return summary
+
+
+def run_writer(
+    writer: LabelWriter,
+    dataset_dicts: list[dict[str, Any]],
+    start: Callable[[list[dict[str, Any]]], tuple[nn.Module, Any]],
+) -> dict[str, dict[str, float]]:
+    """Give a writer what it still needs, and let it write its file; all ranks call it together.
+
+    Args:
+        writer: of these images.
+        dataset_dicts: of all images.
+        start: of the dicts that are left, if any, the network and the loader.
+
+    Returns:
+        See :meth:`LabelWriter.evaluate`.
+    """
+    pending = writer.pending(dataset_dicts)
+    logger.info(
+        "%s %s: %d of %d images to do -> %s",
+        writer.verb.capitalize(), writer.dataset_name, len(pending), len(dataset_dicts), writer.path,
+    )  # fmt: skip
+    if not pending:  # a sampler needs at least one image
+        writer.reset()
+        return writer.evaluate()
+    try:
+        model, loader = start(pending)
+        return inference_on_dataset(model, loader, writer)
+    finally:  # messages and the next bar would be drawn into an open one
+        writer.close()

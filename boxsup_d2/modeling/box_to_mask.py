@@ -70,6 +70,7 @@ class MethodInfo:
         weights_sha256: of that file.
         recipe: the shipped config that made them (:mod:`boxsup_d2.model_zoo`).
         fast: config keys and values, in turn, that make it faster for somewhat worse masks; (): it has no such setting.
+        finds_objects: whether it also predicts masks of images without boxes.
         extra: of this package that installs what it needs ("onnx": ``pip install 'boxsup_d2[onnx]'``); "": none.
         inference_keys: keys, or beginnings of keys that end in "." or "_", that decide predictions and no weights: a
             change labels anew and trains nothing.
@@ -89,6 +90,7 @@ class MethodInfo:
     weights_sha256: str = ""
     recipe: str = ""
     fast: tuple[Any, ...] = ()
+    finds_objects: bool = False
     extra: str = ""
     inference_keys: tuple[str, ...] = ()
     neutral_keys: tuple[str, ...] = ()

@@ -1,11 +1,12 @@
 """How far long work is: a bar where standard error is a terminal, and else a line now and then."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 __all__ = ["ProgressBar", "console", "track"]
 
@@ -36,6 +37,7 @@ class ProgressBar:
         self.description, self.total, self.done = description, total, done
         self._unit, self._line_every, self._before = unit, line_every, done
         self._begun = self._shown = time.monotonic()
+        self._first = True
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
@@ -44,8 +46,6 @@ class ProgressBar:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}", style="progress.data.speed"),
                 TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
                 console=console,
                 auto_refresh=False,
             )
@@ -63,7 +63,10 @@ class ProgressBar:
         self.done += number
         self.description = self.description if description is None else description
         now = time.monotonic()
-        if now - self._shown < (_REFRESH if self._bar else self._line_every):
+        # The first one tells those who wait for long how long it will be.
+        told = self._first and number > 0 and (self._bar or self._seconds_left() > self._line_every)
+        self._first = self._first and number <= 0
+        if not told and now - self._shown < (_REFRESH if self._bar else self._line_every):
             return
         self._shown = now
         if self._bar:
@@ -85,8 +88,23 @@ class ProgressBar:
             self._bar.refresh()
 
     def _rate(self) -> str:
-        seconds = time.monotonic() - self._begun
-        return f"{(self.done - self._before) / max(seconds, 1e-9):.2f} {self._unit}s/s"
+        seconds = max(time.monotonic() - self._begun, 1e-9)
+        rate = f"{(self.done - self._before) / seconds:.2f} {self._unit}s/s"
+        left = self._seconds_left()
+        return f"{rate}, {_duration(left)} left" if 0 < left < math.inf else rate
+
+    def _seconds_left(self) -> float:
+        """Estimated; infinite where nothing was done yet."""
+        seconds, done = time.monotonic() - self._begun, self.done - self._before
+        return seconds / done * (self.total - self.done) if done > 0 else math.inf
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.1f} {unit}" if unit == "h" else f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def track(items: Iterable[T], description: str, total: int, *, unit: str = "image", shown: bool = True) -> Iterator[T]:

@@ -1,11 +1,50 @@
 """Salient images: a folder of photographs beside a folder of foreground masks, paired by file stem."""
 
 import os
+import re
+from collections import defaultdict
 from typing import Any
 
 from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.images import is_image_name
 from boxsup_d2.data.paths import require_path
+
+# Words in the names of the two folders, such as DUTS-TR-Image and DUTS-TR-Mask.
+_IMAGE_WORDS, _MASK_WORDS = {"image", "images", "img", "imgs"}, {"mask", "masks", "gt"}
+
+
+def salient_folders(root: str) -> tuple[str, str]:
+    """Find the folder of salient images and that of their masks: ``images`` and ``masks``, ``imgs`` and ``gt``,
+    ``Image`` and ``Mask``, ``DUTS-TR-Image`` and ``DUTS-TR-Mask``; in ``root``, or else in a folder of it.
+
+    Raises:
+        FileNotFoundError: there is no such pair.
+        ValueError: there are several.
+    """
+    inner = sorted(entry.path for entry in os.scandir(require_path(root, "--salient")) if entry.is_dir())
+    pairs = _pairs(root) or [pair for folder in inner for pair in _pairs(folder)]
+    if not pairs:
+        raise FileNotFoundError(
+            f"'{root}' has no folders of images and of masks (images and masks, imgs and gt, DUTS-TR-Image and "
+            "DUTS-TR-Mask, ...): name them by --salient-images and --salient-masks."
+        )
+    if len(pairs) > 1:
+        raise ValueError(
+            f"'{root}' has {len(pairs)} pairs of folders, such as '{pairs[0][0]}' and '{pairs[1][0]}': name one by "
+            "--salient-images and --salient-masks."
+        )
+    return pairs[0]
+
+
+def _pairs(folder: str) -> list[tuple[str, str]]:
+    """Folders in this one whose names differ only in saying what is in them."""
+    found: dict[tuple[str, ...], list[list[str]]] = defaultdict(lambda: [[], []])
+    for name in sorted(os.listdir(folder)):
+        words = re.findall(r"[a-z]+|[0-9]+", name.lower())
+        for kind, known in enumerate((_IMAGE_WORDS, _MASK_WORDS)):
+            if known & set(words) and os.path.isdir(os.path.join(folder, name)):
+                found[tuple(word for word in words if word not in known)][kind].append(os.path.join(folder, name))
+    return [(image, mask) for images, masks in found.values() for image in images for mask in masks]
 
 
 def load_salient(image_root: str, mask_root: str, name: str) -> list[dict[str, Any]]:

@@ -148,5 +148,6 @@ class BoxMaskNetwork(nn.Module):
         maps = self.backbone(torch.cat([boxes * 2 - 1, images], dim=1) if self.box_channel else images)
         features, context = self.decoder([maps[name] for name in self.in_features])
         logits = self.mask(features)
-        coverage = F.interpolate(boxes, size=logits.shape[-2:], mode="area")
+        # The logits' stride, said as a number: ONNX has no pooling to a size that is looked up.
+        coverage = F.avg_pool2d(boxes, 2, ceil_mode=True, count_include_pad=False)
         return logits, self.quality(features, context, logits, coverage)

@@ -28,7 +28,11 @@ class PromptableRCNN(BoxToMaskMethod, GeneralizedRCNN):
     roi_heads: Any
     device: Any
 
-    info = MethodInfo(summary="a trained Mask R-CNN, asked for the masks of given boxes", weights_key="MODEL.WEIGHTS")
+    info = MethodInfo(
+        summary="a trained Mask R-CNN, asked for the masks of given boxes",
+        weights_key="MODEL.WEIGHTS",
+        finds_objects=True,
+    )
 
     @configurable
     def __init__(self, *, test_min_size: int, test_max_size: int, **kwargs: Any):

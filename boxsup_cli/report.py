@@ -3,10 +3,10 @@
 import argparse
 import os
 from collections.abc import Sequence
-from typing import Any
 
-from boxsup_d2.cli.errors import BadInput, bad_input
-from boxsup_d2.cli.sources import add_outside_argument
+from boxsup_cli.arguments import Commands
+from boxsup_cli.errors import BadInput, bad_input
+from boxsup_cli.sources import add_outside_argument
 
 _EPILOG = """
 examples:
@@ -19,7 +19,7 @@ above, thumbnails lie in a folder beside it.
 """
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the subcommand; returns its parser."""
     parser = commands.add_parser(
         "report",
@@ -79,7 +79,7 @@ def write(
         max_images: to show at most.
         keep_going, outside_images: see :func:`boxsup_d2.report.write_report`.
     """
-    from boxsup_d2.cli.console import show
+    from boxsup_cli.console import show
     from boxsup_d2.report import MaskSet, write_report
 
     for path in [*masks, *([truth] if truth else [])]:

@@ -4,7 +4,8 @@ import importlib
 import os
 from typing import Any, NamedTuple
 
-from boxsup_d2.cli.errors import BadInput
+from boxsup_cli.arguments import Group
+from boxsup_cli.errors import BadInput
 
 
 class Export(NamedTuple):
@@ -12,7 +13,7 @@ class Export(NamedTuple):
 
     Attributes:
         what: is written, for the help.
-        writer: module and function of ``boxsup_d2.data.formats``; imported when it is used.
+        writer: module of :mod:`boxsup_d2`, and function; imported when it is used.
         files: what it writes into its folder; "": files of any name.
         root: name of a function beside the writer that returns the folder that is really written to.
         images: whether the writer is told the folder of the images.
@@ -26,26 +27,39 @@ class Export(NamedTuple):
 
 
 EXPORTS = {
-    "png": Export("a black and white PNG per mask", "export:write_mask_pngs"),
+    "overlays": Export(
+        "a picture of every image with its masks, boxes and classes over it",
+        "report.overlays:write_overlays",
+        images=True,
+    ),
+    "png": Export("a black and white PNG per mask", "data.formats.export:write_mask_pngs"),
     "voc-png": Export(
         "SegmentationObject/ and SegmentationClass/ as Pascal VOC has them",
-        "export:write_voc_png",
+        "data.formats.export:write_voc_png",
         ("SegmentationObject", "SegmentationClass", "class_names.txt"),
     ),
     "yolo-seg": Export(
         "a data set for 'yolo train': labels/, images/ (links) and data.yaml",
-        "export:write_yolo_seg",
+        "data.formats.export:write_yolo_seg",
         ("labels", "data.yaml"),
         root="yolo_root",
         images=True,
     ),
-    "labelme": Export("labelme's jsons, to correct boxes and masks there", "labelme:write_labelme", images=True),
+    "labelme": Export(
+        "labelme's jsons, to correct boxes and masks there", "data.formats.labelme:write_labelme", images=True
+    ),
     "label-studio": Export(
         "tasks.json, pre-annotations to be imported into Label Studio, and config.xml, their labelling interface",
-        "label_studio:write_label_studio",
+        "data.formats.label_studio:write_label_studio",
         ("tasks.json", "config.xml"),
     ),
 }
+
+
+def add_export_arguments(group: Group) -> None:
+    """Add an option per format."""
+    for option, export in EXPORTS.items():
+        group.add_argument(f"--{option}", metavar="DIR", help=f"also write {export.what}")
 
 
 def targets(name: str, folder: str) -> list[str]:
@@ -80,4 +94,4 @@ def write(name: str, data: dict[str, Any], folder: str, image_root: str) -> dict
 
 
 def _function(export: Export, name: str) -> Any:
-    return getattr(importlib.import_module(f"boxsup_d2.data.formats.{export.writer.split(':')[0]}"), name)
+    return getattr(importlib.import_module(f"boxsup_d2.{export.writer.split(':')[0]}"), name)

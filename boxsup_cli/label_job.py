@@ -8,6 +8,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from boxsup_cli.console import quiet_libraries
 from boxsup_d2.config import use_available_device
 from boxsup_d2.data.datasets import register_listed
 from boxsup_d2.data.formats.coco import coco_header
@@ -118,7 +119,7 @@ def request_of(
     Args:
         job, cfg: the labelling, and its config.
         source_sha256: hash of the boxes.
-        polygons, min_quality: see :func:`boxsup_d2.cli.label_output.finish`.
+        polygons, min_quality: see :func:`boxsup_cli.label_output.finish`.
 
     Raises:
         FileNotFoundError: the weights are missing.
@@ -136,6 +137,7 @@ def request_of(
 
 def label(job: LabelJob) -> None:
     """Label this process's share of the images; rank 0 writes :attr:`LabelJob.result`. All ranks call it together."""
+    quiet_libraries()
     cfg = job_config(job)
     register_listed(cfg.DATASETS.REGISTER)
     try:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 
 from rich.console import Console
@@ -16,8 +17,8 @@ from boxsup_d2.utils.progress import console
 # Results go to the first, so that they can be piped; messages to the second.
 output, errors = Console(), console
 
-# Loggers whose information is shown: steps, and losses with the time left. The log file has everything.
-_SHOWN = ("boxsup_d2.rounds.runner", "detectron2.utils.events", "d2.utils.events")
+# Loggers whose information is shown: the steps. The log file has everything.
+_SHOWN = ("boxsup_d2.rounds.runner",)
 
 
 def show(text: str, style: str = "") -> None:
@@ -37,7 +38,7 @@ def short(path: str) -> str:
 
 
 class _LogLines(logging.Handler):
-    """Shows warnings, steps, losses and the time left."""
+    """Shows warnings and steps."""
 
     def __init__(self, hidden: tuple[str, ...]) -> None:
         super().__init__()
@@ -64,6 +65,11 @@ def problems_table(path: str, problems: Iterable["Problems"], notes: Iterable["P
     return table
 
 
+def quiet_libraries() -> None:
+    """Let nobody but this package warn in this process: whoever runs a command can change nothing about libraries."""
+    warnings.filterwarnings("ignore", module=r"(?!boxsup)")
+
+
 @contextlib.contextmanager
 def quiet_setup(*, new_networks: bool) -> Iterator[None]:
     """Keep the log of Detectron2's set-up out of the terminal, and show a part of it (:data:`_SHOWN`) from then on.
@@ -77,6 +83,7 @@ def quiet_setup(*, new_networks: bool) -> Iterator[None]:
     sink = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the loggers' handlers keep it
     with contextlib.redirect_stdout(sink):
         yield
+    quiet_libraries()
     handler = _LogLines(("fvcore.common.checkpoint",) if new_networks else ())
     for name in ("boxsup_d2", "detectron2", "fvcore"):
         logging.getLogger(name).addHandler(handler)

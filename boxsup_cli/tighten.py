@@ -1,11 +1,10 @@
 """``boxsup tighten``: boxes drawn loosely become the tight boxes of their masks."""
 
 import argparse
-import json
 import os
-from typing import Any
 
-from boxsup_d2.cli.errors import BadInput, bad_input
+from boxsup_cli.arguments import Commands
+from boxsup_cli.errors import BadInput, bad_input
 
 _EPILOG = """
 example:
@@ -16,7 +15,7 @@ masks and crowd regions stay as they are, and so does all else.
 """
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the subcommand; returns its parser."""
     parser = commands.add_parser(
         "tighten",
@@ -41,13 +40,13 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"--out is the json itself, '{args.out}': name another file.")
     if os.path.exists(args.out) and not args.force:
         raise BadInput(f"'{args.out}' is there already: replace it by --force, or name another --out.")
-    from boxsup_d2.cli.console import show
+    from boxsup_cli.console import show
     from boxsup_d2.data.formats.coco import read_coco_json, with_tight_boxes
-    from boxsup_d2.utils.files import atomic_write
+    from boxsup_d2.utils.files import atomic_write, strict_json
 
     with bad_input():
         data = read_coco_json(args.masks, args.masks, "Correct the path.")
         tight, changed = with_tight_boxes(data, args.masks)
     with atomic_write(args.out) as file:
-        json.dump(tight, file)
+        file.write(strict_json(tight))
     show(f"{changed} of {len(data['annotations'])} boxes are other ones -> '{args.out}'")

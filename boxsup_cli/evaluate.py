@@ -3,10 +3,10 @@
 import argparse
 import csv
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from boxsup_d2.cli.errors import BadInput, bad_input
-from boxsup_d2.utils.files import atomic_write, strict_json
+from boxsup_cli.arguments import Commands
+from boxsup_cli.errors import BadInput, bad_input
 
 if TYPE_CHECKING:  # imported when the command runs
     from rich.table import Table
@@ -25,7 +25,7 @@ the first of 'score', 'quality' and 'confidence' that all of them have.
 """
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the subcommand; returns its parser."""
     parser = commands.add_parser(
         "eval",
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     for name, path in (("--csv", args.csv), ("--json-out", args.json_out)):
         if path and os.path.realpath(path) in inputs:
             raise BadInput(f"{name} is one of the jsons, '{path}': name another file.")
-    from boxsup_d2.cli.console import output, show
+    from boxsup_cli.console import output, show
     from boxsup_d2.evaluation.mask_files import compare_mask_files
 
     with bad_input():
@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> None:
     if args.csv:
         _write_csv(scores, args.csv)
     if args.json_out:
+        from boxsup_d2.utils.files import atomic_write, strict_json
+
         content = {"results": scores.results(), "ranking": scores.ranking, "unmatched": scores.unmatched}
         with atomic_write(args.json_out) as file:
             file.write(strict_json(content, indent=1))
@@ -94,6 +96,8 @@ def _table(scores: "MaskFileScores") -> "Table":
 
 
 def _write_csv(scores: "MaskFileScores", path: str) -> None:
+    from boxsup_d2.utils.files import atomic_write
+
     with atomic_write(path) as file:
         writer = csv.writer(file)
         writer.writerow(["annotation_id", "truth_id", "image_id", "file_name", "class", "iou", "matched_by"])

@@ -1,7 +1,8 @@
 """``boxsup models``: the box-to-mask methods, and the trained networks that ship with the package."""
 
 import argparse
-from typing import Any
+
+from boxsup_cli.arguments import Commands
 
 _EPILOG = """
 examples:
@@ -10,7 +11,7 @@ examples:
 """
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the subcommand; returns its parser."""
     return commands.add_parser(
         "models",
@@ -24,16 +25,17 @@ def run(args: argparse.Namespace) -> None:
     """Print the table."""
     from rich.table import Table
 
-    from boxsup_d2.cli.console import output
+    from boxsup_cli.console import output
     from boxsup_d2.methods import DEFAULT_METHOD, methods
 
     del args
     table = Table(title="methods of boxsup label", title_justify="left")
-    for column in ("name", "what it does", "weights", "recipe"):
+    for column in ("name", "what it does", "needs", "recipe"):
         table.add_column(column)
     for name, method in methods().items():
         info = method.info
         shown = f"{name} (default)" if name == DEFAULT_METHOD else name
-        weights = "ship with boxsup_d2" if info.weights else "needs --weights" if info.weights_key else "has none"
-        table.add_row(shown, info.summary, weights, info.recipe)
+        needs = ["weights that ship"] if info.weights else ["--weights"] if info.weights_key else []
+        needs += [f"the extra '{info.extra}'"] if info.extra else []
+        table.add_row(shown, info.summary, " and ".join(needs), info.recipe)
     output.print(table)

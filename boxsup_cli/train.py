@@ -1,16 +1,16 @@
 """``boxsup train``: networks from the boxes of a json, by a rounds config that is written for them."""
 
 import argparse
+import multiprocessing
 import os
-from typing import Any
 
-from boxsup_d2.cli.errors import BadInput, bad_input
-from boxsup_d2.cli.label import add_machine_arguments
-from boxsup_d2.cli.sources import add_source_arguments, read_source
+from boxsup_cli.arguments import Commands, add_machine_arguments, add_opts_argument, positive
+from boxsup_cli.errors import BadInput, bad_input
+from boxsup_cli.sources import add_source_arguments, read_source
 
 _EPILOG = """
 examples:
-  from boxes and any photographs of single objects with masks (DUTS: images/ and masks/ inside DIR):
+  from boxes and any photographs of single objects with masks (DIR: DUTS, or images/ and masks/):
     $ boxsup train --json boxes.json --images photos --salient DIR --out my
   the same, then a Mask R-CNN on the masks that the first network gives your boxes:
     $ boxsup train --json boxes.json --images photos --salient DIR --out my --mask-rcnn
@@ -28,11 +28,16 @@ What it costs: --size small took 24 minutes on one thread of a busy CPU (1,200 i
 as long again. --size full is the published network, for GPUs, and downloads its ImageNet weights.
 
 All is written to --out: configs/ (yours to edit; the same command then uses them as they are), a folder per step with
-weights, log and masks, and rounds.json. The same command resumes after a crash or Ctrl-C and skips what is done.
+weights, log and masks, and rounds.json. The same command resumes after a crash or Ctrl-C, which writes a checkpoint,
+and skips what is done.
 """
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+# After Ctrl-C, for the iteration under way and its checkpoint.
+_SECONDS_TO_SAVE = 60
+
+
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the subcommand; returns its parser."""
     parser = commands.add_parser(
         "train",
@@ -41,9 +46,14 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "request train a Mask R-CNN on these masks.",
         epilog=_EPILOG,
     )
-    add_source_arguments(parser, only_json=True)
+    add_source_arguments(parser)
     masks = parser.add_argument_group("where masks come from, beside those in the json")
-    masks.add_argument("--salient", metavar="DIR", help="salient images: folders images/ and masks/ of the same stems")
+    masks.add_argument(
+        "--salient",
+        metavar="DIR",
+        help="salient images: a folder with two, of images and of masks of the same stems (images and masks, imgs and "
+        "gt, DUTS-TR-Image and DUTS-TR-Mask, ...)",
+    )
     masks.add_argument("--salient-images", metavar="DIR", help="the two folders by name, instead of --salient")
     masks.add_argument("--salient-masks", metavar="DIR", help="white is the object; png or jpg")
     masks.add_argument(
@@ -58,14 +68,18 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     networks.add_argument("--mask-rcnn", action="store_true", help="also train a Mask R-CNN; doubles the time")
     networks.add_argument(
-        "--iterations", type=_positive, metavar="N", help="updates of the box-to-mask network (default: the recipe's)"
+        "--iterations",
+        type=positive,
+        metavar="N",
+        help="updates of the box-to-mask network (default: the recipe's, fewer for few boxes and salient images)",
     )
     networks.add_argument(
-        "--mask-rcnn-iterations", type=_positive, metavar="N", help="updates of the Mask R-CNN (default: 1.5 times N)"
+        "--mask-rcnn-iterations",
+        type=positive,
+        metavar="N",
+        help="updates of the Mask R-CNN (default: likewise, or 1.5 times N)",
     )
-    networks.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys for all steps, in pairs"
-    )
+    add_opts_argument(networks, "config keys for all steps, in pairs")
     machine = parser.add_argument_group("machine and results")
     add_machine_arguments(machine)
     machine.add_argument(
@@ -74,13 +88,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     machine.add_argument("--force", action="store_true", help="replace configs in --out that were edited")
     machine.add_argument("--verbose", action="store_true", help="show the whole log")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
-    return value
 
 
 def run(args: argparse.Namespace) -> None:
@@ -96,41 +103,46 @@ def run(args: argparse.Namespace) -> None:
     if args.init and not os.path.isfile(args.init) and "://" not in args.init:
         raise BadInput(f"--init: there is no file '{args.init}'.")
 
-    from boxsup_d2.cli.console import short, show
-    from boxsup_d2.cli.train_config import COST_OF_BOXES_ALONE, NETWORK, plan_training, write_configs
-    from boxsup_d2.cli.train_job import check_init, run_rounds_config, summary
+    from boxsup_cli.console import short, show
+    from boxsup_cli.train_config import NETWORK, plan_training, write_configs
+    from boxsup_cli.train_job import check_init, run_rounds_config, summary
     from boxsup_d2.engine.launch import launch
 
     out = os.path.abspath(os.path.expanduser(args.out))
     source = read_source(args)
-    processes = 1 if args.num_gpus is None else args.num_gpus
     with bad_input():
-        plan = plan_training(args, source, folders, out, processes)
+        plan = plan_training(args, source, folders, out, args.num_gpus)
         rounds_config = write_configs(os.path.join(out, "configs"), plan, force=args.force)
         source.write(os.path.join(out, "configs"))
         if args.init:
             check_init(os.path.join(out, "configs", f"{NETWORK}.yaml"), args.init, args.opts)
     show(f"{plan.summary} -> '{short(out)}'")
-    if plan.boxes_alone:
-        show(COST_OF_BOXES_ALONE, style="yellow")
-    arguments = (rounds_config, tuple(args.opts), processes, args.verbose, not args.init)
-    launch(run_rounds_config, processes, args=arguments, join=False)
+    for warning in plan.warnings:
+        show(warning, style="yellow")
+    arguments = (rounds_config, tuple(args.opts), args.num_gpus, args.verbose, not args.init)
+    try:
+        launch(run_rounds_config, args.num_gpus, args=arguments, join=False)
+    except KeyboardInterrupt:
+        if args.num_gpus > 1:  # the processes write a checkpoint, and this one would end them
+            for process in multiprocessing.active_children():
+                process.join(_SECONDS_TO_SAVE)
+        raise
     show(summary(short(out), args.images, mask_rcnn=args.mask_rcnn))
 
 
 def _salient_folders(args: argparse.Namespace) -> tuple[str, str] | None:
     """Folders of the salient images and of their masks; None where none are given."""
     images, masks = args.salient_images, args.salient_masks
-    if args.salient:
-        if images or masks:
-            raise BadInput("--salient names both folders: leave --salient-images and --salient-masks out.")
-        images, masks = (os.path.join(args.salient, name) for name in ("images", "masks"))
+    if args.salient and (images or masks):
+        raise BadInput("--salient names both folders: leave --salient-images and --salient-masks out.")
     if bool(images) != bool(masks):
         raise BadInput("--salient-images and --salient-masks belong together: give both, or --salient.")
-    for folder in filter(None, (images, masks)):
-        if not os.path.isdir(folder):
-            raise BadInput(
-                f"There is no folder '{folder}'. --salient DIR needs DIR/images and DIR/masks; folders of other names "
-                "are given by --salient-images and --salient-masks."
-            )
-    return (os.path.abspath(images), os.path.abspath(masks)) if images else None
+    for folder in filter(None, (args.salient, images, masks)):
+        if not os.path.isdir(os.path.expanduser(folder)):
+            raise BadInput(f"There is no folder '{folder}'.")
+    if args.salient:
+        from boxsup_d2.data.formats.salient import salient_folders
+
+        with bad_input():
+            images, masks = salient_folders(os.path.expanduser(args.salient))
+    return (os.path.abspath(os.path.expanduser(images)), os.path.abspath(os.path.expanduser(masks))) if images else None

@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
-from boxsup_d2.cli.errors import BadInput
-from boxsup_d2.cli.sources import Source
+from boxsup_cli.errors import BadInput
+from boxsup_cli.sources import Source
 from boxsup_d2.data.datasets.salient import load_salient
 from boxsup_d2.data.formats.coco import read_json
 from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY
@@ -35,6 +35,16 @@ COST_OF_BOXES_ALONE = (
     "its masks come from the box head. What that costs, on VOC (docs/benchmarks.md): mIoU* 48.2, less than the filled "
     "boxes (55.4) and GrabCut's masks, which need no training; with salient images it is 77.6."
 )
+
+# Fewer boxes teach a network little.
+_FEW_BOXES = 200
+_NOTE_ON_FEW_BOXES = (
+    "Few boxes: {} of {} classes, where some hundred are useful. Compare the masks with those of the network that "
+    "ships, which needs no training: 'boxsup label'."
+)
+
+# The recipes are for some thousand samples. Of fewer, so many passes are enough; but so many updates are needed.
+_PASSES, _LEAST_ITERATIONS = 40, 300
 
 # Below this share of samples with masks, batches are mixed at a fixed ratio (as published for COCO), or the salient
 # head would hardly be taught.
@@ -75,13 +85,13 @@ class Plan:
         request: all that decides about the files, apart from what the package ships; as json holds it.
         files: names in the folder of the configs → their texts; the first one is the rounds config.
         summary: of the data, for the terminal.
-        boxes_alone: whether there are no masks to learn from.
+        warnings: what will limit the result.
     """
 
     request: dict[str, Any]
     files: dict[str, str]
     summary: str
-    boxes_alone: bool
+    warnings: tuple[str, ...]
 
 
 def plan_training(
@@ -112,11 +122,11 @@ def plan_training(
     network = recipe.boxes_alone if boxes_alone else recipe.network
     texts = {
         "rounds.yaml": _rounds(args, source, salient, out, use_masks),
-        f"{NETWORK}.yaml": _network(args, network, ranks, salient is not None, few),
+        f"{NETWORK}.yaml": _network(args, network, ranks, len(objects) + salient_images, salient is not None, few),
         **_with_bases(network),
     }
     if args.mask_rcnn:
-        texts[f"{MASK_RCNN}.yaml"] = _mask_rcnn(args, recipe.mask_rcnn, ranks, classes)
+        texts[f"{MASK_RCNN}.yaml"] = _mask_rcnn(args, recipe.mask_rcnn, ranks, len(source.usable["images"]), classes)
         texts.update(_with_bases(recipe.mask_rcnn))
     summary = (
         f"{len(objects) - masks} boxes, {masks} boxes with masks, {salient_images} salient images; {classes} classes"
@@ -135,7 +145,10 @@ def plan_training(
         "boxes_alone": boxes_alone,
         "out": out,
     }
-    return Plan(request, texts, summary, boxes_alone)
+    warnings = [COST_OF_BOXES_ALONE] if boxes_alone else []
+    if len(objects) < _FEW_BOXES:
+        warnings.append(_NOTE_ON_FEW_BOXES.format(len(objects), classes))
+    return Plan(request, texts, summary, tuple(warnings))
 
 
 def write_configs(folder: str, plan: Plan, *, force: bool) -> str:
@@ -231,7 +244,7 @@ def _rounds(args: argparse.Namespace, source: Source, salient: tuple[str, str] |
     return _yaml(comments, config)
 
 
-def _network(args: argparse.Namespace, name: str, ranks: int, with_salient: bool, few_masks: bool) -> str:
+def _network(args: argparse.Namespace, name: str, ranks: int, samples: int, with_salient: bool, few_masks: bool) -> str:
     recipe, base = get_config(name), posixpath.basename(name)
     comments = [
         f"The box-to-mask network: what differs from the recipe, {base}.",
@@ -251,14 +264,15 @@ def _network(args: argparse.Namespace, name: str, ranks: int, with_salient: bool
     if args.iterations and recipe.SOLVER.MAX_EPOCHS:
         config["SOLVER"]["MAX_EPOCHS"] = 0
     if args.iterations or not recipe.SOLVER.MAX_EPOCHS:
-        config["SOLVER"].update(_iterations(args.iterations or recipe.SOLVER.MAX_ITER))
+        config["SOLVER"].update(_iterations(args.iterations or _enough(recipe, samples)))
     return _yaml(comments, {**config, "VERSION": 2})
 
 
-def _mask_rcnn(args: argparse.Namespace, name: str, ranks: int, classes: int) -> str:
+def _mask_rcnn(args: argparse.Namespace, name: str, ranks: int, images: int, classes: int) -> str:
     recipe, base = get_config(name), posixpath.basename(name)
     usual = recipe.SOLVER.MAX_ITER
-    iterations = args.mask_rcnn_iterations or (args.iterations and args.iterations * 3 // 2) or usual
+    iterations = args.mask_rcnn_iterations or (args.iterations and args.iterations * 3 // 2)
+    iterations = iterations or _enough(recipe, images)
     solver = {**_batch(recipe, ranks), **_iterations(iterations)}
     if recipe.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         solver["STEPS"] = [max(step * iterations // usual, 1) for step in recipe.SOLVER.STEPS]
@@ -274,6 +288,12 @@ def _mask_rcnn(args: argparse.Namespace, name: str, ranks: int, classes: int) ->
         "VERSION": 2,
     }
     return _yaml(comments, config)
+
+
+def _enough(recipe: CfgNode, samples: int) -> int:
+    """Updates of a training: the recipe's, or fewer where there are few samples."""
+    passes = -(-_PASSES * samples // recipe.SOLVER.IMS_PER_BATCH)
+    return min(recipe.SOLVER.MAX_ITER, max(passes, _LEAST_ITERATIONS))
 
 
 def _iterations(number: int) -> dict[str, int]:

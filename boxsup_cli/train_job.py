@@ -6,13 +6,17 @@ import os
 import shlex
 from collections.abc import Sequence
 
+from detectron2.engine import hooks
 from detectron2.modeling import build_model
+from detectron2.utils import comm
 
+from boxsup_cli.console import quiet_setup
+from boxsup_cli.train_config import BOXES, MASK_RCNN, NETWORK
 from boxsup_d2.checkpoint import WholeCheckpointer
-from boxsup_d2.cli.console import quiet_setup
-from boxsup_d2.cli.train_config import BOXES, MASK_RCNN, NETWORK
 from boxsup_d2.config import load_config, merge_overrides
 from boxsup_d2.engine.defaults import setup
+from boxsup_d2.engine.hooks import ProgressBarHook
+from boxsup_d2.engine.trainer import Trainer
 from boxsup_d2.labelling.driver import pseudo_mask_path
 from boxsup_d2.modeling.build import explain_build_errors
 from boxsup_d2.rounds.runner import run_rounds
@@ -26,14 +30,24 @@ def run_rounds_config(path: str, opts: Sequence[str], processes: int, verbose: b
         opts: overrides for all steps, in pairs.
         processes: as ``--num-gpus`` says.
         verbose: show the whole log.
-        new_networks: see :func:`boxsup_d2.cli.console.quiet_setup`.
+        new_networks: see :func:`boxsup_cli.console.quiet_setup`.
     """
     args = argparse.Namespace(
         config_file=path, opts=list(opts), num_gpus=processes, round="", eval_only=False, resume=False
     )
     with contextlib.nullcontext() if verbose else quiet_setup(new_networks=new_networks):
         cfg = setup(args)
-    run_rounds(cfg, args)
+    run_rounds(cfg, args, Trainer if verbose else _TrainerWithBar)
+
+
+class _TrainerWithBar(Trainer):
+    """Shows how far a training is, instead of a line of losses now and then."""
+
+    def build_hooks(self) -> list[hooks.HookBase]:
+        built = super().build_hooks()
+        if comm.is_main_process():
+            built.insert(self.first_hook_at_the_end(built), ProgressBarHook(os.path.basename(self.cfg.OUTPUT_DIR)))
+        return built
 
 
 def check_init(config: str, checkpoint: str, opts: Sequence[str]) -> None:
@@ -72,6 +86,9 @@ def summary(out: str, images: str, *, mask_rcnn: bool) -> str:
     lines.append("look at them:")
     lines.append(f"  boxsup report {shlex.quote(masks)} --images {shlex.quote(images)}")
     lines.append("masks for boxes of other images, by these weights:")
+    if mask_rcnn:
+        found = f"  boxsup predict {shlex.quote(out)} DIR --overlays drawn --out found.json"
+        lines[-1:] = ["objects in other images, without boxes:", found, lines[-1]]
     step = MASK_RCNN if mask_rcnn else NETWORK
     lines.append(
         f"  boxsup label --json boxes.json --images DIR --config {shlex.quote(os.path.join(out, step, 'config.yaml'))} "

@@ -3,9 +3,9 @@
 import os
 from typing import Any
 
-from boxsup_d2.cli.errors import BadInput
-from boxsup_d2.cli.exports import check_links, targets, write
-from boxsup_d2.cli.sources import Source
+from boxsup_cli.errors import BadInput
+from boxsup_cli.exports import targets, write
+from boxsup_cli.sources import Source
 from boxsup_d2.data.formats.coco import read_json
 from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY, read_provenance, read_pseudo_masks, write_pseudo_masks
 from boxsup_d2.masks.confidence import DOUBTFUL_QUALITY
@@ -62,7 +62,7 @@ def finish(
         result: file that labelling wrote.
         out: json to write.
         source: the user's boxes.
-        request: see :func:`boxsup_d2.cli.label_job.request_of`.
+        request: see :func:`boxsup_cli.label_job.request_of`.
         exports: other formats → folders.
         polygons: polygons instead of RLE.
         min_quality: boxes whose new mask has a lower quality are left without a mask; None: none is.
@@ -143,17 +143,17 @@ def _done_exports(provenance: dict[str, Any]) -> dict[str, str]:
     return done if isinstance(done, dict) else {}
 
 
-def claim_folders(exports: dict[str, str], source: Source, work: str, *, force: bool) -> None:
+def claim_folders(exports: dict[str, str], source_path: str, work: str, *, force: bool) -> None:
     """Check that other formats replace no file of the user, and note in ``work`` that their folders are ours.
 
     Args:
         exports: formats → folders that are about to be written.
-        source: the boxes.
+        source_path: of the boxes or images.
         work: folder of the work under way.
         force: replace what is there.
 
     Raises:
-        BadInput: files of these names are there, and not ``force``; or they are the boxes themselves.
+        BadInput: files of these names are there, and not ``force``; or they are the source itself.
     """
     record = os.path.join(work, "exports.json")
     begun: dict[str, str] = {}
@@ -163,10 +163,9 @@ def claim_folders(exports: dict[str, str], source: Source, work: str, *, force: 
         if not isinstance(begun, dict):
             raise ValueError(f"'{record}' is damaged: it holds no names and folders. {fix}")
     for name, folder in exports.items():
-        check_links(name, folder, source.usable, source.image_root)
         present = [path for path in targets(name, folder) if os.path.exists(path)]
-        if any(os.path.samefile(path, source.path) for path in present):
-            raise BadInput(f"--{name} '{folder}' would write over the boxes in '{source.path}': name another folder.")
+        if any(os.path.samefile(path, source_path) for path in present):
+            raise BadInput(f"--{name} '{folder}' would write over '{source_path}': name another folder.")
         if present and begun.get(name) != folder and not force:
             raise BadInput(f"--{name}: '{present[0]}' is there already: name another folder, or replace it by --force.")
     if exports:
@@ -175,7 +174,7 @@ def claim_folders(exports: dict[str, str], source: Source, work: str, *, force: 
 
 
 def _export(data: dict[str, Any], exports: dict[str, str], image_root: str) -> None:
-    from boxsup_d2.cli.console import tell
+    from boxsup_cli.console import tell
 
     for name, folder in exports.items():
         tell(f"writing --{name} '{folder}'")

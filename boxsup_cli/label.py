@@ -5,12 +5,22 @@ import contextlib
 import os
 import shlex
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from boxsup_d2.cli.errors import BadInput, bad_input
-from boxsup_d2.cli.exports import EXPORTS
-from boxsup_d2.cli.sources import Source, add_source_arguments, read_source
-from boxsup_d2.methods import DEFAULT_METHOD, methods
+from boxsup_cli.arguments import (
+    Commands,
+    add_device_argument,
+    add_machine_arguments,
+    add_opts_argument,
+    hide_gpus,
+    share,
+)
+from boxsup_cli.errors import BadInput, bad_input
+from boxsup_cli.exports import EXPORTS, add_export_arguments, check_links
+from boxsup_cli.sources import Source, add_source_arguments, read_source
+
+if TYPE_CHECKING:  # imported when the command runs
+    from boxsup_cli.label_job import LabelJob
 
 _EPILOG = """
 examples:
@@ -32,28 +42,30 @@ is complete.
 """
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the subcommand; returns its parser."""
     parser = commands.add_parser(
         "label",
         help="boxes to masks: a json with boxes in, the same json with masks out",
         description="Give every box of a json its mask.",
-        epilog=f"{_EPILOG}\n{_list_of_methods()}\n",
+        epilog=_EPILOG,
     )
-    add_source_arguments(parser, only_json=False)
+    add_source_arguments(parser)
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--method", metavar="NAME", help=f"one of those below (default: {DEFAULT_METHOD}, or that of --config)"
+        "--method",
+        metavar="NAME",
+        help="one of those that 'boxsup models' lists (default: boxmask, the network that ships, or that of --config)",
     )
     method.add_argument("--weights", metavar="F", help="trained weights; default: model_final.pth beside --config")
     method.add_argument("--config", metavar="F", help="a config of a network, such as those that 'boxsup train' leaves")
     method.add_argument("--crf", action="store_true", help="refine masks by a dense CRF: better edges, slower")
     method.add_argument("--fast", action="store_true", help="a faster setting of the method, for somewhat worse masks")
     method.add_argument("--overwrite-masks", action="store_true", help="label boxes that have a mask, too")
-    method.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys to set, in pairs")
+    add_opts_argument(method)
     machine = parser.add_argument_group("machine")
     add_machine_arguments(machine)
-    machine.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
+    add_device_argument(machine)
     results = parser.add_argument_group("results")
     results.add_argument("--out", default="masks.json", metavar="F", help="json to write (default: %(default)s)")
     results.add_argument(
@@ -62,54 +74,14 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="replace what is there that another command wrote, other formats included",
     )
     results.add_argument(
-        "--min-quality", type=_share, metavar="Q", help="leave boxes whose mask has a lower quality (0..1) without one"
+        "--min-quality", type=share, metavar="Q", help="leave boxes whose mask has a lower quality (0..1) without one"
     )
     results.add_argument("--polygons", action="store_true", help="polygons instead of run lengths; not exact")
-    for option, kind in EXPORTS.items():
-        results.add_argument(f"--{option}", metavar="DIR", help=f"also write {kind.what}")
+    add_export_arguments(results)
     results.add_argument(
         "--report", metavar="F", help="also write a page to look at the masks, as 'boxsup report' does"
     )
     return parser
-
-
-def _list_of_methods() -> str:
-    """A line on each method: what it does, and what it needs."""
-    infos = [method.info for method in methods().values()]
-    width = max(len(info.name) for info in infos)
-    lines = ["methods:"]
-    for info in infos:
-        needs = ["--weights"] if info.weights_key and not info.weights else []
-        needs += [f"the extra '{info.extra}'"] if info.extra else []
-        lines.append(f"  {info.name:{width}}  {info.summary}{'; needs ' if needs else ''}{' and '.join(needs)}")
-    return "\n".join(lines)
-
-
-def add_machine_arguments(group: Any) -> None:
-    """Add ``--num-gpus`` and its other name, ``--workers``."""
-    group.add_argument(
-        "--num-gpus",
-        "--workers",
-        dest="num_gpus",
-        type=_count,
-        metavar="N",
-        help="processes that share the images: one per GPU, or on the CPU where there is none (default: 1); 0: one "
-        "process on the CPU. Every process needs the memory of the network once more",
-    )
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {value}")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {text}")
-    return value
 
 
 def run(args: argparse.Namespace) -> None:
@@ -119,9 +91,7 @@ def run(args: argparse.Namespace) -> None:
         BadInput: before anything is done.
         RuntimeError, ValueError, OSError: an image is damaged, the disk is full, another run is at work.
     """
-    processes = 1 if args.num_gpus is None else args.num_gpus
-    if args.device == "cpu" and processes > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # several processes use GPUs wherever they see some
+    hide_gpus(args)
     out = os.path.abspath(os.path.expanduser(args.out))
     if os.path.isdir(out):
         raise BadInput(
@@ -131,16 +101,16 @@ def run(args: argparse.Namespace) -> None:
     if given and os.path.exists(out) and os.path.exists(given) and os.path.samefile(out, given):
         raise BadInput(f"--out is the file that is labelled, '{out}': name another one.")
 
-    from boxsup_d2.cli.console import short, show
-    from boxsup_d2.cli.label_job import LabelJob, check_classes, job_config, label, request_of
-    from boxsup_d2.cli.label_output import claim_folders, export, finish, is_done, missing_exports
+    from boxsup_cli.console import short, show
+    from boxsup_cli.label_job import check_classes, job_config, label, request_of
+    from boxsup_cli.label_output import export, finish, is_done, missing_exports
     from boxsup_d2.engine.launch import launch
     from boxsup_d2.utils.lock import acquire_lock
 
     exports = {option: getattr(args, option.replace("-", "_")) for option in EXPORTS}
     exports = {option: os.path.abspath(folder) for option, folder in exports.items() if folder}
     source = read_source(args)
-    job = _job(args, source, out, processes, LabelJob)
+    job = _job(args, source, out)
     with bad_input():
         check_classes(job, source.usable["categories"])
         request = request_of(job, job_config(job), source.sha256, polygons=args.polygons, min_quality=args.min_quality)
@@ -149,18 +119,18 @@ def run(args: argparse.Namespace) -> None:
         show(f"'{short(out)}' is done: the same command has written it. Nothing was labelled.")
         exports = missing_exports(out, exports)
         if exports:
-            claim_folders(exports, source, work, force=args.force)
+            _claim(exports, source, work, force=args.force)
             export(out, source.image_root, exports, outside_images=args.outside_images)
         if os.path.isdir(work):  # what a kill after the last write left, or another command that is at work
             with contextlib.suppress(RuntimeError), acquire_lock(work, "lock"):
                 shutil.rmtree(work, ignore_errors=True)
     else:
-        claim_folders(exports, source, work, force=args.force)
+        _claim(exports, source, work, force=args.force)
         with bad_input():  # a folder that may not be written to
             os.makedirs(job.output_dir, exist_ok=True)
         with acquire_lock(work, "lock"):
             source.write(work)
-            launch(label, processes, args=(job,), join=False)
+            launch(label, args.num_gpus, args=(job,), join=False)
             summary = finish(
                 job.result,
                 out,
@@ -177,13 +147,24 @@ def run(args: argparse.Namespace) -> None:
         if look:
             show(look)
     if args.report:
-        from boxsup_d2.cli.report import write
+        from boxsup_cli.report import write
 
         write([out], source.image_root, args.report, keep_going=args.keep_going, outside_images=args.outside_images)
 
 
-def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kind: Any) -> Any:
+def _claim(exports: dict[str, str], source: Source, work: str, *, force: bool) -> None:
+    from boxsup_cli.label_output import claim_folders
+
+    for name, folder in exports.items():
+        check_links(name, folder, source.usable, source.image_root)
+    claim_folders(exports, source.path, work, force=force)
+
+
+def _job(args: argparse.Namespace, source: Source, out: str) -> "LabelJob":
     """The job, as every process needs it."""
+    from boxsup_cli.label_job import LabelJob
+    from boxsup_d2.methods import DEFAULT_METHOD, methods
+
     work = _work_folder(out)
     config, weights, method = args.config, args.weights, args.method
     if method is None and config is None:
@@ -200,7 +181,7 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
         if not fast:
             able = ", ".join(name for name, known in kinds.items() if known.info.fast)
             raise BadInput(f"--fast: '{method or config}' has no faster setting; there is one of: {able}.")
-    return kind(
+    return LabelJob(
         json_file=source.json_file(work),
         image_root=source.image_root,
         # Work on other images is not resumed, though labelling knows images by their names alone.
@@ -212,7 +193,7 @@ def _job(args: argparse.Namespace, source: Source, out: str, processes: int, kin
         crf=args.crf,
         overwrite=args.overwrite_masks,
         device=args.device,
-        processes=processes,
+        processes=args.num_gpus,
     )
 
 

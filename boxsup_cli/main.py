@@ -4,15 +4,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from boxsup_d2.cli import convert, evaluate, label, models, report, tighten, train
-from boxsup_d2.cli.errors import BAD_INPUT, exit_code_of
-from boxsup_d2.version import __version__
+from boxsup_cli import convert, evaluate, export, label, models, predict, report, tighten, train
+from boxsup_cli.arguments import TellAndEnd
+from boxsup_cli.errors import BAD_INPUT, exit_code_of
 
 _EPILOG = """
 from boxes to masks, and to a network of your own:
   $ boxsup label --json boxes.json --images photos --out masks.json         masks by a network that ships
   $ boxsup report masks.json --images photos                                a page to look at them
   $ boxsup train --json boxes.json --images photos --salient DUTS --out my  a network from your boxes
+  $ boxsup predict my photos --overlays drawn                               objects in images without boxes
   $ boxsup eval masks.json truth.json                                       where you have true masks
 
 'boxsup COMMAND --help' explains a command and what its options cost. An interrupted command resumes when it is run
@@ -28,14 +29,20 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"boxsup_d2 {__version__}")
+    parser.add_argument("--version", action=TellAndEnd, text=_version, help="show the version and end")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    for module in (label, train, evaluate, report, tighten, models, convert):
+    for module in (label, train, predict, evaluate, report, tighten, models, export, convert):
         command = module.add_parser(commands)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(run=module.run)
     return parser
+
+
+def _version() -> str:
+    from boxsup_d2.version import __version__
+
+    return f"boxsup_d2 {__version__}\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

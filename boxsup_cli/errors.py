@@ -4,8 +4,6 @@ import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterator
 
-from boxsup_d2.utils.errors import cause_of, message_of
-
 # Exit codes, beside 0.
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -24,6 +22,8 @@ def bad_input(kinds: tuple[type[Exception], ...] = EXPECTED) -> Iterator[None]:
     try:
         yield
     except kinds as error:
+        from boxsup_d2.utils.errors import message_of
+
         raise BadInput(message_of(error)) from error
 
 
@@ -48,6 +48,11 @@ def exit_code_of(program: str, work: Callable[[], object], *, debug: bool) -> in
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, BadInput):  # for which nothing needs to be imported
+            _tell(f"{program}: error: {error}")
+            return BAD_INPUT
+        from boxsup_d2.utils.errors import cause_of
+
         kind, message = cause_of(error)
         message = " ".join(message.split())
         if issubclass(kind, (*EXPECTED, BadInput)):
@@ -62,6 +67,6 @@ def exit_code_of(program: str, work: Callable[[], object], *, debug: bool) -> in
 
 
 def _tell(message: str) -> None:
-    from boxsup_d2.cli.console import tell
+    from rich.console import Console  # and not boxsup_cli.console, which is slow to import
 
-    tell(message, style="bold red")
+    Console(stderr=True).print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)

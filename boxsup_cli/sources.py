@@ -7,10 +7,15 @@ rest is copied to the output unchanged.
 import argparse
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from boxsup_d2.cli.errors import BadInput, bad_input
-from boxsup_d2.utils.files import json_sha256
+from boxsup_cli.arguments import Group
+from boxsup_cli.errors import BadInput, bad_input
+
+if TYPE_CHECKING:  # imported when the command runs
+    from boxsup_d2.data.formats.annotations import Annotations
+    from boxsup_d2.data.formats.inspection import Inspection
+    from boxsup_d2.data.formats.problems import Problems
 
 
 @dataclass(frozen=True)
@@ -47,41 +52,17 @@ class Source:
                 file.write(strict_json(self.usable))
 
 
-def add_source_arguments(parser: argparse.ArgumentParser, *, only_json: bool) -> None:
-    """Add the options that name boxes and images.
-
-    Args:
-        parser: of a subcommand.
-        only_json: whether other formats than COCO's are left out.
-    """
-    group = parser.add_argument_group("boxes and images")
-    formats = group.add_mutually_exclusive_group(required=True)
-    formats.add_argument(
-        "--json", metavar="F", help="boxes as a COCO-format json, whose unknown fields are kept, or one of other tools"
-    )
-    parser.set_defaults(voc_xml=None, yolo=None, annotations=None, names=None)
-    if not only_json:
-        formats.add_argument("--voc-xml", metavar="DIR", help="boxes as a folder of Pascal VOC's xml files")
-        formats.add_argument("--yolo", metavar="DIR", help="boxes as a folder of YOLO's txt files")
-        formats.add_argument(
-            "--annotations",
-            metavar="PATH",
-            help="boxes as any of these, as CVAT's xml, or of Label Studio, labelme or VIA: a file, or a whole export",
-        )
-        group.add_argument(
-            "--names", metavar="F", help="class names of --yolo: a txt file with a name per line, or yaml"
-        )
-    group.add_argument("--images", metavar="DIR", required=True, help="folder that the file names are relative to")
+def add_keep_going_argument(group: Group) -> None:
+    """Add ``--keep-going``."""
     group.add_argument(
         "--keep-going",
         action="store_true",
         help="use the good part of data that have mistakes; without it any mistake stops the command before the work. "
         "Reads every image whole at the start, to find damaged ones",
     )
-    add_outside_argument(group)
 
 
-def add_outside_argument(group: Any) -> None:
+def add_outside_argument(group: argparse._ActionsContainer) -> None:
     """Add ``--outside-images``."""
     group.add_argument(
         "--outside-images",
@@ -90,34 +71,49 @@ def add_outside_argument(group: Any) -> None:
     )
 
 
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name boxes and images to the parser of a subcommand."""
+    group = parser.add_argument_group("boxes and images")
+    formats = group.add_mutually_exclusive_group(required=True)
+    formats.add_argument(
+        "--json", metavar="F", help="boxes as a COCO-format json, whose unknown fields are kept, or one of other tools"
+    )
+    formats.add_argument("--voc-xml", metavar="DIR", help="boxes as a folder of Pascal VOC's xml files")
+    formats.add_argument("--yolo", metavar="DIR", help="boxes as a folder of YOLO's txt files")
+    formats.add_argument(
+        "--annotations",
+        metavar="PATH",
+        help="boxes as any of these, as CVAT's xml, or of Label Studio, labelme or VIA: a file, or a whole export",
+    )
+    group.add_argument("--names", metavar="F", help="class names of --yolo: a txt file with a name per line, or yaml")
+    group.add_argument("--images", metavar="DIR", required=True, help="folder that the file names are relative to")
+    add_keep_going_argument(group)
+    add_outside_argument(group)
+
+
 def read_source(args: argparse.Namespace) -> Source:
     """Read and inspect what :func:`add_source_arguments` named, and show what is wrong with it.
 
     Raises:
         BadInput: files are missing or damaged, there are no boxes, or there are mistakes and no ``--keep-going``.
     """
-    from boxsup_d2.cli.console import errors, problems_table, tell
-    from boxsup_d2.data.formats.inspection import OUTSIDE, inspect_coco
+    from boxsup_cli.console import tell
     from boxsup_d2.data.formats.problems import Problems
+    from boxsup_d2.utils.files import json_sha256
 
     notes = Problems()
     with bad_input():
         found, image_root, digest, unreadable = _read(args, notes)
-        path, data = found.path, found.data
-        inspection = inspect_coco(
-            data, image_root, path=path, decode=args.keep_going, outside_images=args.outside_images
-        )
-    if data["images"] and not inspection.usable["images"]:
-        _refuse_wrong_folder(path, image_root, data["images"])
-    mistakes = len(unreadable) + len(inspection.problems)
-    if mistakes or len(notes) or len(inspection.notes):
-        errors.print(problems_table(path, [unreadable, inspection.problems], [notes, inspection.notes]))
-    if mistakes and not args.keep_going:
-        outside = any(kind.startswith(OUTSIDE) for kind, *_ in inspection.problems.kinds())
-        raise BadInput(
-            f"'{path}' has {mistakes} mistake(s), listed above: nothing was done. Correct them, or use the rest with "
-            f"--keep-going{' (images outside of the folder: with --outside-images)' if outside else ''}."
-        )
+    path, data = found.path, found.data
+    inspection, mistakes = inspect_source(
+        path,
+        image_root,
+        data,
+        unreadable,
+        notes,
+        keep_going=args.keep_going,
+        outside_images=args.outside_images,
+    )
     usable = inspection.usable
     if not any(not annotation.get("iscrowd") for annotation in usable["annotations"]):
         raise BadInput(f"'{path}' has no usable box: there is nothing to do.")
@@ -129,6 +125,51 @@ def read_source(args: argparse.Namespace) -> Source:
     sizes = [os.path.getsize(os.path.join(image_root, image["file_name"])) for image in usable["images"]]
     digest = json_sha256([digest, sizes])
     return Source(path, image_root, data, usable, digest, as_it_is)
+
+
+def inspect_source(
+    path: str,
+    image_root: str,
+    data: dict[str, Any],
+    unreadable: "Problems",
+    notes: "Problems",
+    *,
+    keep_going: bool,
+    outside_images: bool,
+) -> tuple["Inspection", int]:
+    """Inspect a COCO dict, and show what is wrong with it.
+
+    Args:
+        path: where it came from.
+        image_root: folder of its images.
+        data: the COCO dict.
+        unreadable, notes: what did not get into it, and what else is worth knowing.
+        keep_going: mistakes are left out.
+        outside_images: images may lie outside of ``image_root``.
+
+    Returns:
+        What was found, and the number of mistakes.
+
+    Raises:
+        BadInput: there are mistakes, and not ``keep_going``; or no image is there.
+    """
+    from boxsup_cli.console import errors, problems_table
+    from boxsup_d2.data.formats.inspection import OUTSIDE, inspect_coco
+
+    with bad_input():
+        inspection = inspect_coco(data, image_root, path=path, decode=keep_going, outside_images=outside_images)
+    if data["images"] and not inspection.usable["images"]:
+        _refuse_wrong_folder(path, image_root, data["images"])
+    mistakes = len(unreadable) + len(inspection.problems)
+    if mistakes or len(notes) or len(inspection.notes):
+        errors.print(problems_table(path, [unreadable, inspection.problems], [notes, inspection.notes]))
+    if mistakes and not keep_going:
+        outside = any(kind.startswith(OUTSIDE) for kind, *_ in inspection.problems.kinds())
+        raise BadInput(
+            f"'{path}' has {mistakes} mistake(s), listed above: nothing was done. Correct them, or use the rest with "
+            f"--keep-going{' (images outside of the folder: with --outside-images)' if outside else ''}."
+        )
+    return inspection, mistakes
 
 
 def _refuse_wrong_folder(path: str, image_root: str, images: list[Any]) -> None:
@@ -143,11 +184,11 @@ def _refuse_wrong_folder(path: str, image_root: str, images: list[Any]) -> None:
         )
 
 
-def _read(args: argparse.Namespace, notes: Any) -> tuple[Any, str, str, Any]:
+def _read(args: argparse.Namespace, notes: "Problems") -> tuple["Annotations", str, str, "Problems"]:
     """The annotations, image folder, sha256, and what could not be read; ``notes``: gains what is worth knowing."""
     from boxsup_d2.data.formats.annotations import read_annotations
     from boxsup_d2.data.formats.problems import Problems
-    from boxsup_d2.utils.files import file_sha256
+    from boxsup_d2.utils.files import file_sha256, json_sha256
 
     named = {".json": args.json, ".xml": args.voc_xml, ".txt": args.yolo, "": args.annotations}
     suffix, given = next((suffix, given) for suffix, given in named.items() if given)

@@ -1,0 +1,78 @@
+"""Arguments that several subcommands share."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeAlias
+
+# What argparse hands out it has no public names for.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Group: TypeAlias = argparse._ArgumentGroup
+
+
+class TellAndEnd(argparse.Action):
+    """An option that prints something which takes long to find out, and ends the command, as ``--help`` does."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, text: Callable[[], str], help: str) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help=help)
+        self._text = text
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        sys.stdout.write(self._text())
+        parser.exit()
+
+
+def add_machine_arguments(group: Group) -> None:
+    """Add ``--num-gpus`` and its other name, ``--workers``."""
+    group.add_argument(
+        "--num-gpus",
+        "--workers",
+        dest="num_gpus",
+        type=count,
+        default=1,
+        metavar="N",
+        help="processes that share the images: one per GPU, or on the CPU where there is none (default: 1); 0: one "
+        "process on the CPU. Every process needs the memory of the network once more",
+    )
+
+
+def add_device_argument(group: Group) -> None:
+    """Add ``--device``."""
+    group.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
+
+
+def hide_gpus(args: argparse.Namespace) -> None:
+    """With ``--device cpu``: several processes use GPUs wherever they see some."""
+    if args.device == "cpu" and args.num_gpus > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def add_opts_argument(group: argparse._ActionsContainer, what: str = "config keys to set, in pairs") -> None:
+    """Add ``--opts``."""
+    group.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help=what)
+
+
+def count(text: str) -> int:
+    """A whole number, 0 or more."""
+    return _at_least(0, text)
+
+
+def positive(text: str) -> int:
+    """A whole number, 1 or more."""
+    return _at_least(1, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    value = int(text)
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be {least} or more, not {value}")
+    return value
+
+
+def share(text: str) -> float:
+    """A number in 0..1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {text}")
+    return value

@@ -1,0 +1,119 @@
+"""The masks of the boxes of one image, to use, to look at, and to keep."""
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from boxsup_d2.masks.confidence import mask_confidence
+from boxsup_d2.masks.rle import encode_window
+from boxsup_d2.report.overlays import DrawnObject, draw_objects
+
+__all__ = ["Prediction", "to_xywh"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """The masks of the N boxes of one image of H×W, in the order of the boxes.
+
+    Attributes:
+        masks: N×H×W bool. Not merged: masks of boxes that overlap may share pixels.
+        scores: N, 0..1, how sure the method is; 1 for those that know no probabilities.
+        confidence: N, 0..1, the IoU of the smallest box around the mask and the given box; 0 for an empty mask.
+        quality: N, 0..1, the IoU with the true mask to be expected of the mask; 0 for an empty one.
+        boxes: N×4, x0, y0, x1, y1 in pixels, as they were given.
+        image: H×W×3 uint8, R, G, B, that was asked about; needed to look at the masks alone.
+    """
+
+    masks: np.ndarray
+    scores: np.ndarray
+    confidence: np.ndarray
+    quality: np.ndarray
+    boxes: np.ndarray
+    image: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        height, width = self.masks.shape[1:]
+        quality = f", mean quality {self.quality.mean():.2f}" if len(self) else ""
+        return f"Prediction({len(self)} masks on {width}×{height} pixels{quality})"
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def to_coco(
+        self, image_id: int = 1, category_ids: Sequence[int] | None = None, first_id: int = 1
+    ) -> list[dict[str, Any]]:
+        """The masks as annotations of a COCO json.
+
+        Args:
+            image_id: of the image.
+            category_ids: N ids; None: 1 for all.
+            first_id: id of the first annotation; the others count on.
+
+        Returns:
+            Annotations with ``id``, ``image_id``, ``category_id``, ``bbox`` (x, y, width, height), ``iscrowd`` 0,
+            ``segmentation`` (compressed RLE with str counts), ``area``, ``score``, and ``confidence``,
+            ``confidence_exact`` and ``quality`` with the meaning that they have in the files of :func:`label`. All are
+            plain Python values, ready for ``json.dump``.
+
+        Raises:
+            ValueError: there are not as many categories as masks.
+        """
+        if category_ids is not None and len(category_ids) != len(self):
+            raise ValueError(f"{len(category_ids)} category_ids for {len(self)} masks: give one per mask, or None.")
+        height, width = self.masks.shape[1:]
+        boxes = to_xywh(self.boxes)
+        published = mask_confidence(torch.from_numpy(self.masks), boxes).tolist()
+        return [
+            {
+                "id": first_id + index,
+                "image_id": image_id,
+                "category_id": 1 if category_ids is None else int(category_ids[index]),
+                "bbox": boxes[index],
+                "iscrowd": 0,
+                "segmentation": encode_window(mask.T, 0, 0, height, width),
+                "area": int(mask.sum()),
+                "score": float(self.scores[index]),
+                "confidence": published[index],
+                "confidence_exact": float(self.confidence[index]),
+                "quality": float(self.quality[index]),
+            }
+            for index, mask in enumerate(self.masks)
+        ]
+
+    def plot(self) -> Image.Image:
+        """The image with its masks, boxes and qualities over it.
+
+        Raises:
+            ValueError: there is no image.
+        """
+        if self.image is None:
+            raise ValueError("This prediction was made without its image: there is nothing to draw on.")
+        boxes = to_xywh(self.boxes)
+        objects = [
+            DrawnObject(mask, box, number, f"{quality:.2f}")
+            for number, (mask, box, quality) in enumerate(zip(self.masks, boxes, self.quality, strict=True))
+        ]
+        return Image.fromarray(draw_objects(self.image[:, :, ::-1], objects)[:, :, ::-1])
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write :meth:`plot` to a file, in the format that its ending says."""
+        self.plot().save(path)
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the picture, where there is an image."""
+        if self.image is None:
+            return None
+        buffer = io.BytesIO()
+        self.plot().save(buffer, format="PNG")
+        return buffer.getvalue()
+
+
+def to_xywh(boxes: np.ndarray) -> list[list[float]]:
+    """N×4 corners as x, y, width, height."""
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()

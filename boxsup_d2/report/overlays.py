@@ -1,0 +1,89 @@
+"""Whole images with their objects drawn over them: arrays in, arrays out, and a folder of JPEGs of a COCO json."""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from boxsup_d2.data.formats.coco import category_tables
+from boxsup_d2.data.formats.folders import by_image, output_stems, write_file
+from boxsup_d2.data.formats.polygons import decode_mask
+from boxsup_d2.data.images import read_image
+from boxsup_d2.report.drawing import COLORS, Canvas, encode_jpeg
+
+__all__ = ["DrawnObject", "draw_objects", "write_overlays"]
+
+# Height of letters, as a share of the image's longer side, and in pixels at least.
+_LETTERS, _LEAST_LETTERS = 1 / 60, 11
+
+
+class DrawnObject(NamedTuple):
+    """What is drawn of an object.
+
+    Attributes:
+        mask: H×W bool; None: it has none.
+        box: x, y, w, h in pixels.
+        color: position in the palette; the same for all objects of a class.
+        text: beside the box; "": none.
+    """
+
+    mask: np.ndarray | None
+    box: Sequence[float]
+    color: int = 0
+    text: str = ""
+
+
+def draw_objects(image: np.ndarray, objects: Iterable[DrawnObject]) -> np.ndarray:
+    """Draw objects over a copy of an image: H×W×3 uint8, BGR, both."""
+    height, width = image.shape[:2]
+    canvas = Canvas(image, (0, 0, width, height), max(height, width))
+    texts = []
+    for each in objects:
+        color = COLORS[each.color % len(COLORS)]
+        if each.mask is not None and each.mask.any():
+            canvas.mask(each.mask, color)
+        canvas.box(each.box, color)
+        texts.append((each, color))
+    picture = Image.fromarray(np.ascontiguousarray(canvas.pixels[:, :, ::-1]))
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=max(max(height, width) * _LETTERS, _LEAST_LETTERS))
+    for each, color in texts:
+        if each.text:
+            x0, y0, x1, y1 = draw.textbbox((0, 0), each.text, font=font)
+            # Inside the image, above the box where there is room.
+            left = min(max(each.box[0], 0), max(width - x1, 0))
+            top = each.box[1] - y1 if each.box[1] >= y1 else max(each.box[1], 0)
+            draw.rectangle((left + x0, top + y0, left + x1, top + y1), fill=color[::-1])
+            draw.text((left, top), each.text, fill=(0, 0, 0), font=font)
+    return np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
+
+
+def write_overlays(data: dict[str, Any], out_dir: str, image_root: str) -> int:
+    """Write ``<image>.jpg`` per image, with masks, boxes, classes and scores; returns how many.
+
+    Args:
+        data: COCO dict whose images have sizes and whose masks fit them.
+        out_dir: folder to write to.
+        image_root: folder that the file names are relative to.
+
+    Raises:
+        ValueError: two images share a name but for its extension, or a mask or image cannot be read.
+    """
+    names, class_of = category_tables(data, out_dir)
+    stems = output_stems(data["images"])
+    for (image, annotations), stem in zip(by_image(data), stems, strict=True):
+        pixels = read_image(os.path.join(image_root, image["file_name"]), "BGR")
+        objects = []
+        for annotation in annotations:
+            number = class_of[annotation["category_id"]]
+            score = annotation.get("score", annotation.get("quality"))
+            mask = decode_mask(annotation, *pixels.shape[:2]) if annotation.get("segmentation") else None
+            objects.append(DrawnObject(mask, annotation["bbox"], number, _text(names[number], score)))
+        write_file(os.path.join(out_dir, f"{stem}.jpg"), encode_jpeg(draw_objects(pixels, objects)))
+    return len(stems)
+
+
+def _text(name: str, score: Any) -> str:
+    return f"{name} {score:.2f}" if isinstance(score, int | float) else name
