@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+import boxsup_d2
 from boxsup_cli import main
 from boxsup_d2.config import load_config
 from boxsup_d2.export import export_network, write
@@ -81,3 +83,30 @@ def test_what_differs_or_cannot_be_is_not_written(tmp_path: Path, photo: str, mo
     with pytest.raises(RuntimeError, match=r"differ from the network's by 0\.1"):
         export_network(tmp_path, tmp_path / "network.pt", photo)
     assert not list(tmp_path.glob("*network*"))
+
+
+@pytest.mark.slow
+def test_document_runs_the_network_that_ships_without_detectron2(
+    tmp_path: Path, project_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its window and box are drawn with a few lines less than the package's, so the masks are nearly the same."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    pixels = np.full((150, 226, 3), 60, np.uint8)
+    cv2.circle(pixels, (118, 78), 50, (40, 40, 220), -1)
+    cv2.imwrite("photos/cat.png", pixels)
+    export_network("boxmask", "boxmask.onnx", "photos/cat.png")
+    blocks = re.findall(
+        r"^```py\n(.*?)^```$", (project_root / "docs/python_api.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (block,) = [block for block in blocks if "onnxruntime" in block]
+    names: dict[str, Any] = {}
+    exec(block, names)
+    left, top = 60 - names["mx"], 15 - names["my"]
+    mask = np.zeros((150 + 2 * names["my"], 226 + 2 * names["mx"]), bool)
+    mask[15 : 15 + names["mask"].shape[0], 60 : 60 + names["mask"].shape[1]] = names["mask"]
+    mask = mask[names["my"] :, names["mx"] :][:150, :226]
+    assert (left, top) == (31, -16)
+    (truth,) = boxsup_d2.load(device="cpu").predict("photos/cat.png", [[60, 15, 175, 140]]).masks
+    assert (mask & truth).sum() / (mask | truth).sum() > 0.9

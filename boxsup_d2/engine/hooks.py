@@ -98,12 +98,18 @@ class InterruptHook(HookBase):
             raise KeyboardInterrupt
 
     def after_train(self) -> None:
-        """Give Ctrl-C back. Where another rank ended first, the iteration that failed for it does not count."""
-        if self._asked and not self._hurry and self.trainer.iter < self.trainer.max_iter:
-            self._save(self.trainer.iter - 1)
+        """Give Ctrl-C back. Where another rank ended first, the iteration that failed for it does not count.
+
+        Raises:
+            KeyboardInterrupt: it was pressed when all was done but what follows the training.
+        """
         if self._former is not None:
             signal.signal(signal.SIGINT, self._former)
             self._former = None
+        if self._asked and self.trainer.iter >= self.trainer.max_iter:
+            raise KeyboardInterrupt
+        if self._asked and not self._hurry:
+            self._save(self.trainer.iter - 1)
 
     def _save(self, iteration: int) -> None:
         if self._saved or iteration < self.trainer.start_iter or not comm.is_main_process():

@@ -30,6 +30,9 @@ class WindowNetwork(nn.Module):
     input_names: tuple[str, ...] = ("images",)
     output_names: tuple[str, ...] = ("logits",)
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: Any, side: int, margin: float, max_aspect: float, channels: str) -> None:
         """
         Args:

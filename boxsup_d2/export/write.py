@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -75,6 +76,7 @@ def export_network(
         cfg = file_config(config, given or found, opts, "cpu")
     pixels = read_image(os.path.expanduser(os.fspath(image)), cfg.INPUT.FORMAT)
     network = load_model(cfg)
+    examples: list[tuple[Tensor, ...]]
     if isinstance(network, GeneralizedRCNN):
         if kind == ".onnx":
             raise ValueError(f"'{path}': a Mask R-CNN is written as TorchScript: name a file that ends in .pt.")
@@ -112,20 +114,20 @@ def _export_onnx(windows: WindowNetwork, examples: list[tuple[Tensor, ...]]) -> 
         import onnxruntime
     except ImportError as error:
         raise ImportError(f"ONNX needs {error.name}, which is not installed: pip install 'boxsup_d2[onnx]'.") from error
-    buffer = io.BytesIO()
     names = [*windows.input_names, *windows.output_names]
-    with torch.no_grad(), _quiet_tracing(), _short_errors():
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _quiet_tracing(), _short_errors():
+        written = os.path.join(folder, "network.onnx")
         torch.onnx.export(
             windows,
             examples[0],
-            buffer,
+            written,
             dynamo=False,  # the other exporter needs a package more
             opset_version=_OPSET,
             input_names=list(windows.input_names),
             output_names=list(windows.output_names),
             dynamic_axes={name: {0: "windows"} for name in names},
         )
-    model = onnx.load_from_string(buffer.getvalue())
+        model = onnx.load(written)
     onnx.helper.set_model_props(model, windows.facts)
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
