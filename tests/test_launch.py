@@ -185,7 +185,7 @@ def test_config_runs_no_code(tmp_path, through_base):
         ({"_BASE_": 5}, r"c\.yaml: its _BASE_ is no path"),
         ({"_BASE_": "c.yaml"}, r"c\.yaml has a _BASE_ that leads back to it"),
         ({"_BASE_": "."}, r"c\.yaml has a _BASE_ that cannot be read"),
-        ("[" * 400, r"c\.yaml has a _BASE_ that leads back to it or to itself, or is nested too deeply"),
+        ("[" * 1200, r"c\.yaml has a _BASE_ that leads back to it or to itself, or is nested too deeply"),
         ("SOLVER: [", r"c\.yaml is not valid yaml"),
         ("", r"c\.yaml, or a _BASE_ of it, holds no KEY: VALUE pairs"),
         ("word", r"c\.yaml, or a _BASE_ of it, holds no KEY: VALUE pairs"),
