@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from torch.multiprocessing import ProcessRaisedException
 
 from boxsup_cli import console as command_console
 from boxsup_cli import main
@@ -196,11 +198,16 @@ def _fail_in_a_worker() -> None:
     list(torch.utils.data.DataLoader(_Damaged(), num_workers=1))
 
 
-def test_error_of_a_worker_of_another_rank_is_one_line(
-    in_two_processes: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Wrapped by the loader, and once more by the launcher."""
-    for run in (_fail_in_a_worker, lambda: in_two_processes(_fail_in_a_worker)):
+def _fail_in_a_worker_of_a_rank() -> None:
+    try:
+        _fail_in_a_worker()
+    except ValueError:  # as the launcher wraps it
+        text = f"\n\n-- Process 1 terminated with the following error:\n{traceback.format_exc()}"
+        raise ProcessRaisedException(text, 1, 7) from None
+
+
+def test_error_of_a_worker_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for run in (_fail_in_a_worker, _fail_in_a_worker_of_a_rank):
         assert exit_code_of("program", run, debug=False) == 1
         assert capsys.readouterr().err == "program: error: 'a.png' is damaged: replace it.\n"
 

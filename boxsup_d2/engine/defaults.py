@@ -4,10 +4,12 @@ What happens after that is one step (:mod:`boxsup_d2.engine.step`) or several (:
 """
 
 import argparse
+import difflib
 import logging
 
 import torch.distributed as dist
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser as detectron2_argument_parser
 from detectron2.engine import default_setup
 from detectron2.utils import comm
@@ -94,7 +96,22 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if fell_back and comm.is_main_process():
         logger.warning("No GPU is available: running on the CPU, in %d process(es).", comm.get_world_size())
     register_from_cfg(cfg)
+    if not cfg.ROUNDS:
+        _check_data_sets(cfg, args)
     return cfg
+
+
+def _check_data_sets(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Of steps of rounds, whose data sets may be made by others, :mod:`boxsup_d2.rounds.plan` does it."""
+    used = {"DATASETS.TEST": cfg.DATASETS.TEST, "PSEUDO_MASKS.DATASETS": cfg.PSEUDO_MASKS.DATASETS}
+    if not args.eval_only:
+        used["DATASETS.TRAIN"] = cfg.DATASETS.TRAIN
+    for key, names in used.items():
+        for name in names:
+            if name not in DatasetCatalog:
+                near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
+                hint = f" Did you mean '{near[0]}'?" if near else " Register it by DATASETS.REGISTER."
+                raise ValueError(f"{args.config_file}: {key} names '{name}', and there is no such data set.{hint}")
 
 
 def _leave_tracebacks_to_log_files() -> None:
