@@ -10,22 +10,22 @@ from boxsup_cli.sources import add_source_arguments, read_source
 
 _EPILOG = """
 examples:
-  from boxes and any photographs of single objects with masks (DIR: DUTS, or images/ and masks/):
-    $ boxsup train --json boxes.json --images photos --salient DIR --out my
-  the same, then a Mask R-CNN on the masks that the first network gives your boxes:
-    $ boxsup train --json boxes.json --images photos --salient DIR --out my --mask-rcnn
+  the network that ships, fine-tuned on your boxes, then a Mask R-CNN on the masks that it gives them:
+    $ boxsup train --json boxes.json --images photos --out my --mask-rcnn
   masks for some of the boxes are in the json already: they teach, and are kept
     $ boxsup train --json some_masks.json --images photos --out my
+  BoxCaseg from its beginnings, with photographs of single objects with masks (DIR: DUTS, or images/ and masks/):
+    $ boxsup train --size small --json boxes.json --images photos --salient DIR --out my
   start from a network that was trained before:
-    $ boxsup train --json boxes.json --images photos --init other/boxcaseg/model_final.pth --out my
+    $ boxsup train --json boxes.json --images photos --init other/boxmask/model_final.pth --out my
 
-Where do masks come from? Boxes bound an object and say nothing of its shape. A network needs some true
-masks, of any objects: those in the json, --salient, or --init. With none of these it learns from boxes alone, and
-the masks of its box head are worse than the filled boxes: mIoU* 48.2 against 55.4, and 77.6 with salient images
-(docs/benchmarks.md). Classes and their number are the json's. Nothing has to be validated.
+Where do masks come from? Boxes bound an object and say nothing of its shape. The network that ships knows masks of many
+things. One that is trained from its beginnings (--size small, full) needs some true masks, of any objects: those in the
+json, --salient, or --init; else the masks of its box head are worse than the filled boxes: mIoU* 48.2 against 55.4, and
+77.6 with salient images (docs/benchmarks.md). Classes and their number are the json's. Nothing has to be validated.
 
-What it costs: --size small took 24 minutes on one thread of a busy CPU (1,200 iterations); the Mask R-CNN takes about
-as long again. --size full is the published network, for GPUs, and downloads its ImageNet weights.
+What it costs: FINETUNE_COST; --size small took 24 minutes on one thread of a busy CPU (1,200 iterations), and a Mask
+R-CNN takes about as long. --size full is the published network, for GPUs, and downloads its ImageNet weights.
 
 All is written to --out: configs/ (yours to edit; the same command then uses them as they are), a folder per step with
 weights, log and masks, and rounds.json. The same command resumes after a crash or Ctrl-C, which writes a checkpoint,
@@ -42,7 +42,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "train",
         help="networks from boxes: a box-to-mask network, and on request a Mask R-CNN",
-        description="Train a box-to-mask network (BoxCaseg) on boxes of yours, give each of them a mask by it, and on "
+        description="Train a box-to-mask network on boxes of yours, give each of them a mask by it, and on "
         "request train a Mask R-CNN on these masks.",
         epilog=_EPILOG,
     )
@@ -62,9 +62,10 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     networks = parser.add_argument_group("networks")
     networks.add_argument(
         "--size",
-        choices=["small", "full"],
-        default="small",
-        help="small: EfficientNet-lite0, also without a GPU (default); full: HRNet-W48 and ResNet-50, as published",
+        choices=["shipped", "small", "full"],
+        default="shipped",
+        help="shipped: BoxMask as it ships, fine-tuned (default); small: BoxCaseg, EfficientNet-lite0, also without "
+        "GPU; full: BoxCaseg with HRNet-W48 and a ResNet-50, as published",
     )
     networks.add_argument("--mask-rcnn", action="store_true", help="also train a Mask R-CNN; doubles the time")
     networks.add_argument(
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"--init: there is no file '{args.init}'.")
 
     from boxsup_cli.console import short, show
-    from boxsup_cli.train_config import NETWORK, plan_training, write_configs
+    from boxsup_cli.train_config import plan_training, write_configs
     from boxsup_cli.train_job import check_init, run_rounds_config, summary
     from boxsup_d2.engine.launch import launch
 
@@ -115,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
         rounds_config = write_configs(os.path.join(out, "configs"), plan, force=args.force)
         source.write(os.path.join(out, "configs"))
         if args.init:
-            check_init(os.path.join(out, "configs", f"{NETWORK}.yaml"), args.init, args.opts)
+            check_init(os.path.join(out, "configs", f"{plan.step}.yaml"), args.init, args.opts)
     show(f"{plan.summary} -> '{short(out)}'")
     for warning in plan.warnings:
         show(warning, style="yellow")
@@ -127,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
             for process in multiprocessing.active_children():
                 process.join(_SECONDS_TO_SAVE)
         raise
-    show(summary(short(out), args.images, mask_rcnn=args.mask_rcnn))
+    show(summary(short(out), args.images, plan.step, mask_rcnn=args.mask_rcnn))
 
 
 def _salient_folders(args: argparse.Namespace) -> tuple[str, str] | None:

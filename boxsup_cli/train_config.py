@@ -28,7 +28,7 @@ from boxsup_d2.model_zoo import get_config, get_config_file
 from boxsup_d2.utils.files import atomic_write, strict_json
 
 BOXES, SALIENT = "my_boxes", "my_salient"  # names of the data sets
-NETWORK, MASK_RCNN = "boxcaseg", "mask-rcnn"  # names of the steps; the first one is its method's, too
+MASK_RCNN = "mask-rcnn"  # name of its step; the box-to-mask network's is that of its method
 
 COST_OF_BOXES_ALONE = (
     "No masks to learn from: none in the json, no --salient, no --init. The network learns the box losses alone, and "
@@ -57,22 +57,26 @@ class _Recipe:
     """Names of the shipped configs that a size starts from.
 
     Attributes:
+        step: name of the box-to-mask network's step, and of its method.
         network: the box-to-mask network.
-        boxes_alone: the same where there are no masks to learn from.
         mask_rcnn: the Mask R-CNN.
+        boxes_alone: the network where there are no masks to learn from; "": it is trained already.
     """
 
+    step: str
     network: str
-    boxes_alone: str
     mask_rcnn: str
+    boxes_alone: str = ""
 
 
 _RECIPES = {
-    "small": _Recipe("quick/Base-BoxCaseg.yaml", "quick/boxes-alone.yaml", "quick/Base-Mask-RCNN.yaml"),
+    "shipped": _Recipe("boxmask", "zoo/boxmask-finetune.yaml", "quick/Base-Mask-RCNN.yaml"),
+    "small": _Recipe("boxcaseg", "quick/Base-BoxCaseg.yaml", "quick/Base-Mask-RCNN.yaml", "quick/boxes-alone.yaml"),
     "full": _Recipe(
+        "boxcaseg",
         "BoxCaseg/voc-joint-HRNet-W48.yaml",
-        "BoxCaseg/boxes-alone-HRNet-W48.yaml",
         "BoxCaseg/voc-mask-rcnn-R50-FPN.yaml",
+        "BoxCaseg/boxes-alone-HRNet-W48.yaml",
     ),
 }
 
@@ -82,12 +86,14 @@ class Plan:
     """How a training will be done.
 
     Attributes:
+        step: name of the box-to-mask network's step.
         request: all that decides about the files, apart from what the package ships; as json holds it.
         files: names in the folder of the configs → their texts; the first one is the rounds config.
         summary: of the data, for the terminal.
         warnings: what will limit the result.
     """
 
+    step: str
     request: dict[str, Any]
     files: dict[str, str]
     summary: str
@@ -116,13 +122,15 @@ def plan_training(
     masks = 0 if predicted else sum(has_mask(annotation.get("segmentation")) for annotation in objects)
     salient_images = len(load_salient(*salient, SALIENT)) if salient else 0
     taught = masks + salient_images
-    boxes_alone = not taught and not args.init
-    few = 0 < taught < _FEW_MASKS * (len(objects) - masks + taught) and len(objects) > masks
+    boxes_alone = bool(recipe.boxes_alone) and not taught and not args.init
+    few = (
+        bool(recipe.boxes_alone) and 0 < taught < _FEW_MASKS * (len(objects) - masks + taught) and len(objects) > masks
+    )
     use_masks, classes = "none" if predicted else "kept", len(source.usable["categories"])
     network = recipe.boxes_alone if boxes_alone else recipe.network
     texts = {
-        "rounds.yaml": _rounds(args, source, salient, out, use_masks),
-        f"{NETWORK}.yaml": _network(args, network, ranks, len(objects) + salient_images, salient is not None, few),
+        "rounds.yaml": _rounds(args, source, salient, out, use_masks, recipe.step),
+        f"{recipe.step}.yaml": _network(args, network, ranks, len(objects) + salient_images, salient is not None, few),
         **_with_bases(network),
     }
     if args.mask_rcnn:
@@ -148,7 +156,7 @@ def plan_training(
     warnings = [COST_OF_BOXES_ALONE] if boxes_alone else []
     if len(objects) < _FEW_BOXES:
         warnings.append(_NOTE_ON_FEW_BOXES.format(len(objects), classes))
-    return Plan(request, texts, summary, tuple(warnings))
+    return Plan(recipe.step, request, texts, summary, tuple(warnings))
 
 
 def write_configs(folder: str, plan: Plan, *, force: bool) -> str:
@@ -219,21 +227,23 @@ def _yaml(comments: Iterable[str], config: dict[str, Any]) -> str:
     return "".join(f"# {line}\n" for line in comments) + yaml.safe_dump(config, sort_keys=False, width=sys.maxsize)
 
 
-def _rounds(args: argparse.Namespace, source: Source, salient: tuple[str, str] | None, out: str, use_masks: str) -> str:
+def _rounds(
+    args: argparse.Namespace, source: Source, salient: tuple[str, str] | None, out: str, use_masks: str, network: str
+) -> str:
     boxes = {"NAME": BOXES, "JSON": source.json_file(os.path.join(out, "configs")), "IMAGES": source.image_root}
     data_sets = [{**boxes, "MASKS": use_masks}]
-    steps: list[dict[str, Any]] = [{"NAME": NETWORK, "CONFIG": f"{NETWORK}.yaml"}]
+    steps: list[dict[str, Any]] = [{"NAME": network, "CONFIG": f"{network}.yaml"}]
     comments = [
         "Written by `boxsup train`. Edit it, and run the same command again, or from a checkout of boxsup_d2:",
         "  python train_net.py --config-file <this file>",
         "Finished steps are skipped, changed ones restart; their former folders are kept.",
         'MASKS: with "kept", boxes that have a mask teach by it, and keep it; with "none", boxes teach alone.',
-        f"Step {NETWORK} learns from the boxes, then gives each of them a mask.",
+        f"Step {network} learns from the boxes, then gives each of them a mask.",
     ]
     if salient:
         data_sets.append({"NAME": SALIENT, "IMAGES": salient[0], "SALIENT_MASKS": salient[1]})
     if args.mask_rcnn:
-        steps.append({"NAME": MASK_RCNN, "CONFIG": f"{MASK_RCNN}.yaml", "PSEUDO_MASKS": [NETWORK]})
+        steps.append({"NAME": MASK_RCNN, "CONFIG": f"{MASK_RCNN}.yaml", "PSEUDO_MASKS": [network]})
         comments.append(f"Step {MASK_RCNN} learns from these masks.")
     config = {
         "OUTPUT_DIR": out,
@@ -245,7 +255,7 @@ def _rounds(args: argparse.Namespace, source: Source, salient: tuple[str, str] |
 
 
 def _network(args: argparse.Namespace, name: str, ranks: int, samples: int, with_salient: bool, few_masks: bool) -> str:
-    recipe, base = get_config(name), posixpath.basename(name)
+    recipe, base, sizes = get_config(name), posixpath.basename(name), _RECIPES[args.size]
     comments = [
         f"The box-to-mask network: what differs from the recipe, {base}.",
         "DATASETS.TEST is empty, since measuring would need true masks.",
@@ -253,14 +263,16 @@ def _network(args: argparse.Namespace, name: str, ranks: int, samples: int, with
     config: dict[str, Any] = {"_BASE_": base}
     if args.init:
         init = _init(args.init)
-        config["MODEL"] = {"WEIGHTS": init, **_normalisation(init)}
+        config["MODEL"] = {"WEIGHTS": init, **_normalisation(init, sizes.step)}
+    gently = bool(args.init and sizes.boxes_alone)
+    if gently:
         comments.append("SOLVER.BASE_LR is a tenth of the recipe's: the weights are trained already.")
     config["DATASETS"] = {"TRAIN": [BOXES, SALIENT] if with_salient else [BOXES], "TEST": []}
     config["PSEUDO_MASKS"] = {"DATASETS": [BOXES]}
     if few_masks:
         config["DATALOADER"] = {"BOX_RATIO": 0.6875}
         comments.append("DATALOADER.BOX_RATIO: masks are few, so a fixed share of every batch has one.")
-    config["SOLVER"] = _batch(recipe, ranks, 0.1 if args.init else 1)
+    config["SOLVER"] = _batch(recipe, ranks, 0.1 if gently else 1)
     if args.iterations and recipe.SOLVER.MAX_EPOCHS:
         config["SOLVER"]["MAX_EPOCHS"] = 0
     if args.iterations or not recipe.SOLVER.MAX_EPOCHS:
@@ -309,10 +321,10 @@ def _batch(recipe: CfgNode, ranks: int, share_of_rate: float = 1) -> dict[str, A
     return {"IMS_PER_BATCH": rounded, "BASE_LR": float(f"{rate:g}")}  # six digits: it is read by people
 
 
-def _normalisation(init: str) -> dict[str, list[float]]:
+def _normalisation(init: str, method: str) -> dict[str, list[float]]:
     """How the network to start from was shown its images, where that is known: published ones in another way."""
     try:
-        trained = method_config(NETWORK, init).MODEL
+        trained = method_config(method, init).MODEL
     except FileNotFoundError:  # neither a published network nor one with a config beside it
         return {}
     return {"PIXEL_MEAN": list(trained.PIXEL_MEAN), "PIXEL_STD": list(trained.PIXEL_STD)}

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from boxsup_cli.console import quiet_setup
-from boxsup_cli.train_config import BOXES, MASK_RCNN, NETWORK
+from boxsup_cli.train_config import BOXES, MASK_RCNN
 from boxsup_d2.checkpoint import WholeCheckpointer
 from boxsup_d2.config import load_config, merge_overrides
 from boxsup_d2.engine.defaults import setup
@@ -64,24 +64,25 @@ def check_init(config: str, checkpoint: str, opts: Sequence[str]) -> None:
     cfg = load_config(config)
     merge_overrides(cfg, opts)
     cfg.MODEL.DEVICE, cfg.MODEL.TIMM.PRETRAINED = "cpu", False
-    fix = "Give the weights of a box-to-mask network (BoxCaseg) of the same --size."
+    fix = "Give the weights of a box-to-mask network of the same --size."
     with explain_build_errors(cfg):
         model = build_model(cfg)
     WholeCheckpointer(model, what="--init", fix=fix).load_whole(checkpoint)
 
 
-def summary(out: str, images: str, *, mask_rcnn: bool) -> str:
+def summary(out: str, images: str, network: str, *, mask_rcnn: bool) -> str:
     """Where the results are, and commands that use them.
 
     Args:
         out: folder of the training.
         images: folder of its images.
+        network: name of the box-to-mask network's step.
         mask_rcnn: whether there is a Mask R-CNN.
     """
     lines = []
-    for step, what in [(NETWORK, "box-to-mask network"), (MASK_RCNN, "Mask R-CNN")][: 1 + mask_rcnn]:
+    for step, what in [(network, "box-to-mask network"), (MASK_RCNN, "Mask R-CNN")][: 1 + mask_rcnn]:
         lines.append(f"{what}: {os.path.join(out, step, 'model_final.pth')}")
-    masks = pseudo_mask_path(os.path.join(out, NETWORK), BOXES)
+    masks = pseudo_mask_path(os.path.join(out, network), BOXES)
     lines.append(f"masks of your boxes: {masks}")
     lines.append("look at them:")
     lines.append(f"  boxsup report {shlex.quote(masks)} --images {shlex.quote(images)}")
@@ -89,7 +90,7 @@ def summary(out: str, images: str, *, mask_rcnn: bool) -> str:
     if mask_rcnn:
         found = f"  boxsup predict {shlex.quote(out)} DIR --overlays drawn --out found.json"
         lines[-1:] = ["objects in other images, without boxes:", found, lines[-1]]
-    step = MASK_RCNN if mask_rcnn else NETWORK
+    step = MASK_RCNN if mask_rcnn else network
     lines.append(
         f"  boxsup label --json boxes.json --images DIR --config {shlex.quote(os.path.join(out, step, 'config.yaml'))} "
         f"--weights {shlex.quote(os.path.join(out, step, 'model_final.pth'))} --out masks.json"

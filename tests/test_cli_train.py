@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from safetensors.torch import load_file
 
 from boxsup_cli import main
 from boxsup_cli.errors import BadInput
 from boxsup_cli.main import build_parser
 from boxsup_cli.sources import Source
-from boxsup_cli.train_config import MASK_RCNN, NETWORK, Plan, plan_training, write_configs
+from boxsup_cli.train_config import MASK_RCNN, Plan, plan_training, write_configs
 from boxsup_cli.train_job import check_init
 from boxsup_d2.config import load_config
 from boxsup_d2.model_zoo import config_names, get_config_file
@@ -48,13 +50,15 @@ def source_of(masks: int, boxes: int = 10, classes: int = 3, **info: Any) -> Sou
 
 def planned(folder: Path, source: Source, *options: str, salient: Any = None, processes: int = 1) -> dict[str, CfgNode]:
     """The configs that a command writes, read back."""
-    args = build_parser().parse_args(["train", "--json", "x", "--images", "y", "--out", str(folder), *options])
+    args = build_parser().parse_args(
+        ["train", "--json", "x", "--images", "y", "--out", str(folder), "--size", "small", *options]
+    )
     plan = plan_training(args, source, salient, str(folder), processes)
     assert json.loads(json.dumps(plan.request)) == plan.request
     write_configs(str(folder), plan, force=False)
     configs = {name.removesuffix(".yaml"): load_config(str(folder / name)) for name in plan.files}
     warned = any("No masks to learn from" in warning for warning in plan.warnings)
-    assert warned == (configs["boxcaseg"].MODEL.BOXCASEG.TEST_HEAD == "box")
+    assert warned == (configs[plan.step].MODEL.BOXCASEG.TEST_HEAD == "box")
     return configs
 
 
@@ -99,7 +103,7 @@ def test_few_samples_need_fewer_updates(tmp_path: Path) -> None:
 
 
 def test_few_boxes_are_said_to_be_few(tmp_path: Path) -> None:
-    args = build_parser().parse_args(["train", "--json", "x", "--images", "y"])
+    args = build_parser().parse_args(["train", "--json", "x", "--images", "y", "--size", "small"])
     for boxes, few in ((199, True), (200, False)):
         warnings = plan_training(args, source_of(5, boxes), None, str(tmp_path), 1).warnings
         assert any(f"Few boxes: {boxes} of 3 classes" in warning for warning in warnings) == few
@@ -145,7 +149,7 @@ def test_weights_to_start_from_hold_the_whole_network(tmp_path: Path, scene: Pat
     with pytest.raises(RuntimeError, match=r"--init .*w\.pth' lacks .*--size"):
         check_init(str(config), str(weights), [])
     boxes = ["--json", str(scene / "boxes.json"), "--images", str(scene / "images"), "--out", str(scene / "my")]
-    assert main(["train", *boxes, "--init", str(weights)]) == 2, "before anything is trained"
+    assert main(["train", *boxes, "--size", "small", "--init", str(weights)]) == 2, "before anything is trained"
 
 
 @pytest.mark.parametrize("size", ["small", "full"])
@@ -175,14 +179,14 @@ def test_written_folder_is_complete(tmp_path: Path, size: str, masks: int) -> No
     for path in (tmp_path / "b").glob("*.yaml"):
         base = yaml.safe_load(path.read_text()).get("_BASE_")
         assert base is None or (tmp_path / "b" / base).is_file()
-        if path.stem not in ("rounds", NETWORK, MASK_RCNN):
+        if path.stem not in ("rounds", "boxcaseg", "boxmask", MASK_RCNN):
             assert path.read_text() == Path(get_config_file(shipped[path.name])).read_text()
 
 
 def test_edited_configs_are_used_and_never_lost(tmp_path: Path) -> None:
     def write(request: int, rounds: str, other: str = "b: 1\n", *, force: bool = False) -> str:
         files = {"rounds.yaml": rounds, "b.yaml": other}
-        return write_configs(str(tmp_path), Plan({"number": request}, files, "", ()), force=force)
+        return write_configs(str(tmp_path), Plan("boxmask", {"number": request}, files, "", ()), force=force)
 
     def texts() -> list[str]:
         return [(tmp_path / name).read_text() for name in ("rounds.yaml", "b.yaml")]
@@ -232,6 +236,7 @@ def test_from_boxes_to_masks_by_a_network_of_ones_own(
 ) -> None:
     boxes = ["--json", str(scene / "boxes.json"), "--images", str(scene / "images"), "--num-gpus", "0"]
     train = ["train", *boxes, "--salient", str(scene / "salient"), "--iterations", "2", "--out", str(scene / "my")]
+    train += ["--size", "small"]
     train += ["--mask-rcnn", "--mask-rcnn-iterations", "1", "--opts", *TINY]
     assert main(train) == 0
     told = capsys.readouterr().out
@@ -293,3 +298,18 @@ def test_rounds_config_of_a_user_reads_well(tmp_path: Path) -> None:
     assert text.startswith("# Written by `boxsup train`")
     for path in tmp_path.glob("*.yaml"):
         assert max(map(len, path.read_text().splitlines())) <= 120
+
+
+def test_the_network_that_ships_is_fine_tuned(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without salient images, and without a word on what boxes alone cost."""
+    train = ["train", "--json", str(scene / "boxes.json"), "--images", str(scene / "images"), "--num-gpus", "0"]
+    train += ["--iterations", "1", "--out", str(scene / "my"), "--opts", "SOLVER.IMS_PER_BATCH", "2"]
+    assert main([*train, "DATALOADER.NUM_WORKERS", "0"]) == 0
+    assert "No masks to learn from" not in capsys.readouterr().out
+    masks = json.loads((scene / "my/boxmask/pseudo_masks/my_boxes_pseudo.json").read_text())
+    assert all(0 <= annotation["quality"] <= 1 for annotation in masks["annotations"][1:])
+    trained = torch.load(scene / "my/boxmask/model_final.pth", weights_only=True)["model"]
+    shipped = load_file(resources.files("boxsup_d2") / "model_zoo/weights/boxmask.safetensors")
+    name = "net.mask.weight"
+    assert torch.allclose(trained[name], shipped[name].float(), atol=0.01), "it starts where the other ends"
+    assert not torch.equal(trained[name], shipped[name].float())
