@@ -169,7 +169,7 @@ def test_classes_iterations_and_processes(tmp_path: Path, size: str) -> None:
     assert [step["NAME"] for step in steps] == ["boxcaseg", "mask-rcnn"]
 
 
-@pytest.mark.parametrize("size", ["small", "full"])
+@pytest.mark.parametrize("size", ["shipped", "small", "full"])
 @pytest.mark.parametrize("masks", [0, 10])
 def test_written_folder_is_complete(tmp_path: Path, size: str, masks: int) -> None:
     """It can be moved, and what another version of the package ships changes nothing in it."""
