@@ -272,6 +272,8 @@ def test_names_that_there_are_not_are_told_by_their_key(no_gpu, quiet_setup, tmp
                 "('voc_2012_val_instanse',)",
             )
         )
+    with pytest.raises(ValueError, match="MODEL.DEVICE is 'gpu': use cpu, cuda"):
+        setup(parse("--config-file", str(tmp_path / "d.yaml"), "MODEL.DEVICE", "gpu"))
     for key, value, message in (
         ("MODEL.BACKBONE.NAME", "nowhere", "MODEL.BACKBONE.NAME: there is no 'nowhere' in .* BACKBONE"),
         ("MODEL.RPN.IN_FEATURES", "('p9',)", "MODEL.RPN.IN_FEATURES: there is no 'p9'"),

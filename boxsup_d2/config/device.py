@@ -13,7 +13,14 @@ def use_available_device(cfg: CfgNode, num_gpus: int | None = None) -> bool:
 
     Returns:
         whether a GPU was asked for and is missing, i.e. whether the user should be told.
+
+    Raises:
+        ValueError: there is no such kind of device.
     """
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}': use cpu, cuda or cuda:<number>.") from error
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         return False
     if num_gpus == 0:

@@ -148,7 +148,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        return build_train_loader(cfg)
+        with explain_build_errors(cfg, only_names=True):  # of mappers
+            return build_train_loader(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -24,19 +24,25 @@ def check_architecture(cfg: CfgNode, config_file: str) -> None:
 
 
 @contextlib.contextmanager
-def explain_build_errors(cfg: CfgNode) -> Iterator[None]:
-    """Around ``build_model``: whatever wrong values lead to becomes a ValueError, which names the key if it can."""
+def explain_build_errors(cfg: CfgNode, *, only_names: bool = False) -> Iterator[None]:
+    """Around ``build_model``: whatever wrong values lead to becomes a ValueError, which names the key if it can.
+
+    ``only_names``: of something else than networks; other errors than an unknown name pass as they are.
+    """
     try:
         yield
     except (ValueError, RuntimeError, OSError, ImportError):
         raise
     except Exception as error:
         missing = re.search(r"No object named '(.+)' found in '(.+)' registry", str(error))
-        name = missing[1] if missing else error.args[0] if isinstance(error, KeyError) and error.args else None
-        keys = _keys_of(cfg, name) if isinstance(name, str) else []
+        named = missing or (isinstance(error, KeyError) and not only_names)
+        name = missing[1] if missing else str(error).strip("'")
+        keys = _keys_of(cfg, name) if named else []
         if keys:
             where = f" in Detectron2's registry {missing[2]}" if missing else ""
             message = f"{' or '.join(keys)}: there is no '{name}'{where}."
+        elif only_names:
+            raise
         else:
             message = f"The network cannot be built ({type(error).__name__}: {error}): correct the values of MODEL."
         raise ValueError(message) from error
