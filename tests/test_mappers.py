@@ -295,6 +295,18 @@ def test_confidence_follows_its_instance(cfg, photo):
     assert confidence_weights(quality, 0.0, weighting=True).tolist() == [0.125, 1, 0.5], "its soft weight"
 
 
+def test_void_is_augmented_with_the_masks(cfg, photo):
+    cfg.INPUT.CROP.ENABLED = True
+    mask = disc(BOXES[0])
+    dataset_dict = record(photo, [annotation(BOXES[0], segmentation=rle(mask)) for _ in range(2)])
+    dataset_dict["void_mask"] = rle(mask)
+    for seed in range(4):
+        got = fields(mapped(PseudoMaskDatasetMapper(cfg, True), dataset_dict, seed))
+        assert torch.equal(got["gt_void"].tensor, got["gt_masks"].tensor)
+    cfg.INPUT.IGNORE_VOID = False
+    assert "gt_void" not in fields(mapped(PseudoMaskDatasetMapper(cfg, True), dataset_dict))
+
+
 @pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
 def test_instances_without_mask_keep_their_boxes(cfg, photo, mask_format):
     cfg.INPUT.MASK_FORMAT = mask_format

@@ -115,6 +115,26 @@ def test_weighting_against_slow_reference():
     assert loss.item() == pytest.approx(total / norm, rel=1e-5)
 
 
+def test_void_counts_for_neither_side():
+    """Whatever the masks say in void pixels changes nothing; an image without any counts whole."""
+    _, head = make_heads()
+    instances = make_instances([2, 3])
+    instances[0].proposal_boxes = Boxes(torch.tensor([[5.0, 5, 35, 30], [10, 4, 36, 20]]))
+    features = torch.randn(5, CHANNELS, POOLED, POOLED)
+    whole = run(head, features, instances)[0]
+    void = torch.zeros(2, 40, 50, dtype=torch.bool)
+    void[:, :, 20:] = True
+    instances[0].gt_void = BitMasks(void)
+    loss = run(head, features, instances)[0]
+    # Not the void's first columns, which samples beside it reach into.
+    instances[0].gt_masks.tensor[:, :, 23:] ^= True
+    torch.testing.assert_close(run(head, features, instances)[0], loss)
+    assert abs(whole - loss) > 1e-4
+    instances[0].gt_void = BitMasks(torch.ones_like(void))
+    only_second = run(head, features[2:], instances[1:])[0]
+    torch.testing.assert_close(run(head, features, instances)[0], only_second)
+
+
 @pytest.mark.parametrize("weighting", [False, True])
 def test_nothing_trusted_is_zero_and_connected(weighting):
     _, ours = make_heads(threshold=0.0, weighting=weighting)

@@ -24,18 +24,17 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, BoxMode, Instances
 from torch import nn
 
 import boxsup_d2  # noqa: F401 - registers data sets and networks
-from boxsup_d2.checkpoint import load_trained
 from boxsup_d2.config import load_config
 from boxsup_d2.crf.refine import CRFRefinedModel
 from boxsup_d2.data.datasets import register_coco_masks, register_listed
 from boxsup_d2.data.images import read_image
 from boxsup_d2.evaluation.ground_truth import ImageTruth, load_ground_truth
 from boxsup_d2.evaluation.metrics import bootstrap_interval, mask_iou, summarize_box_to_mask
+from boxsup_d2.methods import load_model
 from boxsup_d2.modeling.box_to_mask import predicted_quality
 
 
@@ -65,10 +64,9 @@ def main() -> None:
     """Evaluate, print a table, and write the numbers of every object where asked."""
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    cfg = load_config(args.config_file, ["MODEL.DEVICE", args.device, *args.opts])
+    cfg = load_config(args.config_file, ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", args.weights, *args.opts])
     register_listed(cfg.DATASETS.REGISTER)
-    model = build_model(cfg).eval()
-    load_trained(model, args.weights)
+    model = load_model(cfg)
     if args.crf:
         model = CRFRefinedModel(model, workers=1)
     rows, objects = [], {}

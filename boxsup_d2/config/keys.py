@@ -44,6 +44,10 @@ def _add_shared_config(cfg: CN) -> None:
     # The class (DATASET_MAPPER_REGISTRY) that turns a dataset dict into a training sample.
     cfg.INPUT.TRAIN_MAPPER = "PseudoMaskDatasetMapper"
 
+    # Pixels of unknown label (``void_mask`` of a data set, such as VOC's borders) count for neither side when masks are
+    # learnt. False takes them for background.
+    cfg.INPUT.IGNORE_VOID = True
+
     cfg.INPUT.BOX_CROP = CN()
     # Side in pixels of the square training crops (paper: 288).
     cfg.INPUT.BOX_CROP.TRAIN_SIZE = 288

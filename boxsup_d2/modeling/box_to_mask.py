@@ -140,6 +140,13 @@ class BoxToMaskMethod(nn.Module):
         """Learning rates as multiples of ``SOLVER.BASE_LR``, by beginnings of parameter names."""
         return {}
 
+    def inference_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, as far as predictions need them: what of a trained network ships."""
+        return self.state_dict()
+
+    def only_predict(self) -> None:
+        """Take on the form that predicts fastest; the network will not be trained or saved any more."""
+
     @classmethod
     def num_known_classes(cls, cfg: CfgNode) -> int | None:
         """Classes that a network of this config tells apart by their numbers; None: it takes boxes of any class."""

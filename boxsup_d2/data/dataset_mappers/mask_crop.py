@@ -33,12 +33,15 @@ class MaskCropDatasetMapper(SampleMapper):
         self,
         *,
         image_format: str,
+        ignore_void: bool = True,
         size: int = 128,
         margin: float = 0.25,
         max_aspect: float = 2.0,
         box_jitter: float = 0.15,
         jitter_prob: float = 0.5,
         paste_prob: float = 0.35,
+        turn_prob: float = 0.0,
+        coarse_prob: float = 0.0,
         color_jitter: float = 0.4,
         min_side: float = 8,
         cache_mb: int = 0,
@@ -46,22 +49,28 @@ class MaskCropDatasetMapper(SampleMapper):
         """
         Args:
             image_format: channel order, "RGB" or "BGR".
+            ignore_void: False: pixels of unknown label are background.
             size: side of the samples, pixels.
             margin, max_aspect: see :func:`boxsup_d2.masks.windows.box_window`.
             box_jitter: largest move of an edge of the box, as a share of its side.
             jitter_prob: how often the box is jittered at all.
             paste_prob: how often another sample's object is pasted in.
+            turn_prob: how often a sample is turned by a quarter or a half.
+            coarse_prob: how often the pixels, not the mask, lose their detail, see :func:`coarsen`.
             color_jitter: largest relative change of brightness, contrast and saturation.
             min_side: an object that pasting leaves smaller than this, in pixels, is left as it was.
             cache_mb: memory for decoded images, in MiB.
         """
         self.image_format = image_format
+        self.ignore_void = ignore_void
         self.size = size
         self.margin = margin
         self.max_aspect = max_aspect
         self.box_jitter = box_jitter
         self.jitter_prob = jitter_prob
         self.paste_prob = paste_prob
+        self.turn_prob = turn_prob
+        self.coarse_prob = coarse_prob
         self.color_jitter = color_jitter
         self.min_side = min_side
         self.cache_mb = cache_mb
@@ -78,12 +87,15 @@ class MaskCropDatasetMapper(SampleMapper):
         node = cfg.INPUT.MASK_CROP
         return {
             "image_format": cfg.INPUT.FORMAT,
+            "ignore_void": cfg.INPUT.IGNORE_VOID,
             "size": node.SIZE,
             "margin": node.MARGIN,
             "max_aspect": node.MAX_ASPECT,
             "box_jitter": node.BOX_JITTER,
             "jitter_prob": node.JITTER_PROB,
             "paste_prob": node.PASTE_PROB,
+            "turn_prob": node.TURN_PROB,
+            "coarse_prob": node.COARSE_PROB,
             "color_jitter": node.COLOR_JITTER,
             "min_side": node.MIN_SIDE,
             "cache_mb": node.CACHE_MB,
@@ -101,13 +113,14 @@ class MaskCropDatasetMapper(SampleMapper):
 
         Returns:
             ``image`` (3 x S x S uint8), ``box`` (S x S uint8, coverage by the box in 0..255), ``mask`` (S x S uint8,
-            in 0..255; zeros without one) and ``has_mask``.
+            in 0..255; zeros without one), ``void`` (S x S uint8, coverage by pixels of unknown label) and ``has_mask``.
 
         Raises:
             FileNotFoundError, ValueError: the image or mask is missing, damaged, or their sizes differ.
         """
         image = self._image(sample["file_name"])
         mask = self._mask(sample, *image.shape[:2])
+        void = self._void(sample, *image.shape[:2])
         box = sample.get("box")
         if mask is not None and (box is None or "segmentations" in sample):
             box = tight_box(mask)
@@ -115,23 +128,28 @@ class MaskCropDatasetMapper(SampleMapper):
             # An empty mask has no box: the whole image then is background.
             box = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
         if mask is not None and donor is not None and np.random.rand() < self.paste_prob:
-            image, mask, box = self._paste(image, mask, box, donor)
+            image, mask, void, box = self._paste(image, mask, void, box, donor)
         if np.random.rand() < self.jitter_prob:
             box = self.jitter(box)
         box = clip_box(box, *image.shape[:2])
         window = box_window(box, self.margin, self.max_aspect)
         crop = cut_window(image, window, self.size)
         cover = np.rint(box_coverage(box, window, self.size) * 255).astype(np.uint8)
-        inside = np.zeros_like(cover) if mask is None else cut_mask(mask, window, self.size)
+        maps = [np.zeros_like(cover) if m is None else cut_mask(m, window, self.size) for m in (mask, void)]
+        arrays = [crop, cover, *maps]
         if np.random.rand() < 0.5:
-            crop, cover, inside = (a[:, ::-1] for a in (crop, cover, inside))
+            arrays = [a[:, ::-1] for a in arrays]
+        if np.random.rand() < self.turn_prob:
+            quarters = np.random.randint(1, 4)
+            arrays = [np.rot90(a, quarters) for a in arrays]
+        crop, *maps = arrays
+        if np.random.rand() < self.coarse_prob:
+            crop = coarsen(crop, np.random.uniform(0.2, 0.6))
         crop = jitter_colors(crop, self.color_jitter)
-        return {
-            "image": torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))),
-            "box": torch.from_numpy(np.ascontiguousarray(cover)),
-            "mask": torch.from_numpy(np.ascontiguousarray(inside)),
-            "has_mask": mask is not None,
-        }
+        image, cover, inside, unknown = (
+            torch.from_numpy(np.ascontiguousarray(a)) for a in (crop.transpose(2, 0, 1), *maps)
+        )
+        return {"image": image, "box": cover, "mask": inside, "void": unknown, "has_mask": mask is not None}
 
     def jitter(self, box: Box) -> Box:
         """The box with every edge moved by up to the same random share of its side."""
@@ -141,10 +159,10 @@ class MaskCropDatasetMapper(SampleMapper):
         return box[0] + x0 * width, box[1] + y0 * height, box[2] + x1 * width, box[3] + y1 * height
 
     def _paste(
-        self, image: np.ndarray, mask: np.ndarray, box: Box, donor: dict[str, Any]
-    ) -> tuple[np.ndarray, np.ndarray, Box]:
+        self, image: np.ndarray, mask: np.ndarray, void: np.ndarray | None, box: Box, donor: dict[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Box]:
         """Another sample's object over the object of this one, or beside and behind it."""
-        unchanged = image, mask, box
+        unchanged = image, mask, void, box
         other = self._image(donor["file_name"])
         other_mask = self._mask(donor, *other.shape[:2])
         other_box = None if other_mask is None else tight_box(other_mask)
@@ -171,7 +189,9 @@ class MaskCropDatasetMapper(SampleMapper):
         behind = np.random.rand() < 0.5
         visible = mask.copy()
         if behind:
-            alpha = alpha * (1 - mask[place].astype(np.float32) / 255)
+            # Void may be the object as well: what is pasted stays behind both.
+            front = mask[place] if void is None else np.maximum(mask[place], void[place])
+            alpha = alpha * (1 - front.astype(np.float32) / 255)
         else:
             visible[place] = np.rint(visible[place] * (1 - alpha)).astype(np.uint8)
         new_box = tight_box(visible)
@@ -182,7 +202,10 @@ class MaskCropDatasetMapper(SampleMapper):
         pasted = image.copy()
         alpha = alpha[:, :, None]
         pasted[place] = np.rint(image[place] * (1 - alpha) + piece[part] * alpha).astype(np.uint8)
-        return pasted, visible, box if behind else new_box
+        if void is not None:
+            void = void.copy()
+            void[place] = np.rint(void[place] * (1 - alpha[:, :, 0])).astype(np.uint8)
+        return pasted, visible, void, box if behind else new_box
 
     def _image(self, file_name: str) -> np.ndarray:
         if self._read is None:
@@ -209,6 +232,12 @@ class MaskCropDatasetMapper(SampleMapper):
             raise ValueError(f"A mask of '{sample['file_name']}' cannot be used: {error}") from error
         return np.where(np.logical_or.reduce(masks), np.uint8(255), np.uint8(0))
 
+    def _void(self, sample: dict[str, Any], height: int, width: int) -> np.ndarray | None:
+        """H x W uint8, 255 where the label is unknown; None where it nowhere is."""
+        if not self.ignore_void or "void" not in sample:
+            return None
+        return np.where(decode(sample["void"], height, width).T, np.uint8(255), np.uint8(0))
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_read": None}
 
@@ -229,6 +258,13 @@ def cut_mask(mask: np.ndarray, window: tuple[int, int, int, int], size: int) -> 
         inside = box_coverage((0.0, 0.0, float(width), float(height)), window, size)
         three = np.clip(three - 127 * (1 - inside), 0, 255).astype(np.uint8)
     return three
+
+
+def coarsen(image: np.ndarray, share: float) -> np.ndarray:
+    """S x S x 3 image as it looks where only ``share`` of its side was photographed."""
+    side = max(round(share * image.shape[0]), 2)
+    small = cv2.resize(np.ascontiguousarray(image), (side, side), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def jitter_colors(image: np.ndarray, most: float) -> np.ndarray:

@@ -62,8 +62,8 @@ def mask_samples(
 
     Returns:
         Dicts of ``file_name`` and ``mask_file_name``, or ``box`` (x0, y0, x1, y1 in pixels) and maybe
-        ``segmentations`` (a list: together they are the mask); and their shares, which sum to 1. An image's share
-        grows with the square root of its samples: a crowd is not worth fifty portraits.
+        ``segmentations`` (a list: together they are the mask) with ``void`` (the image's, an RLE); and their shares,
+        which sum to 1. An image's share grows with the square root of its samples: a crowd is not fifty portraits.
     """
     samples: list[dict[str, Any]] = []
     shares: list[float] = []
@@ -72,7 +72,7 @@ def mask_samples(
             samples.append({key: record[key] for key in ("file_name", "mask_file_name")})
             shares.append(1.0)
             continue
-        found = [s for a in record["annotations"] if (s := _object_sample(record["file_name"], a, min_side))]
+        found = [s for a in record["annotations"] if (s := _object_sample(record, a, min_side))]
         if not found:
             continue
         masks = [s["segmentations"][0] for s in found if "segmentations" in s]
@@ -81,21 +81,25 @@ def mask_samples(
         samples += found
         shares += [share * (1 - joint) / len(found)] * len(found)
         if joint:
-            samples.append({"file_name": record["file_name"], "segmentations": masks})
+            samples.append({"file_name": record["file_name"], "segmentations": masks, **_void(record)})
             shares.append(share * joint)
     total = np.array(shares, dtype=np.float64)
     return samples, total / total.sum() if samples else total
 
 
-def _object_sample(file_name: str, annotation: dict[str, Any], min_side: float) -> dict[str, Any] | None:
+def _void(record: dict[str, Any]) -> dict[str, Any]:
+    return {"void": record["void_mask"]} if "void_mask" in record else {}
+
+
+def _object_sample(record: dict[str, Any], annotation: dict[str, Any], min_side: float) -> dict[str, Any] | None:
     if annotation.get("iscrowd", 0):
         return None
     box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
     if min(box[2] - box[0], box[3] - box[1]) < min_side:
         return None
-    sample = {"file_name": file_name, "box": tuple(float(v) for v in box)}
+    sample = {"file_name": record["file_name"], "box": tuple(float(v) for v in box)}
     if annotation.get("segmentation"):
-        sample["segmentations"] = [annotation["segmentation"]]
+        sample |= {"segmentations": [annotation["segmentation"]], **_void(record)}
     return sample
 
 

@@ -7,16 +7,17 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances
 
 from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY
+from boxsup_d2.masks.rle import decode
 
 
 @DATASET_MAPPER_REGISTRY.register()
 class PseudoMaskDatasetMapper(DatasetMapper):
     """Detectron2's ``DatasetMapper``, for instances whose mask is a guess or missing.
 
-    Two things are added, both only where the model has a mask head (``MODEL.MASK_ON``):
+    Three things are added, all only where the model has a mask head (``MODEL.MASK_ON``):
 
     * ``instances`` gain ``gt_mask_confidence`` (N, float32, 0..1), which ``ConfidenceMaskRCNNConvUpsampleHead`` reads:
       the annotation's ``MODEL.ROI_MASK_HEAD.CONFIDENCE_KEY``, else its ``confidence``, 1 where it has neither, 0 where
@@ -24,25 +25,33 @@ class PseudoMaskDatasetMapper(DatasetMapper):
     * An instance with a pseudo mask (an annotation with a confidence) or without any mask keeps its box and class
       whatever becomes of its mask: Detectron2 drops instances with empty masks, boxes and all, and takes new boxes
       from the masks after a random crop. Pseudo masks are not trusted with either.
+    * ``instances`` gain ``gt_void`` (N equal masks) where the image has pixels of unknown label (``void_mask``), such
+      as VOC's borders: as background they would teach masks that end inside their objects.
 
     Annotations with a true mask are treated exactly as Detectron2 does.
     """
 
     @configurable
-    def __init__(self, is_train: bool, *, confidence_key: str, **kwargs: Any):
+    def __init__(self, is_train: bool, *, confidence_key: str, ignore_void: bool = True, **kwargs: Any):
         """
         Args:
             is_train: whether samples are augmented and carry ``instances``.
             confidence_key: annotation key that governs, such as "quality".
+            ignore_void: False: no ``gt_void``, void pixels are background.
             kwargs: see Detectron2's ``DatasetMapper``.
         """
         super().__init__(is_train, **kwargs)
         self.confidence_key = confidence_key
+        self.ignore_void = ignore_void
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Detectron2's arguments and ``MODEL.ROI_MASK_HEAD.CONFIDENCE_KEY``."""
-        return {**super().from_config(cfg, is_train), "confidence_key": cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_KEY}
+        """Detectron2's arguments, ``MODEL.ROI_MASK_HEAD.CONFIDENCE_KEY`` and ``INPUT.IGNORE_VOID``."""
+        return {
+            **super().from_config(cfg, is_train),
+            "confidence_key": cfg.MODEL.ROI_MASK_HEAD.CONFIDENCE_KEY,
+            "ignore_void": cfg.INPUT.IGNORE_VOID,
+        }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """See ``DatasetMapper``; the dataset dict is left as it is.
@@ -67,6 +76,7 @@ class PseudoMaskDatasetMapper(DatasetMapper):
         if not self.use_instance_mask:
             super()._transform_annotations(dataset_dict, transforms, image_shape)
             return
+        void = _void(dataset_dict, transforms) if self.ignore_void else None
         annotations = [obj for obj in dataset_dict.pop("annotations") if not obj.get("iscrowd", 0)]
         confidences = [_confidence(obj, self.confidence_key, dataset_dict["file_name"]) for obj in annotations]
         for obj in annotations:
@@ -86,6 +96,8 @@ class PseudoMaskDatasetMapper(DatasetMapper):
         instances = detection_utils.annotations_to_instances(annotations, image_shape, mask_format=mask_format)
         if annotations:
             instances.gt_mask_confidence = torch.tensor([1.0 if value is None else value for value in confidences])
+            if void is not None:
+                instances.gt_void = BitMasks(void.expand(len(annotations), -1, -1))
             self._settle_boxes(instances, is_true)
             instances = _filter(instances, is_true)
         else:
@@ -97,6 +109,14 @@ class PseudoMaskDatasetMapper(DatasetMapper):
         if self.recompute_boxes:
             tight = instances.gt_masks.get_bounding_boxes().tensor
             instances.gt_boxes.tensor[is_true] = tight[is_true].to(instances.gt_boxes.tensor.dtype)
+
+
+def _void(dataset_dict: dict[str, Any], transforms: T.TransformList) -> torch.Tensor | None:
+    """The image's void pixels after augmentation, H x W bool; None where it has none."""
+    if "void_mask" not in dataset_dict:
+        return None
+    void = decode(dataset_dict["void_mask"], dataset_dict["height"], dataset_dict["width"]).T
+    return torch.from_numpy(transforms.apply_segmentation(void.astype(np.uint8)).copy()).bool()
 
 
 def _confidence(annotation: dict[str, Any], key: str, file_name: str) -> float | None:

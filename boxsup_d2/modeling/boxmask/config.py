@@ -27,6 +27,12 @@ def add_boxmask_config(cfg: CN) -> None:
     # those whose objects are the parts of one thing, as garments are of a person.
     cfg.INPUT.MASK_CROP.UNION_PROB = 0.5
     cfg.INPUT.MASK_CROP.UNION_DATASETS = ()
+    # Probability that a sample is turned by a quarter or a half: things seen from above and through a microscope have
+    # no upright.
+    cfg.INPUT.MASK_CROP.TURN_PROB = 0.0
+    # Probability that a sample is shrunk to a fifth to three fifths of its side and enlarged again: small objects are
+    # blurred, and training sets show mostly large ones.
+    cfg.INPUT.MASK_CROP.COARSE_PROB = 0.0
     # Largest relative change of brightness, contrast and saturation.
     cfg.INPUT.MASK_CROP.COLOR_JITTER = 0.4
     # Boxes with a side below this many pixels teach nothing.

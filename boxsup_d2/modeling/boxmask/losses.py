@@ -18,6 +18,8 @@ def boundary_weights(masks: Tensor, weight: float) -> Tensor:
     Returns:
         N x 1 x H x W.
     """
+    if masks.numel() == 0:
+        return masks
     kernel = masks.shape[-1] // 10 | 1
     around = F.avg_pool2d(masks, kernel, stride=1, padding=kernel // 2, count_include_pad=False)
     return 1 + 2 * weight * (around - masks).abs()
@@ -29,14 +31,14 @@ def pixel_and_overlap_losses(logits: Tensor, masks: Tensor, weights: Tensor) -> 
     Args:
         logits: N x 1 x H x W, unbounded.
         masks: N x 1 x H x W in 0..1.
-        weights: N x 1 x H x W, positive.
+        weights: N x 1 x H x W, >= 0.
     """
     if logits.numel() == 0:
         return logits.sum(), logits.sum()
     logits = logits.float()
     dims = (1, 2, 3)
     entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
-    pixel = ((entropy * weights).sum(dims) / weights.sum(dims)).mean()
+    pixel = ((entropy * weights).sum(dims) / weights.sum(dims).clamp(min=1)).mean()
     prob = logits.sigmoid()
     intersection = (prob * masks * weights).sum(dims)
     union = ((prob + masks - prob * masks) * weights).sum(dims)
@@ -79,8 +81,15 @@ def teacher_loss(logits: Tensor, teacher: Tensor, boxes: Tensor, *, certainty: f
     return (entropy * counted).sum() / counted.sum().clamp(min=1)
 
 
-def hard_iou(logits: Tensor, masks: Tensor) -> Tensor:
-    """N IoUs, in 0..1, of the decided masks; of N x 1 x H x W logits and masks in 0..1. No gradient."""
-    pred, true = logits.detach() > 0, masks > 0.5
+def hard_iou(logits: Tensor, masks: Tensor, counted: Tensor) -> Tensor:
+    """IoUs of the decided masks, without gradient.
+
+    Args:
+        logits, masks, counted: N x 1 x H x W; masks in 0..1; only pixels with more than 1/2 of ``counted`` do.
+
+    Returns:
+        N in 0..1.
+    """
+    pred, true = (logits.detach() > 0) & (counted > 0.5), (masks > 0.5) & (counted > 0.5)
     intersection = (pred & true).sum((1, 2, 3)).float()
     return intersection / (pred | true).sum((1, 2, 3)).clamp(min=1)

@@ -23,6 +23,7 @@ from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, MethodInfo, box_to_m
 from boxsup_d2.modeling.boxmask import losses
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
 from boxsup_d2.modeling.boxmask.network import BoxMaskNetwork
+from boxsup_d2.modeling.fold import fold_batch_norms
 
 
 @META_ARCH_REGISTRY.register()
@@ -188,9 +189,9 @@ class BoxMask(BoxToMaskMethod):
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """
         Args:
-            batched_inputs: in training, dicts of ``image`` (3 x S x S uint8), ``box`` and ``mask`` (S x S uint8,
-                coverage in 0..255) and ``has_mask`` (bool; False: ``mask`` says nothing). In evaluation, dicts of
-                ``image`` (3 x H x W uint8, not resized), ``height``, ``width``, and ``instances`` with ``gt_boxes``
+            batched_inputs: in training, dicts of ``image`` (3 x S x S uint8), ``box``, ``mask`` and ``void`` (S x S
+                uint8, coverage in 0..255) and ``has_mask`` (bool; False: ``mask`` says nothing). In evaluation, dicts
+                of ``image`` (3 x H x W uint8, not resized), ``height``, ``width``, and ``instances`` with ``gt_boxes``
                 (B x 4, in ``image``'s pixels) and ``gt_classes``.
 
         Returns:
@@ -207,17 +208,19 @@ class BoxMask(BoxToMaskMethod):
         batched_inputs = sorted(batched_inputs, key=lambda x: not x["has_mask"])
         known = sum(bool(x["has_mask"]) for x in batched_inputs)
         images = self.normalize(torch.stack([x["image"] for x in batched_inputs]))
-        boxes = torch.stack([x["box"] for x in batched_inputs])[:, None].to(self.device).float() / 255
-        masks = torch.stack([x["mask"] for x in batched_inputs])[:known, None].to(self.device).float() / 255
+        boxes, masks, void = (
+            torch.stack([x[key] for x in batched_inputs])[:, None].to(self.device).float() / 255
+            for key in ("box", "mask", "void")
+        )
         side = next((s for step, s in reversed(self.train_sizes) if self.updates >= step), images.shape[-1])
         if side != images.shape[-1]:
             images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
             boxes = F.interpolate(boxes, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
 
         logits, quality = self.net(images, boxes)
-        masks = F.interpolate(masks, logits.shape[-2:], mode="area") if known else masks[..., :1, :1]
-        inner = F.interpolate(boxes, logits.shape[-2:], mode="area")
-        weights = losses.boundary_weights(masks, self.boundary_weight) if known else masks
+        masks, void, inner = (F.interpolate(maps, logits.shape[-2:], mode="area") for maps in (masks, void, boxes))
+        masks, counted = masks[:known], 1 - void[:known]
+        weights = losses.boundary_weights(masks, self.boundary_weight) * counted
         pixel, overlap = losses.pixel_and_overlap_losses(logits[:known], masks, weights)
         unknown = logits[known:]
         teacher = unknown.sum() * 0
@@ -225,7 +228,7 @@ class BoxMask(BoxToMaskMethod):
             with torch.no_grad():
                 taught = self.average(images[known:], boxes[known:])[0].sigmoid()
             teacher = losses.teacher_loss(unknown, taught, inner[known:])
-        truth = losses.hard_iou(logits[:known], masks) if known else quality[:0]
+        truth = losses.hard_iou(logits[:known], masks, counted)
         judged = F.binary_cross_entropy_with_logits(quality[:known], truth) if known else quality.sum() * 0
         found = {
             "pixel": pixel,
@@ -267,6 +270,16 @@ class BoxMask(BoxToMaskMethod):
             net = prefix + "net."
             state_dict.update({average + k[len(net) :]: v for k, v in list(state_dict.items()) if k.startswith(net)})
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def inference_state(self) -> dict[str, Tensor]:
+        """The network that predicts, once; the average starts from it (:meth:`_load_from_state_dict`)."""
+        network = self.net if self.average is None else self.average
+        return {"updates": self.updates, **{f"net.{name}": value for name, value in network.state_dict().items()}}
+
+    def only_predict(self) -> None:
+        self.net, self.average = self.net if self.average is None else self.average, None
+        example = [self.pixel_mean.new_zeros((1, channels, 64, 64)) for channels in (3, 1)]
+        fold_batch_norms(self.net.eval(), *example)
 
     def normalize(self, images: Tensor) -> Tensor:
         """N x 3 x S x S images in 0..255, on any device, as the network's input."""
@@ -320,7 +333,7 @@ class BoxMask(BoxToMaskMethod):
         """B x h x h probabilities and B predicted IoUs of boxes in their windows of an H x W x 3 image."""
         if not boxes:
             return self.pixel_mean.new_zeros((0, 1, 1)), self.pixel_mean.new_zeros(0)
-        step = self.test_windows_per_forward
+        step = max(self.test_windows_per_forward // (2 if self.test_flip else 1), 1)
         starts = range(0, len(boxes), step)
         parts = [self._predict_windows(pixels, boxes[i : i + step], windows[i : i + step], mirror) for i in starts]
         return torch.cat([prob for prob, _ in parts]), torch.cat([quality for _, quality in parts])
@@ -337,14 +350,13 @@ class BoxMask(BoxToMaskMethod):
             images = crops.permute(0, 3, 1, 2)
             covers = torch.from_numpy(np.stack([box_coverage(b, w, side) for b, w in zip(boxes, windows, strict=True)]))
             normalized, covers = self.normalize(images), covers[:, None].to(self.device)
-            for flip in (False, True) if self.test_flip else (mirror,):
-                if flip:
-                    logits, quality = network(normalized.flip(-1), covers.flip(-1))
-                    logits = logits.flip(-1)
-                else:
-                    logits, quality = network(normalized, covers)
-                probs.append(_resize(logits.float().sigmoid(), finest // 2))
-                qualities.append(quality.float().sigmoid())
+            flips = (False, True) if self.test_flip else (mirror,)
+            # One pass for both: an image has few boxes, and a small batch costs more per window.
+            seen = [torch.cat([x.flip(-1) if flip else x for flip in flips]) for x in (normalized, covers)]
+            logits, quality = network(*seen)
+            for flip, part in zip(flips, logits.float().sigmoid().chunk(len(flips)), strict=True):
+                probs.append(_resize(part.flip(-1) if flip else part, finest // 2))
+            qualities += quality.float().sigmoid().chunk(len(flips))
         prob, quality = torch.stack(probs).mean(0), torch.stack(qualities).mean(0)
         if self.edge_steps > 0:
             logits = _resize(prob.clamp(1e-4, 1 - 1e-4).logit(), finest)

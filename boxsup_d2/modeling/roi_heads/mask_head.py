@@ -21,7 +21,8 @@ class ConfidenceMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
     Reads ``gt_mask_confidence`` (0..1) of the instances, which ``PseudoMaskDatasetMapper`` provides and Detectron2's
     RoI heads copy to the proposals; instances without it have confidence 1. The loss is the weighted mean over the
     RoIs: Detectron2's when all confidences are 1, and zero, with a gradient, when all weights are 0. Box and class
-    losses do not change.
+    losses do not change. Pixels of ``gt_void`` (masks as ``gt_masks``), where the instances have it, count for neither
+    side.
     """
 
     @configurable
@@ -60,24 +61,27 @@ class ConfidenceMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
         Args:
             mask_logits: B×C×M×M.
             instances: one per image, B in all, in the order of the logits, with ``proposal_boxes``, ``gt_classes``,
-                ``gt_masks`` and, optionally, ``gt_mask_confidence``.
+                ``gt_masks`` and, optionally, ``gt_mask_confidence`` and ``gt_void``.
 
         Returns:
-            Scalar Σ w_i·L_i / Σ w_i, where L_i is the mean binary cross entropy of RoI i and w_i its weight.
+            Scalar Σ w_i·L_i / Σ w_i, where L_i is the mean binary cross entropy of RoI i over its known pixels and w_i
+            its weight, 0 where no pixel is known.
         """
         instances = [x for x in instances if len(x)]
         if not instances:
             return mask_logits.sum() * 0
         logits = _logits_of_class(mask_logits, instances)
-        targets = _mask_targets(instances, logits)
+        targets = _cropped(instances, "gt_masks", logits)
+        known = ~_cropped(instances, "gt_void", logits) if any(x.has("gt_void") for x in instances) else None
         confidence = cat([_confidence(x) for x in instances]).to(logits.device)
         weights = confidence_weights(confidence, self.confidence_threshold, self.confidence_weighting)
 
         storage = get_event_storage()
         if self.vis_period > 0 and storage.iter % self.vis_period == 0:
             mask_rcnn_loss(mask_logits.detach(), instances, self.vis_period)  # for its pictures
-        _log_accuracy(logits.detach(), targets, weights > 0)
-        return weighted_mask_loss(logits, targets, weights)
+        counted = (weights > 0)[:, None, None] & (torch.ones_like(targets) if known is None else known)
+        _log_accuracy(logits.detach(), targets, counted)
+        return weighted_mask_loss(logits, targets, weights, known)
 
 
 def confidence_weights(confidence: torch.Tensor, threshold: float, weighting: bool) -> torch.Tensor:
@@ -90,19 +94,28 @@ def confidence_weights(confidence: torch.Tensor, threshold: float, weighting: bo
     return confidence * kept if weighting else kept.float()
 
 
-def weighted_mask_loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def weighted_mask_loss(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, known: torch.Tensor | None = None
+) -> torch.Tensor:
     """Weighted mean over RoIs of their mean binary cross entropy.
 
     Args:
         logits: B×M×M, any floating type.
         targets: B×M×M bool.
         weights: B, >= 0.
+        known: B×M×M bool, the pixels that count; None: all.
 
     Returns:
         Scalar float32; zero, with a gradient, where all weights are 0.
     """
     # In float32: a sum over half-precision losses would overflow.
-    per_roi = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").flatten(1).mean(1)
+    losses = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").flatten(1)
+    if known is None:
+        per_roi = losses.mean(1)
+    else:
+        counted = known.flatten(1).float()
+        per_roi = (losses * counted).sum(1) / counted.sum(1).clamp(min=1)
+        weights = weights * counted.amax(1)
     # The clamp acts only where the numerator is 0 as well, and needs no transfer to the host.
     return (per_roi * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
@@ -121,19 +134,23 @@ def _logits_of_class(mask_logits: torch.Tensor, instances: list[Instances]) -> t
     return mask_logits[torch.arange(len(classes), device=classes.device), classes]
 
 
-def _mask_targets(instances: list[Instances], logits: torch.Tensor) -> torch.Tensor:
-    """B×M×M bool: the matched masks, cropped to the RoIs."""
+def _cropped(instances: list[Instances], field: str, logits: torch.Tensor) -> torch.Tensor:
+    """B×M×M bool: the masks of a field, cropped to the RoIs; False for images that lack the field."""
     side = logits.size(-1)
-    targets = [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, side).to(logits.device) for x in instances]
-    return cat(targets) > 0.5
+    masks = [
+        x.get(field).crop_and_resize(x.proposal_boxes.tensor, side).to(logits.device)
+        if x.has(field)
+        else logits.new_zeros((len(x), side, side), dtype=torch.bool)
+        for x in instances
+    ]
+    return cat(masks) > 0.5
 
 
-def _log_accuracy(logits: torch.Tensor, targets: torch.Tensor, kept: torch.Tensor) -> None:
-    """Log Detectron2's scalars of the kept RoIs, with one transfer to the host instead of three."""
-    kept_pixels = kept[:, None, None]
-    wrong = ((logits > 0) != targets) & kept_pixels
-    positive = targets & kept_pixels
-    counts = torch.stack([kept.sum() * targets[0].numel(), positive.sum(), (wrong & targets).sum(), wrong.sum()])
+def _log_accuracy(logits: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor) -> None:
+    """Log Detectron2's scalars of the pixels that count, with one transfer to the host instead of three."""
+    wrong = ((logits > 0) != targets) & counted
+    positive = targets & counted
+    counts = torch.stack([counted.sum(), positive.sum(), (wrong & targets).sum(), wrong.sum()])
     num_pixels, num_positive, num_missed, num_wrong = counts.tolist()
     storage = get_event_storage()
     storage.put_scalar("mask_rcnn/accuracy", 1 - num_wrong / max(num_pixels, 1))

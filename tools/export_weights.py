@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Write the network of a BoxMask checkpoint as the small file that ships: averaged weights in half precision.
+"""Write the network of a checkpoint as the small file that ships: what predicts, in half precision.
 
-    python tools/export_boxmask.py --config-file configs/zoo/boxmask.yaml output/zoo/boxmask/model_final.pth \
+    python tools/export_weights.py --config-file configs/zoo/boxmask.yaml output/zoo/boxmask/model_final.pth \
         boxsup_d2/model_zoo/weights/boxmask.safetensors
 
 Prints the file's size and sha256, and compares half with full precision on a data set where ``--check`` names one.
@@ -16,9 +16,9 @@ from detectron2.modeling import build_model
 
 import boxsup_d2  # noqa: F401 - registers data sets and networks
 from boxsup_d2.checkpoint import load_trained
+from boxsup_d2.checkpoint.small import write_small
 from boxsup_d2.config import load_config
 from boxsup_d2.data.build import build_test_loader
-from boxsup_d2.modeling.boxmask.export import export_weights
 from boxsup_d2.version import __version__
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     load_trained(model, args.checkpoint)
     metadata = {"recipe": Path(args.config_file).name, "version": __version__, "licence": "see the model card"}
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    digest = export_weights(model, args.output, metadata)
+    digest = write_small(model.inference_state(), args.output, metadata)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, sha256 {digest}")
     if args.check:
         half = build_model(cfg).eval()
