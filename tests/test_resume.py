@@ -229,7 +229,7 @@ def run_demo(toy, output):
 def start(toy, output):
     # Forked off a server that has imported everything: a start then takes no time, and no thread is lost in the fork.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["boxsup_d2.rounds.runner", "boxsup_d2.toy.scenes"])
     process = context.Process(target=run_demo, args=(toy, str(output)))
     process.start()
     return process

@@ -111,7 +111,8 @@ def _add_shared_config(cfg: CN) -> None:
     # ... are left out of an epoch with this probability (COCO recipe: 0.75; 0 keeps all).
     cfg.DATALOADER.OVERLAP_DROP_PROB = 0.0
     # Boxes are shuffled within windows of this many (shuffled) images, so that an image with many boxes is decoded
-    # once per window and not once per box. 0: one shuffle over all boxes, one decode per box.
+    # once per window and not once per box; up to four windows are open at a time. 0: one shuffle over all boxes, one
+    # decode per box.
     cfg.DATALOADER.IMAGE_WINDOW = 64
 
     # Synchronise every batch norm of the model over ranks (BoxCaseg's recipe). Without effect in one process or on

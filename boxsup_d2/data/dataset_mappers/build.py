@@ -129,7 +129,9 @@ def build_shuffled_loader(
 def _sampler(cfg: CfgNode, samples: list[dict[str, Any]], seed: int) -> Iterable[int]:
     if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         find = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
-        return RepeatFactorTrainingSampler(find(samples, cfg.DATALOADER.REPEAT_THRESHOLD), seed=seed)
+        # The main branch can do without the square root.
+        options = {"sqrt": cfg.DATALOADER.REPEAT_SQRT} if "REPEAT_SQRT" in cfg.DATALOADER else {}
+        return RepeatFactorTrainingSampler(find(samples, cfg.DATALOADER.REPEAT_THRESHOLD, **options), seed=seed)
     if cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
         ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
         return RandomSubsetTrainingSampler(len(samples), ratio, seed_shuffle=seed, seed_subset=seed)
