@@ -134,6 +134,8 @@ def test_leftovers_of_systems_are_no_data(tmp_path: Path) -> None:
         ("images/ONLY.PNG", "deep/er/only.png"),
         ("./val/a.jpg", "val/a.jpg"),
         ("a.jpg", None),  # there are two
+        ("deep/only.png", "deep/er/only.png"),
+        ("train/only.png", None),  # that folder is here, without it
         ("b.jpg", None),
         ("", None),
     ],

@@ -82,11 +82,12 @@ class ImageFinder:
 
     def __init__(self, root: str):
         self.images = list_files(root)
-        self._paths = {_key(image): image for image in self.images}
+        paths = {_key(image): image for image in self.images}
+        self._folders = {_folder(key) for key in paths}
         self._by_path: dict[str, list[str]] = defaultdict(list)
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         self._by_base: dict[str, list[str]] = defaultdict(list)
-        for key, image in self._paths.items():
+        for key, image in paths.items():
             stem, base = os.path.splitext(key)[0], key.rsplit("/", 1)[-1]
             self._by_path[stem].append(image)
             self._by_stem[stem.rsplit("/", 1)[-1]].append(image)
@@ -113,23 +114,33 @@ class ImageFinder:
     def named(self, name: str) -> str | None:
         """The image that a name means, which may be a path of another system or a URL; None: no image, or several.
 
-        The end of the path counts, as much of it as there is; then the name of the file alone, also without what
-        Label Studio puts before it; then that without regard to capitals.
+        The end of the path counts, as much of it as there is: where its folder is here, the image must be in it.
+        Otherwise the name of the file alone does, in any folder. Names are also looked for without what Label Studio
+        puts before them, and without regard to capitals.
         """
         key = _key(unquote(name.rsplit("?d=", 1)[-1]).replace("\\", "/"))
         parts = [part for part in key.split("/") if part not in ("", ".", "..")]
-        for start in range(len(parts)):
-            if "/".join(parts[start:]) in self._paths:
-                return self._paths["/".join(parts[start:])]
-        base = parts[-1] if parts else ""
-        for candidate in (base, _UPLOAD.sub("", base, count=1), base.lower()):
-            if len(self._by_base.get(candidate, ())) == 1:
-                return self._by_base[candidate][0]
-        return None
+        *folders, base = parts or [""]
+        candidates = (base, _UPLOAD.sub("", base, count=1), base.lower())
+        for start in range(len(folders) + 1):
+            folder = "".join(f"{part}/" for part in folders[start:])
+            for candidate in candidates:
+                found = [image for image in self._by_base.get(candidate, ()) if _folder(_key(image)) == folder]
+                if len(found) == 1:
+                    return found[0]
+            if folder and folder in self._folders:
+                return None
+        found = next((self._by_base[candidate] for candidate in candidates if candidate in self._by_base), [])
+        return found[0] if len(found) == 1 else None
 
 
 def _key(path: str) -> str:
     return unicodedata.normalize("NFC", path)
+
+
+def _folder(path: str) -> str:
+    """The folder of a relative path with its "/"; "" for none."""
+    return path[: path.rfind("/") + 1]
 
 
 def locate_images(data: dict[str, Any], image_root: str, notes: Problems) -> dict[str, Any]:
