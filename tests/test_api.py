@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
-import boxsup_d2
+import boxsup_d2.api
 from boxsup_d2.api import BoxToMask, Prediction, label, load, register
 from boxsup_d2.masks.confidence import exact_confidence, published_confidence, tight_boxes
 from boxsup_d2.methods import load_model, method_config
@@ -51,7 +51,7 @@ def test_package_offers_the_api_without_importing_it():
     assert at_once
     assert "boxsup_d2.api" not in at_once
     for name in ("load", "label", "predict", "register"):
-        assert getattr(boxsup_d2, name) is globals()[name]
+        assert getattr(boxsup_d2, name) is getattr(boxsup_d2.api, name)
         assert name in dir(boxsup_d2), "for completion"
 
 
