@@ -243,6 +243,7 @@ def test_config_runs_no_code(tmp_path, through_base):
         ({"MODEL": {"ROI_HEADS": {"IN_FEATURES": [1]}}}, r"c\.yaml: MODEL.ROI_HEADS.IN_FEATURES is \[1\].*texts"),
         ({"MODEL": {"PIXEL_MEAN": ["a"]}}, r"c\.yaml: MODEL.PIXEL_MEAN is \['a'\].*numbers"),
         ({"DATASETS": {"TEST": [[]]}}, r"c\.yaml: DATASETS.TEST is \[\[\]\].*texts"),
+        ({"DATASETS": {"REGISTER": [{"JSON": "a\0"}]}}, r"c\.yaml: DATASETS.REGISTER is .*null byte"),
         ({1: 2}, r"c\.yaml: there is no config key 1"),
         ({"VERSION": "x"}, r"c\.yaml: VERSION is 'x', which is no number"),
         ({"_BASE_": 5}, r"c\.yaml: its _BASE_ is no path"),
@@ -272,7 +273,7 @@ def test_names_that_there_are_not_are_told_by_their_key(no_gpu, quiet_setup, tmp
                 "('voc_2012_val_instanse',)",
             )
         )
-    with pytest.raises(ValueError, match="MODEL.DEVICE is 'gpu': use cpu, cuda"):
+    with pytest.raises(ValueError, match=r"MODEL.DEVICE is 'gpu': use cpu, cuda"):
         setup(parse("--config-file", str(tmp_path / "d.yaml"), "MODEL.DEVICE", "gpu"))
     for key, value, message in (
         ("MODEL.BACKBONE.NAME", "nowhere", "MODEL.BACKBONE.NAME: there is no 'nowhere' in .* BACKBONE"),

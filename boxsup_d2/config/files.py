@@ -145,6 +145,8 @@ def _flat_values(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _value_problem(cfg: CfgNode, key: str, value: Any) -> str:
     """What is wrong with a value that yacs, which does not look into lists, would take; "" if nothing is."""
     default = _find(cfg, key)
+    if _holds_null(value):  # no path can, and what opens one would not say which
+        return f"{key} is {value!r}: it holds a null byte."
     if default is _ABSENT or default is None:
         return ""  # an unknown key, or one that an older version of Detectron2 had
     return _type_problem(default, key, value)
@@ -161,6 +163,12 @@ def _type_problem(default: Any, key: str, value: Any) -> str:
             if known and not all(isinstance(item, kind) for item in value):
                 return f"{key} is {value!r}: it must be made of {what}."
     return ""
+
+
+def _holds_null(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_null, value.values()))
+    return any(map(_holds_null, value)) if isinstance(value, list | tuple) else isinstance(value, str) and "\0" in value
 
 
 def _find(cfg: CfgNode, key: str) -> Any:
