@@ -62,6 +62,8 @@ def add_boxmask_config(cfg: CN) -> None:
     cfg.MODEL.BOXMASK.BOUNDARY_WEIGHT = 3.0
     # The averaged network teaches from this update on: before, it knows too little.
     cfg.MODEL.BOXMASK.TEACHER_START = 500
+    # Snap what it teaches to the image's edges: the network learns what refinement would add.
+    cfg.MODEL.BOXMASK.TEACHER_EDGES = False
     # Decay per update of the exponential average of the weights, which predicts at inference; 0 averages nothing.
     cfg.MODEL.BOXMASK.EMA_DECAY = 0.998
     # Learning rate of the pretrained backbone, as a multiple of SOLVER.BASE_LR.

@@ -1,6 +1,6 @@
 """Snapping masks to the edges of the image: mean-field steps over neighbours at several distances.
 
-The same idea as the dense CRF in ``boxsup_d2/pseudo_masks/refine.py``, for all windows of a batch at once, on any
+The same idea as the dense CRF in ``boxsup_d2/crf``, for all windows of a batch at once, on any
 device and without a compiled package: neighbours of one colour pull each other to one side. Where the dense CRF sees
 all pairs of pixels, this sees eight directions at a few distances.
 
@@ -28,7 +28,7 @@ def snap_to_edges(
     """Refine logits of masks by the colours of the image.
 
     Args:
-        logits: N x 1 x S x S.
+        logits: N x 1 x h x h, resized to the images.
         images: N x 3 x S x S in 0..255.
         steps: mean-field steps; 0 changes nothing.
         weight: what all neighbours of the same colour together add to a pixel's logit at most.
@@ -39,6 +39,8 @@ def snap_to_edges(
     Returns:
         N x 1 x S x S logits.
     """
+    if logits.shape[-2:] != images.shape[-2:]:
+        logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
     if steps == 0 or logits.numel() == 0:
         return logits
     logits, images = logits.float(), images.float()

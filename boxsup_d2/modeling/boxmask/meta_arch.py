@@ -3,13 +3,12 @@
 It sees a box with some of its surroundings and is told where the box is; it predicts a mask and the IoU that
 it expects of it. Boxes without masks teach by their projections and by what the averaged network thinks of them.
 
-Shape legend: N samples or windows, S their side, h = S / 2, B the boxes of one image.
+Shape legend: N samples, S their side, h = S / 2, B the boxes of one image.
 """
 
 import copy
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
@@ -17,11 +16,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor
 
-from boxsup_d2.masks.paste import MaskPatch, cut_patches, paste_patches
-from boxsup_d2.masks.windows import Box, Window, box_coverage, box_window, clip_box, cut_window
-from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, MethodInfo, box_to_mask_instances, mean_foreground
+from boxsup_d2.masks.paste import cut_patches
+from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, MethodInfo, box_to_mask_instances
 from boxsup_d2.modeling.boxmask import losses
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
+from boxsup_d2.modeling.boxmask.inference import WindowInference
 from boxsup_d2.modeling.boxmask.network import BoxMaskNetwork
 from boxsup_d2.modeling.fold import fold_batch_norms
 
@@ -72,20 +71,12 @@ class BoxMask(BoxToMaskMethod):
         box_channel: bool = True,
         boundary_weight: float = 3.0,
         teacher_start: int = 500,
+        teacher_edges: bool = False,
         ema_decay: float = 0.998,
         backbone_lr_factor: float = 1.0,
         train_sizes: list[int] | None = None,
         train_size_steps: list[int] | None = None,
-        margin: float = 0.25,
-        max_aspect: float = 2.0,
-        test_sizes: list[int] | None = None,
-        test_flip: bool = False,
-        test_passes: int = 1,
-        test_overrun: float = 0.1,
-        edge_steps: int = 0,
-        edge_weight: float = 4.0,
-        edge_color: float = 12.0,
-        test_windows_per_forward: int = 32,
+        windows: WindowInference | None = None,
     ) -> None:
         """
         Args:
@@ -96,16 +87,11 @@ class BoxMask(BoxToMaskMethod):
             box_channel: whether the backbone sees the box, in a channel in front of the image's.
             boundary_weight: see :func:`boxsup_d2.modeling.boxmask.losses.boundary_weights`.
             teacher_start: updates before the averaged network teaches.
+            teacher_edges: snap what it teaches to the image's edges.
             ema_decay: of the averaged network, per update; 0: there is none.
             backbone_lr_factor: see :meth:`lr_factors`.
             train_sizes, train_size_steps: sides that samples are shrunk to, and the updates from which they count.
-            margin, max_aspect: see :func:`boxsup_d2.masks.windows.box_window`.
-            test_sizes: sides of windows at inference, in pixels.
-            test_flip: average with the mirrored window.
-            test_passes: how often a box is looked at, from the second time on where the mask before was.
-            test_overrun: share of a box's sides by which its mask may leave it.
-            edge_steps, edge_weight, edge_color: see :func:`boxsup_d2.modeling.boxmask.edges.snap_to_edges`.
-            test_windows_per_forward: windows per forward pass at inference.
+            windows: how boxes are looked at in evaluation.
         """
         super().__init__()
         self.net = BoxMaskNetwork(backbone, in_features, decoder_channels, fine_channels, box_channel)
@@ -118,19 +104,11 @@ class BoxMask(BoxToMaskMethod):
         self.loss_weights = loss_weights
         self.boundary_weight = boundary_weight
         self.teacher_start = teacher_start
+        self.teacher_edges = teacher_edges
         self.ema_decay = ema_decay
         self.backbone_lr_factor = backbone_lr_factor
         self.train_sizes = list(zip(train_size_steps or [], train_sizes or [], strict=True))
-        self.margin = margin
-        self.max_aspect = max_aspect
-        self.test_sizes = test_sizes or [128]
-        self.test_flip = test_flip
-        self.test_passes = test_passes
-        self.test_overrun = test_overrun
-        self.edge_steps = edge_steps
-        self.edge_weight = edge_weight
-        self.edge_color = edge_color
-        self.test_windows_per_forward = test_windows_per_forward
+        self.windows = windows or WindowInference()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -152,20 +130,12 @@ class BoxMask(BoxToMaskMethod):
             "box_channel": node.BOX_CHANNEL,
             "boundary_weight": node.BOUNDARY_WEIGHT,
             "teacher_start": node.TEACHER_START,
+            "teacher_edges": node.TEACHER_EDGES,
             "ema_decay": node.EMA_DECAY,
             "backbone_lr_factor": node.BACKBONE_LR_FACTOR,
             "train_sizes": list(node.TRAIN_SIZES),
             "train_size_steps": list(node.TRAIN_SIZE_STEPS),
-            "margin": cfg.INPUT.MASK_CROP.MARGIN,
-            "max_aspect": cfg.INPUT.MASK_CROP.MAX_ASPECT,
-            "test_sizes": list(node.TEST_SIZES),
-            "test_flip": node.TEST_FLIP,
-            "test_passes": node.TEST_PASSES,
-            "test_overrun": node.TEST_OVERRUN,
-            "edge_steps": node.EDGE_STEPS,
-            "edge_weight": node.EDGE_WEIGHT,
-            "edge_color": node.EDGE_COLOR,
-            "test_windows_per_forward": node.TEST_WINDOWS_PER_FORWARD,
+            "windows": WindowInference.from_config(cfg),
         }
 
     @property
@@ -225,8 +195,7 @@ class BoxMask(BoxToMaskMethod):
         unknown = logits[known:]
         teacher = unknown.sum() * 0
         if self.average is not None and known < len(logits) and self.updates >= self.teacher_start:
-            with torch.no_grad():
-                taught = self.average(images[known:], boxes[known:])[0].sigmoid()
+            taught = self.teach(self.average, images[known:], boxes[known:])
             teacher = losses.teacher_loss(unknown, taught, inner[known:])
         truth = losses.hard_iou(logits[:known], masks, counted)
         judged = F.binary_cross_entropy_with_logits(quality[:known], truth) if known else quality.sum() * 0
@@ -238,6 +207,16 @@ class BoxMask(BoxToMaskMethod):
             "quality": judged,
         }
         return {f"loss_{name}": self.loss_weights[name] * value for name, value in found.items()}
+
+    @torch.no_grad()
+    def teach(self, network: BoxMaskNetwork, images: Tensor, boxes: Tensor) -> Tensor:
+        """N x 1 x h x h probabilities that the network gives normalised images, for another one to learn from."""
+        logits = network(images, boxes)[0].float()
+        if self.teacher_edges:
+            pixels = images * self.pixel_std + self.pixel_mean
+            # Not by the EDGE_ keys, which decide predictions and no weights.
+            logits = F.interpolate(snap_to_edges(logits, pixels), logits.shape[-2:], mode="area")
+        return logits.sigmoid()
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -286,115 +265,22 @@ class BoxMask(BoxToMaskMethod):
         images = images.to(self.device, torch.float32, non_blocking=True, memory_format=torch.channels_last)
         return (images - self.pixel_mean) / self.pixel_std
 
+    def look(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """The network that predicts; see :data:`boxsup_d2.modeling.boxmask.inference.Look`."""
+        network = self.net if self.average is None else self.average
+        return network(self.normalize(images), boxes.to(self.device))
+
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """Masks of all boxes of a batch of images; see :meth:`forward`."""
         predictions = []
         for x in batched_inputs:
             boxes = x["instances"].gt_boxes.tensor
-            patches, scores, quality = self.predict(x["image"], boxes, (x["height"], x["width"]))
             size = (x["height"], x["width"])
+            patches, scores, quality = self.windows.predict(self.look, x["image"], boxes, size)
             masks = cut_patches(patches, *size, self.device)
             prompt = x["instances"]
             instances = box_to_mask_instances(masks, prompt.gt_boxes.tensor, prompt.gt_classes, scores, size)
             instances.quality = quality
             predictions.append({"instances": instances, "patches": patches})
         return predictions
-
-    def predict(self, image: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[list[MaskPatch], Tensor, Tensor]:
-        """Masks of the boxes of one image.
-
-        Args:
-            image: 3 x H x W uint8.
-            boxes: B x 4.
-            size: (H, W).
-
-        Returns:
-            B patches, B mean foreground probabilities inside the masks, B predicted IoUs.
-        """
-        pixels = np.ascontiguousarray(image.cpu().numpy().transpose(1, 2, 0))
-        corners = [clip_box(box, *size) for box in boxes.detach().cpu().double().tolist()]
-        windows = [box_window(box, self.margin, self.max_aspect) for box in corners]
-        prob, quality = self._window_predictions(pixels, corners, windows, mirror=False)
-        for step in range(1, self.test_passes):
-            # A user's box may be loose or too tight: the mask knows better where the object is.
-            found = [_mask_box(p, window, box) for p, window, box in zip(prob, windows, corners, strict=True)]
-            boxes_now = [clip_box(box, *size) for box in found]
-            windows = [box_window(box, self.margin, self.max_aspect) for box in boxes_now]
-            prob, judged = self._window_predictions(pixels, boxes_now, windows, mirror=step % 2 == 1)
-            quality = (quality * step + judged) / (step + 1)
-        patches = paste_patches(prob, torch.tensor(windows, dtype=torch.int64).reshape(-1, 4), *size)
-        patches = [_cut_to_box(p, box, self.test_overrun) for p, box in zip(patches, corners, strict=True)]
-        return patches, mean_foreground(prob, prob > 0.5), quality
-
-    def _window_predictions(
-        self, pixels: np.ndarray, boxes: list[Box], windows: list[Window], mirror: bool
-    ) -> tuple[Tensor, Tensor]:
-        """B x h x h probabilities and B predicted IoUs of boxes in their windows of an H x W x 3 image."""
-        if not boxes:
-            return self.pixel_mean.new_zeros((0, 1, 1)), self.pixel_mean.new_zeros(0)
-        step = max(self.test_windows_per_forward // (2 if self.test_flip else 1), 1)
-        starts = range(0, len(boxes), step)
-        parts = [self._predict_windows(pixels, boxes[i : i + step], windows[i : i + step], mirror) for i in starts]
-        return torch.cat([prob for prob, _ in parts]), torch.cat([quality for _, quality in parts])
-
-    def _predict_windows(
-        self, pixels: np.ndarray, boxes: list[Box], windows: list[Window], mirror: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The same for as many as fit into the memory, averaged over sizes and flips."""
-        network = self.net if self.average is None else self.average
-        probs, qualities = [], []
-        finest = max(self.test_sizes)
-        for side in sorted(self.test_sizes):
-            crops = torch.from_numpy(np.stack([cut_window(pixels, window, side) for window in windows]))
-            images = crops.permute(0, 3, 1, 2)
-            covers = torch.from_numpy(np.stack([box_coverage(b, w, side) for b, w in zip(boxes, windows, strict=True)]))
-            normalized, covers = self.normalize(images), covers[:, None].to(self.device)
-            flips = (False, True) if self.test_flip else (mirror,)
-            # One pass for both: an image has few boxes, and a small batch costs more per window.
-            seen = [torch.cat([x.flip(-1) if flip else x for flip in flips]) for x in (normalized, covers)]
-            logits, quality = network(*seen)
-            for flip, part in zip(flips, logits.float().sigmoid().chunk(len(flips)), strict=True):
-                probs.append(_resize(part.flip(-1) if flip else part, finest // 2))
-            qualities += quality.float().sigmoid().chunk(len(flips))
-        prob, quality = torch.stack(probs).mean(0), torch.stack(qualities).mean(0)
-        if self.edge_steps > 0:
-            logits = _resize(prob.clamp(1e-4, 1 - 1e-4).logit(), finest)
-            # The last size is the finest.
-            refined = snap_to_edges(
-                logits, images.to(self.device), steps=self.edge_steps, weight=self.edge_weight, color=self.edge_color
-            )
-            prob = refined.sigmoid()
-        return prob[:, 0], quality
-
-
-def _resize(maps: Tensor, side: int) -> Tensor:
-    """Bilinear resize of N x 1 x h x h maps."""
-    if maps.shape[-1] == side:
-        return maps
-    return F.interpolate(maps, (side, side), mode="bilinear", align_corners=False)
-
-
-def _mask_box(prob: Tensor, window: Window, box: Box) -> Box:
-    """Tight box, in the image's pixels, of what is above 1/2 in a window's h x h map; ``box`` where nothing is."""
-    inside = prob > 0.5
-    columns, rows = inside.any(0).nonzero()[:, 0].tolist(), inside.any(1).nonzero()[:, 0].tolist()
-    if not columns:
-        return box
-    scale_x, scale_y = (window[2] - window[0]) / prob.shape[1], (window[3] - window[1]) / prob.shape[0]
-    return (
-        window[0] + columns[0] * scale_x,
-        window[1] + rows[0] * scale_y,
-        window[0] + (columns[-1] + 1) * scale_x,
-        window[1] + (rows[-1] + 1) * scale_y,
-    )
-
-
-def _cut_to_box(patch: MaskPatch, box: Any, overrun: float) -> MaskPatch:
-    """The part of a patch that lies in the box and a little beyond."""
-    slack_x, slack_y = overrun * (box[2] - box[0]), overrun * (box[3] - box[1])
-    height, width = patch.prob.shape
-    left, top = max(int(box[0] - slack_x) - patch.left, 0), max(int(box[1] - slack_y) - patch.top, 0)
-    right = min(int(np.ceil(box[2] + slack_x)) - patch.left, width)
-    bottom = min(int(np.ceil(box[3] + slack_y)) - patch.top, height)
-    return MaskPatch(patch.left + left, patch.top + top, patch.prob[top : max(bottom, top), left : max(right, left)])

@@ -1,0 +1,165 @@
+"""From boxes to masks by a network that looks at windows.
+
+Shape legend: H x W an image, B its boxes, S the side of a window, h = S / 2 that of the network's maps.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from torch import Tensor
+
+from boxsup_d2.masks.paste import MaskPatch, paste_patches
+from boxsup_d2.masks.windows import Box, Window, box_coverage, box_window, clip_box, cut_window
+from boxsup_d2.modeling.box_to_mask import mean_foreground
+from boxsup_d2.modeling.boxmask.edges import snap_to_edges
+
+# N x 3 x S x S images in 0..255 and N x 1 x S x S coverage by the box in 0..1, on the CPU, to N x 1 x h x h logits of
+# masks and N logits of their IoU, on the network's device.
+Look = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class WindowInference:
+    """How boxes are looked at; ``boxsup_d2/modeling/boxmask/config.py`` says what each key is good for.
+
+    Attributes:
+        margin, max_aspect: see :func:`boxsup_d2.masks.windows.box_window`.
+        sizes: sides of windows, in pixels; the probabilities of several are averaged.
+        flip: average with the mirrored window.
+        passes: how often a box is looked at, from the second time on where the mask before was.
+        overrun: share of a box's sides by which its mask may leave it.
+        edge_steps, edge_weight, edge_color: see :func:`boxsup_d2.modeling.boxmask.edges.snap_to_edges`.
+        windows_per_forward: windows per forward pass, mirrored ones included.
+    """
+
+    margin: float = 0.25
+    max_aspect: float = 2.0
+    sizes: Sequence[int] = (128,)
+    flip: bool = False
+    passes: int = 1
+    overrun: float = 0.1
+    edge_steps: int = 0
+    edge_weight: float = 6.0
+    edge_color: float = 12.0
+    windows_per_forward: int = 32
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "WindowInference":
+        node = cfg.MODEL.BOXMASK
+        return cls(
+            margin=cfg.INPUT.MASK_CROP.MARGIN,
+            max_aspect=cfg.INPUT.MASK_CROP.MAX_ASPECT,
+            sizes=tuple(node.TEST_SIZES),
+            flip=node.TEST_FLIP,
+            passes=node.TEST_PASSES,
+            overrun=node.TEST_OVERRUN,
+            edge_steps=node.EDGE_STEPS,
+            edge_weight=node.EDGE_WEIGHT,
+            edge_color=node.EDGE_COLOR,
+            windows_per_forward=node.TEST_WINDOWS_PER_FORWARD,
+        )
+
+    def predict(
+        self, look: Look, image: Tensor, boxes: Tensor, size: tuple[int, int]
+    ) -> tuple[list[MaskPatch], Tensor, Tensor]:
+        """Masks of the boxes of one image.
+
+        Args:
+            look: the network.
+            image: 3 x H x W uint8.
+            boxes: B x 4.
+            size: (H, W).
+
+        Returns:
+            B patches, B mean foreground probabilities inside the masks, B predicted IoUs.
+        """
+        pixels = np.ascontiguousarray(image.cpu().numpy().transpose(1, 2, 0))
+        corners = [clip_box(box, *size) for box in boxes.detach().cpu().double().tolist()]
+        windows = [box_window(box, self.margin, self.max_aspect) for box in corners]
+        prob, quality = self._look_at(look, pixels, corners, windows, mirror=False)
+        for step in range(1, self.passes):
+            # A user's box may be loose or too tight: the mask knows better where the object is.
+            found = [_mask_box(p, window, box) for p, window, box in zip(prob, windows, corners, strict=True)]
+            boxes_now = [clip_box(box, *size) for box in found]
+            windows = [box_window(box, self.margin, self.max_aspect) for box in boxes_now]
+            prob, judged = self._look_at(look, pixels, boxes_now, windows, mirror=step % 2 == 1)
+            quality = (quality * step + judged) / (step + 1)
+        patches = paste_patches(prob, torch.tensor(windows, dtype=torch.int64).reshape(-1, 4), *size)
+        patches = [_cut_to_box(p, box, self.overrun) for p, box in zip(patches, corners, strict=True)]
+        return patches, mean_foreground(prob, prob > 0.5), quality
+
+    def _look_at(
+        self, look: Look, pixels: np.ndarray, boxes: list[Box], windows: list[Window], mirror: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Probabilities (B maps of one size) and B predicted IoUs of boxes in their windows of an H x W x 3 image."""
+        if not boxes:
+            return torch.zeros(0, 1, 1), torch.zeros(0)
+        step = max(self.windows_per_forward // (2 if self.flip else 1), 1)
+        starts = range(0, len(boxes), step)
+        parts = [self._look_once(look, pixels, boxes[i : i + step], windows[i : i + step], mirror) for i in starts]
+        return torch.cat([prob for prob, _ in parts]), torch.cat([quality for _, quality in parts])
+
+    def _look_once(
+        self, look: Look, pixels: np.ndarray, boxes: list[Box], windows: list[Window], mirror: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The same for as many as fit into the memory, averaged over sizes and flips."""
+        probs, qualities = [], []
+        flips = (False, True) if self.flip else (mirror,)
+        for side in sorted(self.sizes):
+            crops = torch.from_numpy(np.stack([cut_window(pixels, window, side) for window in windows]))
+            images = crops.permute(0, 3, 1, 2)
+            covers = torch.from_numpy(np.stack([box_coverage(b, w, side) for b, w in zip(boxes, windows, strict=True)]))
+            # One pass for both: an image has few boxes, and a small batch costs more per window.
+            seen = [torch.cat([x.flip(-1) if flip else x for flip in flips]) for x in (images, covers[:, None])]
+            logits, quality = look(*seen)
+            for flip, part in zip(flips, logits.float().sigmoid().chunk(len(flips)), strict=True):
+                probs.append(_resize(part.flip(-1) if flip else part, max(self.sizes) // 2))
+            qualities += quality.float().sigmoid().chunk(len(flips))
+        prob, quality = torch.stack(probs).mean(0), torch.stack(qualities).mean(0)
+        if self.edge_steps > 0:
+            # The last images are the finest.
+            prob = snap_to_edges(
+                prob.clamp(1e-4, 1 - 1e-4).logit(),
+                images.to(prob.device),
+                steps=self.edge_steps,
+                weight=self.edge_weight,
+                color=self.edge_color,
+            ).sigmoid()
+        return prob[:, 0], quality
+
+
+def _resize(maps: Tensor, side: int) -> Tensor:
+    """Bilinear resize of N x 1 x h x h maps."""
+    if maps.shape[-1] == side:
+        return maps
+    return F.interpolate(maps, (side, side), mode="bilinear", align_corners=False)
+
+
+def _mask_box(prob: Tensor, window: Window, box: Box) -> Box:
+    """Tight box, in the image's pixels, of what is above 1/2 in a window's map; ``box`` where nothing is."""
+    inside = prob > 0.5
+    columns, rows = inside.any(0).nonzero()[:, 0].tolist(), inside.any(1).nonzero()[:, 0].tolist()
+    if not columns:
+        return box
+    scale_x, scale_y = (window[2] - window[0]) / prob.shape[1], (window[3] - window[1]) / prob.shape[0]
+    return (
+        window[0] + columns[0] * scale_x,
+        window[1] + rows[0] * scale_y,
+        window[0] + (columns[-1] + 1) * scale_x,
+        window[1] + (rows[-1] + 1) * scale_y,
+    )
+
+
+def _cut_to_box(patch: MaskPatch, box: Any, overrun: float) -> MaskPatch:
+    """The part of a patch that lies in the box and a little beyond."""
+    slack_x, slack_y = overrun * (box[2] - box[0]), overrun * (box[3] - box[1])
+    height, width = patch.prob.shape
+    left, top = max(int(box[0] - slack_x) - patch.left, 0), max(int(box[1] - slack_y) - patch.top, 0)
+    right = min(int(np.ceil(box[2] + slack_x)) - patch.left, width)
+    bottom = min(int(np.ceil(box[3] + slack_y)) - patch.top, height)
+    return MaskPatch(patch.left + left, patch.top + top, patch.prob[top : max(bottom, top), left : max(right, left)])
