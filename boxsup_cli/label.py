@@ -142,7 +142,8 @@ def run(args: argparse.Namespace) -> None:
                 overwrite=job.overwrite,
             )
             shutil.rmtree(work, ignore_errors=True)
-        show(_summary_line(summary, short(out)))
+        crowds = sum(bool(annotation.get("iscrowd")) for annotation in source.usable["annotations"])
+        show(_summary_line(summary, short(out), crowds))
         look = _look_line(summary, short(out), short(source.image_root), report=bool(args.report))
         if look:
             show(look)
@@ -202,8 +203,9 @@ def _work_folder(out: str) -> str:
     return f"{out}.work"
 
 
-def _summary_line(summary: dict[str, Any], out: str) -> str:
+def _summary_line(summary: dict[str, Any], out: str, crowds: int) -> str:
     kept = f", {summary['kept']} masks kept" if summary.get("kept") else ""
+    kept += f", {crowds} crowd regions (iscrowd 1) left as they are" if crowds else ""
     boxes = f", {summary['left_as_boxes']} of them left as boxes" if summary.get("left_as_boxes") else ""
     quality = f"mean quality {summary['mean_quality']:.2f}, " if "mean_quality" in summary else ""
     return (

@@ -36,7 +36,7 @@ def tidy_coco(data: dict[str, Any], notes: Problems | None = None) -> dict[str, 
 
     Args:
         data: of that form, see :func:`boxsup_d2.data.formats.coco.check_coco_form`; it is not changed.
-        notes: gains what was done; and the crowd regions that there are, for they are no objects.
+        notes: gains what was done; and the images that hold crowd regions alone, for they are no objects.
     """
     notes = Problems() if notes is None else notes
     lists = {
@@ -44,7 +44,18 @@ def tidy_coco(data: dict[str, Any], notes: Problems | None = None) -> dict[str, 
         "categories": [_with_numbers(entry, ("id",), notes) for entry in data["categories"]],
         "annotations": [_tidy_annotation(entry, notes) for entry in data["annotations"]],
     }
+    _note_crowds(lists["annotations"], notes)
     return {**data, **lists}
+
+
+def _note_crowds(annotations: list[dict[str, Any]], notes: Problems) -> None:
+    """Beside objects a crowd region is what COCO means by it; alone, it may be what some tool makes of objects."""
+    crowds = [annotation for annotation in annotations if annotation.get("iscrowd") == 1]
+    if crowds:
+        with_objects = {str(annotation.get("image_id")) for annotation in annotations if not annotation.get("iscrowd")}
+        for key in dict.fromkeys(str(annotation.get("image_id")) for annotation in crowds):
+            if key not in with_objects:
+                notes.add("images with crowd regions (iscrowd 1) alone, which are no objects", f"image {key}")
 
 
 def enclosing_box(box: Sequence[float], degrees: float) -> list[float]:
@@ -72,8 +83,6 @@ def _tidy_annotation(entry: dict[str, Any], notes: Problems) -> dict[str, Any]:
     if entry.get("iscrowd") == 1 and isinstance(entry.get("segmentation"), dict) and "occluded" in attributes:
         notes.add("brushed masks of CVAT, marked as crowds: read as objects", name)
         entry = {**entry, "iscrowd": 0}
-    elif entry.get("iscrowd"):
-        notes.add("crowd regions: no objects, kept as they are", name)
     rotation: Any = attributes.get("rotation")
     if ROTATED_BOX not in entry and is_finite(rotation) and rotation % 180 and box_fault(entry) is None:
         notes.add(TURNED, name)
