@@ -10,7 +10,7 @@ _EPILOG = """
 examples:
   the network that ships, and one that 'boxsup train' left, from the windows around boxes to masks:
     $ boxsup export boxmask boxmask.onnx --image photo.jpg
-    $ boxsup export my/boxcaseg boxcaseg.pt --image photo.jpg
+    $ boxsup export my/boxmask boxmask.pt --image photo.jpg
   a Mask R-CNN, from images to objects, as TorchScript:
     $ boxsup export my/mask-rcnn mask-rcnn.pt --image photo.jpg
 

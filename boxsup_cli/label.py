@@ -27,7 +27,7 @@ examples:
   masks by the network that ships, without any training:
     $ boxsup label --json boxes.json --images photos --out masks.json
   by a network that 'boxsup train' left:
-    $ boxsup label --json boxes.json --images photos --config my/boxcaseg/config.yaml
+    $ boxsup label --json boxes.json --images photos --config my/boxmask/config.yaml
   by weights of BoxCaseg, refined along the edges of the image (slower), by four processes:
     $ boxsup label --json boxes.json --images photos --method boxcaseg --weights boxcaseg.pth --crf --num-gpus 4
   from Pascal VOC's files to YOLO's:
