@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boxsup_d2.masks.label_map import IGNORE_LABEL
-
-# One of each pair (d, -d) of the 8 neighbour offsets.
-_HALF_NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
+from boxsup_d2.modeling.affinity import HALF_NEIGHBOURS, mask_similarity, neighbour_pairs
 
 
 def box_projection_mil_loss(logits: Tensor, box_masks: Tensor) -> Tensor:
@@ -52,13 +50,13 @@ def pairwise_smoothness_loss(logits: Tensor) -> Tensor:
     height, width = prob.shape[-2:]
     padded = F.pad(prob, (1, 1, 1, 1))
     total = prob.new_zeros(())
-    for dy, dx in _HALF_NEIGHBOURS:
+    for dy, dx in HALF_NEIGHBOURS:
         # Both directions, because they differ at the border.
         for sign in (1, -1):
             top, left = 1 + sign * dy, 1 + sign * dx
             neighbour = padded[..., top : top + height, left : left + width]
             total = total + (prob - neighbour).square().mean()
-    return total / (2 * len(_HALF_NEIGHBOURS))
+    return total / (2 * len(HALF_NEIGHBOURS))
 
 
 def pseudo_label_loss(
@@ -95,6 +93,116 @@ def pseudo_label_loss_from_probabilities(
     loss_fg = -(is_fg * q.log()).sum() / (is_fg.sum() + 1e-4)
     loss_bg = -(is_bg * (1 - q).log()).sum() / (is_bg.sum() + 1e-4)
     return loss_fg + loss_bg
+
+
+def dice_loss(prob: Tensor, target: Tensor, *, eps: float = 1e-5) -> Tensor:
+    """One minus the dice coefficient with squares in the denominator, of each of N samples.
+
+    Args:
+        prob, target: N x ..., of the same shape, in 0..1.
+        eps: added to the denominator.
+
+    Returns:
+        N losses in 0..1, float32.
+    """
+    prob, target = prob.float().flatten(1), target.float().flatten(1)
+    return 1 - 2 * (prob * target).sum(1) / (prob.square().sum(1) + target.square().sum(1) + eps)
+
+
+def projection_dice_loss(logits: Tensor, boxes: Tensor, *, eps: float = 1e-5) -> Tensor:
+    """What a box says of its mask, as BoxInst and Mask Auto-Labeler put it: both have the same projections.
+
+    :func:`box_projection_mil_loss` compares the same projections by cross-entropy, line by line; here each axis is one
+    overlap, so that a small box counts as much as a large one, and a line of background pulls less the more foreground
+    there is.
+
+    Args:
+        logits: N x 1 x H x W, unbounded.
+        boxes: N x 1 x H x W, 1 inside the box and 0 outside.
+        eps: see :func:`dice_loss` (BoxInst: 1e-5, Mask Auto-Labeler: 2e-3).
+
+    Returns:
+        Scalar in 0..2: the dice losses of both projections, averaged over the samples whose box covers a pixel.
+    """
+    loss = logits.new_zeros(len(logits), dtype=torch.float32)
+    for dim in (2, 3):
+        # The largest probability is that of the largest logit.
+        loss = loss + dice_loss(logits.amax(dim).float().sigmoid(), boxes.amax(dim), eps=eps)
+    covered = (boxes > 0).flatten(1).any(1).float()
+    return (loss * covered).sum() / covered.sum().clamp(min=1)
+
+
+def pairwise_affinity_loss(logits: Tensor, edges: Tensor, boxes: Tensor, *, dilation: int = 2) -> Tensor:
+    """Pixels that belong together are on one side of the mask (BoxInst): -log P(same label) over the edges.
+
+    Only the pixel that an edge starts from has to lie in the box. Were both ends gated, the filled box would be an
+    optimum: nothing would tie the colours inside to those outside.
+
+    Args:
+        logits: N x 1 x H x W, unbounded.
+        edges: N x 8 x H x W bool, whether a pixel and its neighbours belong together; the order of the neighbours is
+            that of :mod:`boxsup_d2.modeling.affinity`.
+        boxes: N x 1 x H x W, above 0 inside the box.
+        dilation: distance of the neighbours in pixels, that of ``edges``.
+
+    Returns:
+        Scalar >= 0: the mean over the edges of all samples together, 0 without any.
+    """
+    total, count = _edge_sums(logits, edges, boxes, dilation)
+    return total.sum() / count.sum().clamp(min=1)
+
+
+def mask_affinity_loss(
+    logits: Tensor,
+    masks: Tensor,
+    boxes: Tensor,
+    valid: Tensor,
+    confidence: Tensor,
+    *,
+    dilation: int = 2,
+    threshold: float = 0.5,
+) -> Tensor:
+    """:func:`pairwise_affinity_loss` with edges out of pseudo masks instead of colours, by sample (BoxTeacher).
+
+    Args:
+        logits: N x 1 x H x W, unbounded.
+        masks: N x 1 x H x W pseudo masks in 0..1.
+        boxes: N x 1 x H x W, above 0 inside the box.
+        valid: N x 1 x H x W, 1 where a pixel may be a neighbour.
+        confidence: N weights, >= 0; those of 0 do not count.
+        dilation: distance of the neighbours in pixels.
+        threshold: neighbours belong together where they are on one side with at least this probability.
+
+    Returns:
+        Scalar >= 0: the samples' means over edges, times their confidence, over the number of those that count.
+    """
+    edges = mask_similarity(masks, valid, dilation=dilation) >= threshold
+    total, count = _edge_sums(logits, edges, boxes, dilation)
+    return mean_of_counted(total / count.clamp(min=1), confidence)
+
+
+def mean_of_counted(losses: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of N losses over the number of weights above 0: a low weight lowers the total, too.
+
+    Zero, with a gradient, where no weight is above 0.
+    """
+    return (losses * weights).sum() / (weights > 0).sum().clamp(min=1)
+
+
+def _edge_sums(logits: Tensor, edges: Tensor, boxes: Tensor, dilation: int) -> tuple[Tensor, Tensor]:
+    """Sums over the edges of each of N samples: of -log P(same label), and their number."""
+    logits, inside = logits[:, 0].float(), boxes[:, 0] > 0
+    softplus = F.softplus(logits)
+    total, count = logits.new_zeros(len(logits)), logits.new_zeros(len(logits))
+    half = len(HALF_NEIGHBOURS)
+    for k, (here, there) in enumerate(neighbour_pairs(dilation)):
+        # -log(p q + (1 - p)(1 - q)) without an exponential that could overflow or a logarithm of zero. It is the same
+        # seen from either end, so that a pair is computed once and counts as often as its ends are in the box.
+        loss = softplus[here] + softplus[there] - F.softplus(logits[here] + logits[there])
+        starts = (edges[:, k] & inside)[here].float() + (edges[:, k + half] & inside)[there].float()
+        total = total + (loss * starts).sum((1, 2))
+        count = count + starts.sum((1, 2))
+    return total, count
 
 
 def salient_loss(logits: Tensor, masks: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Snapping masks to the edges of the image: mean-field steps over neighbours at several distances.
 
-The same idea as the dense CRF in ``boxsup_d2/crf``, for all windows of a batch at once, on any
+The same idea as the dense CRF in ``boxsup_d2/crf/refine.py``, for all windows of a batch at once, on any
 device and without a compiled package: neighbours of one colour pull each other to one side. Where the dense CRF sees
 all pairs of pixels, this sees eight directions at a few distances.
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
+from boxsup_d2.modeling.affinity import HALF_NEIGHBOURS
 
 
 def snap_to_edges(
@@ -44,7 +44,7 @@ def snap_to_edges(
     if steps == 0 or logits.numel() == 0:
         return logits
     logits, images = logits.float(), images.float()
-    offsets = [(d * y, d * x) for d in distances for y, x in _DIRECTIONS]
+    offsets = [(d * y, d * x) for d in distances for y, x in HALF_NEIGHBOURS]
     # The weight of a pair is the same seen from either side: half of the pairs are computed, all are used.
     differences = [(images - _shift(images, o)).square().mean(1, keepdim=True) for o in offsets]
     kernels = [torch.exp(d / (-2 * color**2)) * _inside(d, o) for d, o in zip(differences, offsets, strict=True)]
