@@ -146,10 +146,8 @@ class MaskCropDatasetMapper(SampleMapper):
         if np.random.rand() < self.coarse_prob:
             crop = coarsen(crop, np.random.uniform(0.2, 0.6))
         crop = jitter_colors(crop, self.color_jitter)
-        image, cover, inside, unknown = (
-            torch.from_numpy(np.ascontiguousarray(a)) for a in (crop.transpose(2, 0, 1), *maps)
-        )
-        return {"image": image, "box": cover, "mask": inside, "void": unknown, "has_mask": mask is not None}
+        tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in (crop.transpose(2, 0, 1), *maps)]
+        return {**dict(zip(("image", "box", "mask", "void"), tensors, strict=True)), "has_mask": mask is not None}
 
     def jitter(self, box: Box) -> Box:
         """The box with every edge moved by up to the same random share of its side."""
