@@ -64,7 +64,8 @@ class _BoxMaskWindows(WindowNetwork):
     output_names = ("logits", "quality")
 
     def __init__(self, model: BoxMask, channels: str) -> None:
-        super().__init__(model, max(model.test_sizes), model.margin, model.max_aspect, channels)
+        windows = model.windows
+        super().__init__(model, max(windows.sizes), windows.margin, windows.max_aspect, channels)
         self.network = model.net if model.average is None else model.average
 
     def forward(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -280,6 +280,8 @@ class BoxMask(BoxToMaskMethod):
             patches, scores, quality = self.windows.predict(self.look, x["image"], boxes, size)
             masks = cut_patches(patches, *size, self.device)
             prompt = x["instances"]
+            # Without a box nothing was computed on the device.
+            scores, quality = scores.to(self.device), quality.to(self.device)
             instances = box_to_mask_instances(masks, prompt.gt_boxes.tensor, prompt.gt_classes, scores, size)
             instances.quality = quality
             predictions.append({"instances": instances, "patches": patches})
