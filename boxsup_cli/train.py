@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
         rounds_config = write_configs(os.path.join(out, "configs"), plan, force=args.force)
         source.write(os.path.join(out, "configs"))
         if args.init:
-            check_init(os.path.join(out, "configs", f"{plan.step}.yaml"), args.init, args.opts)
+            check_init(os.path.join(out, "configs", f"my-{plan.step}.yaml"), args.init, args.opts)
     show(f"{plan.summary} -> '{short(out)}'")
     for warning in plan.warnings:
         show(warning, style="yellow")

@@ -130,11 +130,13 @@ def plan_training(
     network = recipe.boxes_alone if boxes_alone else recipe.network
     texts = {
         "rounds.yaml": _rounds(args, source, salient, out, use_masks, recipe.step),
-        f"{recipe.step}.yaml": _network(args, network, ranks, len(objects) + salient_images, salient is not None, few),
+        f"my-{recipe.step}.yaml": _network(
+            args, network, ranks, len(objects) + salient_images, salient is not None, few
+        ),
         **_with_bases(network),
     }
     if args.mask_rcnn:
-        texts[f"{MASK_RCNN}.yaml"] = _mask_rcnn(args, recipe.mask_rcnn, ranks, len(source.usable["images"]), classes)
+        texts[f"my-{MASK_RCNN}.yaml"] = _mask_rcnn(args, recipe.mask_rcnn, ranks, len(source.usable["images"]), classes)
         texts.update(_with_bases(recipe.mask_rcnn))
     summary = (
         f"{len(objects) - masks} boxes, {masks} boxes with masks, {salient_images} salient images; {classes} classes"
@@ -232,7 +234,7 @@ def _rounds(
 ) -> str:
     boxes = {"NAME": BOXES, "JSON": source.json_file(os.path.join(out, "configs")), "IMAGES": source.image_root}
     data_sets = [{**boxes, "MASKS": use_masks}]
-    steps: list[dict[str, Any]] = [{"NAME": network, "CONFIG": f"{network}.yaml"}]
+    steps: list[dict[str, Any]] = [{"NAME": network, "CONFIG": f"my-{network}.yaml"}]
     comments = [
         "Written by `boxsup train`. Edit it, and run the same command again, or from a checkout of boxsup_d2:",
         "  python train_net.py --config-file <this file>",
@@ -243,7 +245,7 @@ def _rounds(
     if salient:
         data_sets.append({"NAME": SALIENT, "IMAGES": salient[0], "SALIENT_MASKS": salient[1]})
     if args.mask_rcnn:
-        steps.append({"NAME": MASK_RCNN, "CONFIG": f"{MASK_RCNN}.yaml", "PSEUDO_MASKS": [network]})
+        steps.append({"NAME": MASK_RCNN, "CONFIG": f"my-{MASK_RCNN}.yaml", "PSEUDO_MASKS": [network]})
         comments.append(f"Step {MASK_RCNN} learns from these masks.")
     config = {
         "OUTPUT_DIR": out,

@@ -56,7 +56,7 @@ def planned(folder: Path, source: Source, *options: str, salient: Any = None, pr
     plan = plan_training(args, source, salient, str(folder), processes)
     assert json.loads(json.dumps(plan.request)) == plan.request
     write_configs(str(folder), plan, force=False)
-    configs = {name.removesuffix(".yaml"): load_config(str(folder / name)) for name in plan.files}
+    configs = {name.removesuffix(".yaml").removeprefix("my-"): load_config(str(folder / name)) for name in plan.files}
     warned = any("No masks to learn from" in warning for warning in plan.warnings)
     assert warned == (configs[plan.step].MODEL.BOXCASEG.TEST_HEAD == "box")
     return configs
@@ -179,7 +179,7 @@ def test_written_folder_is_complete(tmp_path: Path, size: str, masks: int) -> No
     for path in (tmp_path / "b").glob("*.yaml"):
         base = yaml.safe_load(path.read_text()).get("_BASE_")
         assert base is None or (tmp_path / "b" / base).is_file()
-        if path.stem not in ("rounds", "boxcaseg", "boxmask", MASK_RCNN):
+        if path.stem not in ("rounds", "my-boxcaseg", "my-boxmask", f"my-{MASK_RCNN}"):
             assert path.read_text() == Path(get_config_file(shipped[path.name])).read_text()
 
 
