@@ -49,7 +49,7 @@ def exit_code_of(program: str, work: Callable[[], object], *, debug: bool) -> in
         if debug:
             raise
         if isinstance(error, BadInput):  # for which nothing needs to be imported
-            _tell(f"{program}: error: {error}")
+            _tell(f"{program}: error: {' '.join(str(error).split())}")
             return BAD_INPUT
         from boxsup_d2.utils.errors import cause_of
 

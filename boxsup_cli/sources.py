@@ -57,8 +57,7 @@ def add_keep_going_argument(group: Group) -> None:
     group.add_argument(
         "--keep-going",
         action="store_true",
-        help="use the good part of data that have mistakes; without it any mistake stops the command before the work. "
-        "Reads every image whole at the start, to find damaged ones",
+        help="use the good part of data that have mistakes; without it any mistake stops the command before the work",
     )
 
 
@@ -113,6 +112,7 @@ def read_source(args: argparse.Namespace) -> Source:
         notes,
         keep_going=args.keep_going,
         outside_images=args.outside_images,
+        decode=args.keep_going,
     )
     usable = inspection.usable
     if not any(not annotation.get("iscrowd") for annotation in usable["annotations"]):
@@ -136,6 +136,7 @@ def inspect_source(
     *,
     keep_going: bool,
     outside_images: bool,
+    decode: bool = False,
 ) -> tuple["Inspection", int]:
     """Inspect a COCO dict, and show what is wrong with it.
 
@@ -146,6 +147,7 @@ def inspect_source(
         unreadable, notes: what did not get into it, and what else is worth knowing.
         keep_going: mistakes are left out.
         outside_images: images may lie outside of ``image_root``.
+        decode: read images whole, to find those that are damaged.
 
     Returns:
         What was found, and the number of mistakes.
@@ -157,7 +159,7 @@ def inspect_source(
     from boxsup_d2.data.formats.inspection import OUTSIDE, inspect_coco
 
     with bad_input():
-        inspection = inspect_coco(data, image_root, path=path, decode=keep_going, outside_images=outside_images)
+        inspection = inspect_coco(data, image_root, path=path, decode=decode, outside_images=outside_images)
     if data["images"] and not inspection.usable["images"]:
         _refuse_wrong_folder(path, image_root, data["images"])
     mistakes = len(unreadable) + len(inspection.problems)

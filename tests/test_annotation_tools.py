@@ -51,7 +51,7 @@ def read(path: Path | str, images: Path, suffix: str = "") -> tuple[dict[str, An
     problems, notes = Problems(), Problems()
     data = read_annotations(str(path), str(images), None, problems, notes, suffix).data
     if not problems:
-        inspection = inspect_coco(data, str(images), path="x")
+        inspection = inspect_coco(data, str(images), path="x", outside_images=True)  # where YOLO's links lead
         assert not inspection.problems, str(inspection.problems)
         assert inspection.usable["annotations"] == data["annotations"]
     return data, problems, notes

@@ -235,7 +235,8 @@ def test_errors_end_in_a_line_and_a_code(capsys: pytest.CaptureFixture[str]) -> 
 def test_interrupt_while_the_package_is_imported_is_quiet(tmp_path: Path, project_root: Path) -> None:
     """As both commands begin."""
     (tmp_path / "slow.py").write_text(
-        "import boxsup, sys, time\nprint('importing', flush=True)\ntime.sleep(60)\nsys.exit(boxsup.main())\n"
+        "import boxsup_cli.entry, sys, time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+        "sys.exit(boxsup_cli.entry.main())\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(project_root)}
     command = [sys.executable, str(tmp_path / "slow.py")]

@@ -136,7 +136,7 @@ def merge_overrides(cfg: CfgNode, opts: Sequence[Any]) -> None:
 
 def _flat_values(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from _flat_values(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -7,13 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from detectron2.structures import Instances
-from pycocotools import mask as mask_util
 
 from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.formats.pseudo_masks import write_pseudo_masks
 from boxsup_d2.labelling.shards import ShardIndex
 from boxsup_d2.labelling.writer import LabelWriter
-from boxsup_d2.masks.rle import encode_window
+from boxsup_d2.masks.rle import area, encode_window
 from boxsup_d2.utils.files import atomic_write
 
 __all__ = ["PredictionWriter", "dataset_path"]
@@ -92,7 +91,7 @@ class PredictionWriter(LabelWriter):
                         "image_id": image["id"],
                         "category_id": self._category_ids[number],
                         "bbox": box,
-                        "area": box[2] * box[3] if mask is None else int(mask_util.area(mask)),
+                        "area": box[2] * box[3] if mask is None else area(mask, image["height"], image["width"]),
                         "iscrowd": 0,
                         "score": score,
                         **({} if mask is None else {"segmentation": mask}),
