@@ -11,8 +11,6 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
-from pycocotools import mask as mask_util
-
 from boxsup_d2.data.formats.coco_checks import (
     Fault,
     box_fault,
@@ -22,7 +20,7 @@ from boxsup_d2.data.formats.coco_checks import (
 from boxsup_d2.data.formats.coco_dialects import tidy_coco
 from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.paths import require_path
-from boxsup_d2.masks.rle import has_mask
+from boxsup_d2.masks.rle import tight_box
 from boxsup_d2.masks.segmentation import segmentation_fault, to_rle, usable_polygon
 
 #: Where a box is kept that a tight one replaced.
@@ -247,8 +245,10 @@ def with_tight_boxes(data: dict[str, Any], path: str) -> tuple[dict[str, Any], i
                 raise ValueError(f"{where}: its image has no height and width in the json. Write them into it.")
             mask = coco_segmentation(annotation["segmentation"], image, where)
             box = annotation.get("bbox")
-            if has_mask(mask):
-                box = mask_util.toBbox(to_rle(mask, image["height"], image["width"])).tolist()
+            corners = tight_box(mask, image["height"], image["width"])
+            if corners:
+                x0, y0, x1, y1 = corners
+                box = [x0, y0, x1 - x0, y1 - y0]
             if box != annotation.get("bbox"):
                 changed += 1
                 annotation = {**annotation, LOOSE_BOX: annotation.get(LOOSE_BOX, annotation.get("bbox")), "bbox": box}
