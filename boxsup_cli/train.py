@@ -10,9 +10,9 @@ from boxsup_cli.sources import add_source_arguments, read_source
 
 _EPILOG = """
 examples:
-  the network that ships, fine-tuned on your boxes, then a Mask R-CNN on the masks that it gives them:
+  the network that ships gives your boxes masks, and a Mask R-CNN learns from these:
     $ boxsup train --json boxes.json --images photos --out my --mask-rcnn
-  masks for some of the boxes are in the json already: they teach, and are kept
+  masks for some of the boxes are in the json already: they teach the network, and are kept
     $ boxsup train --json some_masks.json --images photos --out my
   BoxCaseg from its beginnings, with photographs of single objects with masks (DIR: DUTS, or images/ and masks/):
     $ boxsup train --size small --json boxes.json --images photos --salient DIR --out my
@@ -20,12 +20,15 @@ examples:
     $ boxsup train --json boxes.json --images photos --init other/boxmask/model_final.pth --out my
 
 Where do masks come from? Boxes bound an object and say nothing of its shape. The network that ships knows masks of many
-things. One that is trained from its beginnings (--size small, full) needs some true masks, of any objects: those in the
-json, --salient, or --init; else the masks of its box head are worse than the filled boxes: mIoU* 48.2 against 55.4, and
-77.6 with salient images (docs/benchmarks.md). Classes and their number are the json's. Nothing has to be validated.
+things; it is fine-tuned where there are masks to learn from, in the json or --salient, and used as it is on boxes alone,
+from which it does not get better. One that is trained from its beginnings (--size small, full) needs some true masks, of
+any objects: those in the json, --salient, or --init; else the masks of its box head are worse than the filled boxes:
+mIoU* 48.2 against 55.4, and 77.6 with salient images (docs/benchmarks.md). Classes and their number are the json's.
+Nothing has to be validated.
 
-What it costs: FINETUNE_COST; --size small took 24 minutes on one thread of a busy CPU (1,200 iterations), and a Mask
-R-CNN takes about as long. --size full is the published network, for GPUs, and downloads its ImageNet weights.
+What it costs: fine-tuning takes about a quarter of an hour on one thread of a CPU (300 iterations), --size small took 24
+minutes of a busy one (1,200), and a Mask R-CNN takes about as long. --size full is the published
+network, for GPUs, and downloads its ImageNet weights.
 
 All is written to --out: configs/ (yours to edit; the same command then uses them as they are), a folder per step with
 weights, log and masks, and rounds.json. The same command resumes after a crash or Ctrl-C, which writes a checkpoint,
@@ -64,7 +67,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         "--size",
         choices=["shipped", "small", "full"],
         default="shipped",
-        help="shipped: BoxMask as it ships, fine-tuned (default); small: BoxCaseg, EfficientNet-lite0, also without "
+        help="shipped: BoxMask as it ships (default); small: BoxCaseg, EfficientNet-lite0, also without "
         "GPU; full: BoxCaseg with HRNet-W48 and a ResNet-50, as published",
     )
     networks.add_argument("--mask-rcnn", action="store_true", help="also train a Mask R-CNN; doubles the time")

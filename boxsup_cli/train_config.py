@@ -36,6 +36,11 @@ COST_OF_BOXES_ALONE = (
     "boxes (55.4) and GrabCut's masks, which need no training; with salient images it is 77.6."
 )
 
+AS_IT_IS = (
+    "No masks to learn from: none in the json, no --salient. The network that ships labels your boxes as it is: on boxes "
+    "alone its masks get no better (docs/ablation_boxmask.md). --iterations N trains it nevertheless."
+)
+
 # Fewer boxes teach a network little.
 _FEW_BOXES = 200
 _NOTE_ON_FEW_BOXES = (
@@ -126,10 +131,11 @@ def plan_training(
     few = (
         bool(recipe.boxes_alone) and 0 < taught < _FEW_MASKS * (len(objects) - masks + taught) and len(objects) > masks
     )
+    as_it_is = not recipe.boxes_alone and not taught and not args.iterations
     use_masks, classes = "none" if predicted else "kept", len(source.usable["categories"])
     network = recipe.boxes_alone if boxes_alone else recipe.network
     texts = {
-        "rounds.yaml": _rounds(args, source, salient, out, use_masks, recipe.step),
+        "rounds.yaml": _rounds(args, source, salient, out, use_masks, recipe.step, as_it_is=as_it_is),
         f"my-{recipe.step}.yaml": _network(
             args, network, ranks, len(objects) + salient_images, salient is not None, few
         ),
@@ -155,8 +161,8 @@ def plan_training(
         "boxes_alone": boxes_alone,
         "out": out,
     }
-    warnings = [COST_OF_BOXES_ALONE] if boxes_alone else []
-    if len(objects) < _FEW_BOXES:
+    warnings = [COST_OF_BOXES_ALONE] if boxes_alone else [AS_IT_IS] if as_it_is else []
+    if len(objects) < _FEW_BOXES and not as_it_is:
         warnings.append(_NOTE_ON_FEW_BOXES.format(len(objects), classes))
     return Plan(recipe.step, request, texts, summary, tuple(warnings))
 
@@ -230,17 +236,26 @@ def _yaml(comments: Iterable[str], config: dict[str, Any]) -> str:
 
 
 def _rounds(
-    args: argparse.Namespace, source: Source, salient: tuple[str, str] | None, out: str, use_masks: str, network: str
+    args: argparse.Namespace,
+    source: Source,
+    salient: tuple[str, str] | None,
+    out: str,
+    use_masks: str,
+    network: str,
+    *,
+    as_it_is: bool,
 ) -> str:
     boxes = {"NAME": BOXES, "JSON": source.json_file(os.path.join(out, "configs")), "IMAGES": source.image_root}
     data_sets = [{**boxes, "MASKS": use_masks}]
     steps: list[dict[str, Any]] = [{"NAME": network, "CONFIG": f"my-{network}.yaml"}]
+    if as_it_is:
+        steps[0]["EVAL_ONLY"] = True
     comments = [
         "Written by `boxsup train`. Edit it, and run the same command again, or from a checkout of boxsup_d2:",
         "  python train_net.py --config-file <this file>",
         "Finished steps are skipped, changed ones restart; their former folders are kept.",
         'MASKS: with "kept", boxes that have a mask teach by it, and keep it; with "none", boxes teach alone.',
-        f"Step {network} learns from the boxes, then gives each of them a mask.",
+        f"Step {network} {'' if as_it_is else 'learns from the boxes, then '}gives each of the boxes a mask.",
     ]
     if salient:
         data_sets.append({"NAME": SALIENT, "IMAGES": salient[0], "SALIENT_MASKS": salient[1]})

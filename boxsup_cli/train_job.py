@@ -79,20 +79,22 @@ def summary(out: str, images: str, network: str, *, mask_rcnn: bool) -> str:
         network: name of the box-to-mask network's step.
         mask_rcnn: whether there is a Mask R-CNN.
     """
-    lines = []
-    for step, what in [(network, "box-to-mask network"), (MASK_RCNN, "Mask R-CNN")][: 1 + mask_rcnn]:
-        lines.append(f"{what}: {os.path.join(out, step, 'model_final.pth')}")
+    steps = [(network, "box-to-mask network"), (MASK_RCNN, "Mask R-CNN")][: 1 + mask_rcnn]
+    weights = {step: os.path.join(out, step, "model_final.pth") for step, _ in steps}
+    # A network that was used as it is has left none.
+    lines = [f"{what}: {weights[step]}" for step, what in steps if os.path.isfile(weights[step])]
     masks = pseudo_mask_path(os.path.join(out, network), BOXES)
     lines.append(f"masks of your boxes: {masks}")
     lines.append("look at them:")
     lines.append(f"  boxsup report {shlex.quote(masks)} --images {shlex.quote(images)}")
-    lines.append("masks for boxes of other images, by these weights:")
     if mask_rcnn:
-        found = f"  boxsup predict {shlex.quote(out)} DIR --overlays drawn --out found.json"
-        lines[-1:] = ["objects in other images, without boxes:", found, lines[-1]]
-    step = MASK_RCNN if mask_rcnn else network
-    lines.append(
-        f"  boxsup label --json boxes.json --images DIR --config {shlex.quote(os.path.join(out, step, 'config.yaml'))} "
-        f"--weights {shlex.quote(os.path.join(out, step, 'model_final.pth'))} --out masks.json"
-    )
+        lines.append("objects in other images, without boxes:")
+        lines.append(f"  boxsup predict {shlex.quote(out)} DIR --overlays drawn --out found.json")
+    lines.append("masks for boxes of other images:")
+    last = steps[-1][0]
+    by = ""
+    if os.path.isfile(weights[last]):
+        config = os.path.join(out, last, "config.yaml")
+        by = f"--config {shlex.quote(config)} --weights {shlex.quote(weights[last])} "
+    lines.append(f"  boxsup label --json boxes.json --images DIR {by}--out masks.json")
     return "\n".join(lines)

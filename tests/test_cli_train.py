@@ -21,7 +21,7 @@ from boxsup_cli import main
 from boxsup_cli.errors import BadInput
 from boxsup_cli.main import build_parser
 from boxsup_cli.sources import Source
-from boxsup_cli.train_config import MASK_RCNN, Plan, plan_training, write_configs
+from boxsup_cli.train_config import AS_IT_IS, MASK_RCNN, Plan, plan_training, write_configs
 from boxsup_cli.train_job import check_init
 from boxsup_d2.config import load_config
 from boxsup_d2.model_zoo import config_names, get_config_file
@@ -298,6 +298,18 @@ def test_rounds_config_of_a_user_reads_well(tmp_path: Path) -> None:
     assert text.startswith("# Written by `boxsup train`")
     for path in tmp_path.glob("*.yaml"):
         assert max(map(len, path.read_text().splitlines())) <= 120
+
+
+@pytest.mark.parametrize(("masks", "options"), [(0, ()), (0, ("--iterations", "5")), (4, ())])
+def test_the_network_that_ships_learns_from_masks(tmp_path: Path, masks: int, options: tuple[str, ...]) -> None:
+    """On boxes alone it is used as it is, which is said, unless it is told to learn."""
+    words = ["train", "--json", "x", "--images", "y", "--out", str(tmp_path), *options]
+    plan = plan_training(build_parser().parse_args(words), source_of(masks), None, str(tmp_path), 1)
+    write_configs(str(tmp_path), plan, force=False)
+    (step,) = load_config(str(tmp_path / "rounds.yaml")).ROUNDS[0]["STEPS"]
+    as_it_is = not masks and not options
+    assert step.get("EVAL_ONLY", False) == as_it_is
+    assert (AS_IT_IS in plan.warnings) == as_it_is
 
 
 def test_the_network_that_ships_is_fine_tuned(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,12 +13,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from pycocotools import mask as mask_util
 
 from boxsup_d2.data.formats.coco_checks import is_int, unused_ids
 from boxsup_d2.data.formats.problems import Problems
-from boxsup_d2.masks.rle import encode_window
-from boxsup_d2.masks.segmentation import segmentation_fault, to_rle
+from boxsup_d2.masks.rle import area, encode_masks, encode_window, tight_box, union
+from boxsup_d2.masks.segmentation import segmentation_fault
 
 #: Under this key files of tools keep what the COCO json says of an image or object and the tool has no room for.
 KEPT = "boxsup_d2"
@@ -86,18 +85,21 @@ def _object(shapes: list[Shape], height: int, width: int) -> dict[str, Any]:
     if masks and all(isinstance(value, list) for value in masks):
         mask = [points for polygons in masks for points in polygons]
     elif masks:
-        rle = mask_util.merge([to_rle(value, height, width) for value in masks])
-        mask = {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+        (mask,) = encode_masks(union(masks, height, width)[:, :, None])
     box = next((shape.box for shape in shapes if shape.box is not None), None)
     if box is None:
-        box = mask_util.toBbox(to_rle(mask, height, width)).tolist() if isinstance(mask, dict) else _extent(mask)
+        if isinstance(mask, dict):
+            x0, y0, x1, y1 = tight_box(mask, height, width) or (0.0, 0.0, 0.0, 0.0)
+            box = [x0, y0, x1 - x0, y1 - y0]
+        else:
+            box = _extent(mask)
     fields: dict[str, Any] = {}
     for shape in shapes:
         fields |= shape.fields
     annotation = {**fields, "name": shapes[0].label, "bbox": box, "iscrowd": 0}
     if mask is not None:
         annotation["segmentation"] = mask
-        annotation["area"] = float(mask_util.area(to_rle(mask, height, width)))
+        annotation["area"] = float(area(mask, height, width))
     return annotation
 
 
