@@ -20,15 +20,14 @@ examples:
     $ boxsup train --json boxes.json --images photos --init other/boxmask/model_final.pth --out my
 
 Where do masks come from? Boxes bound an object and say nothing of its shape. The network that ships knows masks of many
-things; it is fine-tuned where there are masks to learn from, in the json or --salient, and used as it is on boxes alone,
-from which it does not get better. One that is trained from its beginnings (--size small, full) needs some true masks, of
-any objects: those in the json, --salient, or --init; else the masks of its box head are worse than the filled boxes:
-mIoU* 48.2 against 55.4, and 77.6 with salient images (docs/benchmarks.md). Classes and their number are the json's.
-Nothing has to be validated.
+things; it is fine-tuned where there are masks to learn from, in the json or --salient, and used as it is on boxes
+alone, from which it does not get better. One that is trained from its beginnings (--size small, full) needs some true
+masks, of any objects: those in the json, --salient, or --init; else the masks of its box head are worse than the filled
+boxes: mIoU* 48.2 against 55.4, and 77.6 with salient images (docs/benchmarks.md). Classes and their number are the
+json's. Nothing has to be validated.
 
-What it costs: fine-tuning takes about a quarter of an hour on one thread of a CPU (300 iterations), --size small took 24
-minutes of a busy one (1,200), and a Mask R-CNN takes about as long. --size full is the published
-network, for GPUs, and downloads its ImageNet weights.
+What it costs: fine-tuning (300 iterations) and --size small (1,200) took 24 minutes each on one thread of a busy CPU; a
+Mask R-CNN takes about as long. --size full is the published network, for GPUs, and downloads its ImageNet weights.
 
 All is written to --out: configs/ (yours to edit; the same command then uses them as they are), a folder per step with
 weights, log and masks, and rounds.json. The same command resumes after a crash or Ctrl-C, which writes a checkpoint,

@@ -37,8 +37,8 @@ COST_OF_BOXES_ALONE = (
 )
 
 AS_IT_IS = (
-    "No masks to learn from: none in the json, no --salient. The network that ships labels your boxes as it is: on boxes "
-    "alone its masks get no better (docs/ablation_boxmask.md). --iterations N trains it nevertheless."
+    "No masks to learn from: none in the json, no --salient. The network that ships labels your boxes as it is: on "
+    "boxes alone its masks get no better (docs/ablation_boxmask.md). --iterations N trains it nevertheless."
 )
 
 # Fewer boxes teach a network little.
@@ -159,6 +159,7 @@ def plan_training(
         "salient": list(salient or ()),
         "few_masks": few,
         "boxes_alone": boxes_alone,
+        "as_it_is": as_it_is,
         "out": out,
     }
     warnings = [COST_OF_BOXES_ALONE] if boxes_alone else [AS_IT_IS] if as_it_is else []

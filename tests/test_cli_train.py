@@ -21,7 +21,7 @@ from boxsup_cli import main
 from boxsup_cli.errors import BadInput
 from boxsup_cli.main import build_parser
 from boxsup_cli.sources import Source
-from boxsup_cli.train_config import AS_IT_IS, MASK_RCNN, Plan, plan_training, write_configs
+from boxsup_cli.train_config import AS_IT_IS, COST_OF_BOXES_ALONE, MASK_RCNN, Plan, plan_training, write_configs
 from boxsup_cli.train_job import check_init
 from boxsup_d2.config import load_config
 from boxsup_d2.model_zoo import config_names, get_config_file
@@ -57,8 +57,7 @@ def planned(folder: Path, source: Source, *options: str, salient: Any = None, pr
     assert json.loads(json.dumps(plan.request)) == plan.request
     write_configs(str(folder), plan, force=False)
     configs = {name.removesuffix(".yaml").removeprefix("my-"): load_config(str(folder / name)) for name in plan.files}
-    warned = any("No masks to learn from" in warning for warning in plan.warnings)
-    assert warned == (configs[plan.step].MODEL.BOXCASEG.TEST_HEAD == "box")
+    assert (COST_OF_BOXES_ALONE in plan.warnings) == (configs[plan.step].MODEL.BOXCASEG.TEST_HEAD == "box")
     return configs
 
 
