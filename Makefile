@@ -10,7 +10,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 DETECTRON2 ?=
 MAIN_BRANCH := git+https://github.com/facebookresearch/detectron2.git
 # The README's test command.
-TEST := -m pytest -m "not slow"
+TEST := -m pytest -m "not slow" -n 2 --dist worksteal
 
 # One line for who meets a failing step; the step's own output stands above it.
 fail = { echo "make: $(1)" >&2; exit 1; }

@@ -460,8 +460,9 @@ def test_make_targets_in_document_exist(path: Path) -> None:
 
 
 def test_readme_and_ci_run_the_same_tests() -> None:
-    command = 'python -m pytest -m "not slow"'
-    assert 'TEST := -m pytest -m "not slow"' in (ROOT / "Makefile").read_text()
+    arguments = '-m pytest -m "not slow" -n 2 --dist worksteal'
+    command = f"python {arguments}"
+    assert f"TEST := {arguments}\n" in (ROOT / "Makefile").read_text()
     assert command in (ROOT / "README.md").read_text(), f"README.md must name the test command: {command}"
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
