@@ -813,7 +813,7 @@ def _gone(pid: int) -> bool:
         return file.read().rsplit(")", 1)[1].split()[0] == "Z"  # dead, but not yet reaped by whoever adopted it
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_run_goes_on(tmp_path, project_root, processes):
     """SIGKILL in the middle of the second of three steps; the same command does the rest, and only the rest."""
     script = tmp_path / "slow_run.py"
