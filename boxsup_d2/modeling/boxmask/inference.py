@@ -108,7 +108,8 @@ class WindowInference:
         self, look: Look, pixels: np.ndarray, boxes: list[Box], windows: list[Window], mirror: bool
     ) -> tuple[Tensor, Tensor]:
         """The same for as many as fit into the memory, averaged over sizes and flips."""
-        probs, qualities = [], []
+        probs: list[Tensor] = []
+        qualities: list[Tensor] = []
         flips = (False, True) if self.flip else (mirror,)
         for side in sorted(self.sizes):
             crops = torch.from_numpy(np.stack([cut_window(pixels, window, side) for window in windows]))
