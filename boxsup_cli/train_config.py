@@ -37,7 +37,7 @@ COST_OF_BOXES_ALONE = (
 )
 
 AS_IT_IS = (
-    "No masks to learn from: none in the json, no --salient. The network that ships labels your boxes as it is: on "
+    "No masks to learn from: none in the json, no --salient. So the network that ships labels your boxes as it is: on "
     "boxes alone its masks get no better (docs/ablation_boxmask.md). --iterations N trains it nevertheless."
 )
 
@@ -131,7 +131,7 @@ def plan_training(
     few = (
         bool(recipe.boxes_alone) and 0 < taught < _FEW_MASKS * (len(objects) - masks + taught) and len(objects) > masks
     )
-    as_it_is = not recipe.boxes_alone and not taught and not args.iterations
+    as_it_is = not recipe.boxes_alone and not taught and not args.iterations and not args.init
     use_masks, classes = "none" if predicted else "kept", len(source.usable["categories"])
     network = recipe.boxes_alone if boxes_alone else recipe.network
     texts = {

@@ -299,7 +299,9 @@ def test_rounds_config_of_a_user_reads_well(tmp_path: Path) -> None:
         assert max(map(len, path.read_text().splitlines())) <= 120
 
 
-@pytest.mark.parametrize(("masks", "options"), [(0, ()), (0, ("--iterations", "5")), (4, ())])
+@pytest.mark.parametrize(
+    ("masks", "options"), [(0, ()), (0, ("--iterations", "5")), (0, ("--init", "/x/w.pth")), (4, ())]
+)
 def test_the_network_that_ships_learns_from_masks(tmp_path: Path, masks: int, options: tuple[str, ...]) -> None:
     """On boxes alone it is used as it is, which is said, unless it is told to learn."""
     words = ["train", "--json", "x", "--images", "y", "--out", str(tmp_path), *options]
