@@ -60,7 +60,9 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     method.add_argument("--weights", metavar="F", help="trained weights; default: model_final.pth beside --config")
     method.add_argument("--config", metavar="F", help="a config of a network, such as those that 'boxsup train' leaves")
     method.add_argument("--crf", action="store_true", help="refine masks by a dense CRF: better edges, slower")
-    method.add_argument("--fast", action="store_true", help="a faster setting of the method, for somewhat worse masks")
+    setting = method.add_mutually_exclusive_group()
+    setting.add_argument("--fast", action="store_true", help="a faster setting of the method, for somewhat worse masks")
+    setting.add_argument("--best", action="store_true", help="a slower setting, for somewhat better masks")
     method.add_argument("--overwrite-masks", action="store_true", help="label boxes that have a mask, too")
     add_opts_argument(method)
     machine = parser.add_argument_group("machine")
@@ -175,13 +177,14 @@ def _job(args: argparse.Namespace, source: Source, out: str) -> "LabelJob":
         weights = beside if os.path.isfile(beside) else None
     if config and not os.path.isfile(config):
         raise BadInput(f"--config: there is no file '{config}'.")
-    fast: tuple[Any, ...] = ()
-    if args.fast:
-        kinds = methods()
-        fast = kinds[method].info.fast if method in kinds else ()
-        if not fast:
-            able = ", ".join(name for name, known in kinds.items() if known.info.fast)
-            raise BadInput(f"--fast: '{method or config}' has no faster setting; there is one of: {able}.")
+    setting: tuple[Any, ...] = ()
+    for option in ("fast", "best"):
+        if getattr(args, option):
+            settings = {name: getattr(kind.info, option) for name, kind in methods().items()}
+            setting = settings.get(method, ())
+            if not setting:
+                able = ", ".join(name for name, known in settings.items() if known)
+                raise BadInput(f"--{option}: '{method or config}' has no such setting; there is one of: {able}.")
     return LabelJob(
         json_file=source.json_file(work),
         image_root=source.image_root,
@@ -190,7 +193,7 @@ def _job(args: argparse.Namespace, source: Source, out: str) -> "LabelJob":
         method=method,
         config=config,
         weights=weights,
-        opts=(*fast, *args.opts),
+        opts=(*setting, *args.opts),
         crf=args.crf,
         overwrite=args.overwrite_masks,
         device=args.device,

@@ -18,6 +18,7 @@ import demo
 def results(joint: float, fill: float, retrain: float, retrain_filled: float, gain_ap: float) -> dict:
     """Results of all steps with the figures that the check looks at, percent."""
     masks = {"joint": joint, "fill": fill, "grabcut": 60.0, "retrain": retrain, "retrain-filled": retrain_filled}
+    masks["shipped"] = 70.0
     found: dict[str, dict[str, dict[str, float]]] = {}
     for step, value in masks.items():
         found[step] = {"box_to_mask": {"mIoU*": value, **{f"IoU@{k}": value for k in (25, 50, 70, 75)}}}
@@ -48,7 +49,7 @@ def test_table_has_every_method(capsys: pytest.CaptureFixture) -> None:
     assert len(table) == 2 + len(demo.STEPS)
     assert table[2].split("|")[1].strip() == "filled box"
     assert table[2].split("|")[-2].strip() == "-", "a method that detects nothing has no AP"
-    assert "15.0" in table[-1]
+    assert "15.0" in table[-2]
 
 
 def test_steps_are_those_of_the_rounds_config() -> None:

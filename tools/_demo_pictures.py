@@ -61,12 +61,14 @@ def _draw_train(output: Path, path: Path) -> Path:
 
 
 def _draw_val(output: Path, path: Path) -> Path:
-    """Boxes, truth, and the masks that BoxCaseg and both retrained networks predict from the boxes."""
-    configs = {step: load_config(str(output / step / "config.yaml")) for step in ("joint", "retrain-filled", "retrain")}
+    """Boxes, truth, and the masks that BoxCaseg, both retrained networks and the one that ships predict from them."""
+    steps = ("joint", "retrain-filled", "retrain", "shipped")
+    configs = {step: load_config(str(output / step / "config.yaml")) for step in steps}
     name = configs["joint"].DATASETS.TEST[0]
     truth = {record["image_id"]: record for record in DatasetCatalog.get(name)}
     inputs = _spread([batch[0] for batch in build_test_loader(configs["joint"], name, box_prompts=True)])
-    predictions = {step: _predict(cfg, output / step / "model_final.pth", inputs) for step, cfg in configs.items()}
+    trained = {step: str(output / step / "model_final.pth") for step in steps[:-1]}
+    predictions = {step: _predict(cfg, trained.get(step, cfg.MODEL.WEIGHTS), inputs) for step, cfg in configs.items()}
     rows = []
     for index, item in enumerate(inputs):
         image = item["image"].permute(1, 2, 0).numpy()
@@ -79,15 +81,15 @@ def _draw_val(output: Path, path: Path) -> Path:
             [overlay(image, boxes=boxes), overlay(image, masks=np.array(true, bool))]
             + [overlay(image, masks=masks[index]) for masks in predictions.values()]
         )
-    titles = ["boxes", "truth", "BoxCaseg", "retrained: filled", "retrained: proxies"]
+    titles = ["boxes", "truth", "BoxCaseg", "retrained: filled", "retrained: proxies", "ships"]
     return _write_sheet(path, titles, rows)
 
 
 @torch.no_grad()
-def _predict(cfg: CfgNode, weights: Path, inputs: list[dict[str, Any]]) -> list[np.ndarray]:
-    """Masks (N x H x W bool) that a trained step predicts from the boxes of each image."""
+def _predict(cfg: CfgNode, weights: str, inputs: list[dict[str, Any]]) -> list[np.ndarray]:
+    """Masks (N x H x W bool) that a trained network predicts from the boxes of each image."""
     model = Trainer.build_model(cfg).eval()
-    BoxSupCheckpointer(model).load(str(weights))
+    BoxSupCheckpointer(model).load(weights)
     return [model([item])[0]["instances"].pred_masks.cpu().numpy() for item in inputs]
 
 

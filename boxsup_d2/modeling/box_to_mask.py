@@ -62,14 +62,15 @@ class MethodInfo:
         name: it is called by on the command line and in Python; "": by a config file only.
         summary: one line on what it does.
         config: keys and values that make a complete config of it, beside ``MODEL.META_ARCHITECTURE``; of a method that
-            is trained, those of its published network.
+            is trained, those of its published network, if any.
         weights_key: config key that names its weights; "": it has none.
         weights_help: what these are, for whoever did not give them.
         weights_on_hub: whether they may be a name on a hub of networks, beside a file or folder.
-        weights: trained weights that ship with this package, for the network that ``config`` describes; "": none do.
+        weights: trained weights that ship with this package; "": none do.
         weights_sha256: of that file.
-        recipe: the shipped config that made them (:mod:`boxsup_d2.model_zoo`).
-        fast: config keys and values, in turn, that make it faster for somewhat worse masks; (): it has no such setting.
+        recipe: the shipped config that made them (:mod:`boxsup_d2.model_zoo`), which describes their network.
+        fast, best: config keys and values, in turn, that make it faster for somewhat worse masks, and slower for
+            somewhat better ones; (): it has no such setting.
         finds_objects: whether it also predicts masks of images without boxes.
         extra: of this package that installs what it needs ("onnx": ``pip install 'boxsup_d2[onnx]'``); "": none.
         inference_keys: keys, or beginnings of keys that end in "." or "_", that decide predictions and no weights: a
@@ -90,6 +91,7 @@ class MethodInfo:
     weights_sha256: str = ""
     recipe: str = ""
     fast: tuple[Any, ...] = ()
+    best: tuple[Any, ...] = ()
     finds_objects: bool = False
     extra: str = ""
     inference_keys: tuple[str, ...] = ()
