@@ -1,5 +1,6 @@
 """BoxMask: geometry of its windows, its losses, its samples, the averaged network, and the box-to-mask contract."""
 
+import dataclasses
 import hashlib
 import importlib.util
 import sys
@@ -258,7 +259,7 @@ class TestModel:
     def test_flipped_images_get_flipped_masks(self):
         model = build_model(
             small_cfg(
-                MODEL__BOXMASK__TEST_FLIP=True, MODEL__BOXMASK__TEST_PASSES=1, MODEL__BOXMASK__TEST_SIZES=[64, 96]
+                MODEL__BOXMASK__TEST_FLIP_BELOW=1.0, MODEL__BOXMASK__TEST_PASSES=1, MODEL__BOXMASK__TEST_SIZES=[64, 96]
             )
         ).eval()
         inputs = prompt([[10, 10, 40, 40]])
@@ -266,6 +267,20 @@ class TestModel:
         first, second = model([inputs, mirrored])
         assert torch.equal(first["instances"].pred_masks, second["instances"].pred_masks.flip(-1))
         assert torch.allclose(first["instances"].quality, second["instances"].quality, atol=1e-4)
+
+    def test_only_doubtful_windows_are_mirrored(self):
+        model = build_model(small_cfg(MODEL__BOXMASK__TEST_PASSES=1)).eval()
+        inputs = prompt([[10, 10, 40, 40], [2, 2, 30, 44], [30, 5, 68, 30]])
+        looks = {}
+        for below in (0.0, 1.0):
+            model.windows = dataclasses.replace(model.windows, flip_below=below)
+            looks[below] = model([inputs])[0]["instances"].quality
+        doubtful = looks[0.0].argmin()
+        model.windows = dataclasses.replace(model.windows, flip_below=float(looks[0.0][doubtful]))
+        expected = looks[0.0].clone()
+        expected[doubtful] = looks[1.0][doubtful]
+        assert torch.allclose(model([inputs])[0]["instances"].quality, expected, atol=1e-5)
+        assert (looks[0.0] - looks[1.0]).abs().max() > 1e-4
 
     def test_exported_weights_are_the_average_in_half_precision(self, tmp_path):
         model = build_model(small_cfg()).eval()

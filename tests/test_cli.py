@@ -285,7 +285,7 @@ def test_default_is_the_network_that_ships_and_fast_is_another_labelling(
         requests.append(provenance["request"])
     assert requests[0]["config_sha256"] != requests[1]["config_sha256"]
     assert label(tmp_path, "--fast") == 2
-    assert f"'box' has no faster setting; there is one of: {DEFAULT_METHOD}" in capsys.readouterr().err
+    assert f"'box' has no such setting; there is one of: {DEFAULT_METHOD}" in capsys.readouterr().err
 
 
 def test_masks_of_low_quality_deserve_a_look_and_can_stay_boxes(

@@ -6,7 +6,10 @@ number.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+import io
 import json
 import os
 import pickle
@@ -19,7 +22,10 @@ import numpy as np
 import safetensors.torch
 import torch
 import yaml
+from detectron2.modeling import build_model
 from PIL import Image
+
+from boxsup_d2.model_zoo import get_config
 
 H, W = 24, 32
 
@@ -307,6 +313,35 @@ class Code:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.mark,)
+
+
+@functools.cache
+def trained_network() -> tuple[str, bytes]:
+    """Config and checkpoint of a small Mask R-CNN with random weights, as a training leaves them."""
+    cfg = get_config("quick/voc-retrain.yaml")
+    opts = {"MODEL.DEVICE": "cpu", "INPUT.MIN_SIZE_TEST": 32, "INPUT.MAX_SIZE_TEST": 64, "DATALOADER.NUM_WORKERS": 0}
+    cfg.merge_from_list([word for pair in opts.items() for word in pair])
+    buffer = io.BytesIO()
+    torch.save({"model": build_model(cfg).state_dict(), "iteration": 1}, buffer)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ()
+    return cfg.dump(), buffer.getvalue()
+
+
+def write_mutated_network(folder: Path, rng: Rng) -> Path:
+    """A folder as a training leaves it, in which config or checkpoint may be damaged."""
+    config, weights = trained_network()
+    folder.mkdir()
+    content, kind = config.encode(), rng.randrange(5)
+    if kind == 0:
+        content = damaged_bytes(content, rng)
+    elif kind == 1:
+        data = yaml.safe_load(config)
+        mutate(data, rng)
+        with contextlib.suppress(yaml.YAMLError, RecursionError, ValueError):
+            content = yaml.safe_dump(data, sort_keys=False).encode(errors="replace")
+    (folder / "config.yaml").write_bytes(content)
+    (folder / "model_final.pth").write_bytes(damaged_bytes(weights, rng) if kind == 2 else weights)
+    return folder
 
 
 def write_mutated_checkpoint(folder: Path, rng: Rng) -> Path:

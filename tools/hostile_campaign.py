@@ -35,9 +35,11 @@ from _hostile_inputs import (
     damage_image,
     good_json,
     mutated_json,
+    trained_network,
     write_good,
     write_mutated_checkpoint,
     write_mutated_config,
+    write_mutated_network,
 )
 
 from boxsup_cli import main as boxsup
@@ -127,11 +129,22 @@ def _train(folder: Path, rng: Rng) -> int:
     return boxsup(["train", *words, "--iterations", "1", "--num-gpus", "0", "--opts", *tiny])
 
 
+def _predict(folder: Path, rng: Rng) -> int:
+    network = write_mutated_network(folder / "network", rng)
+    if rng.random() < 0.6:
+        _damage(folder, rng)
+    inputs = [[str(folder / "boxes.json"), "--images", str(folder)], [str(folder)], [str(folder / "*.png")]]
+    words = [*rng.choice(inputs), "--out", str(folder / "masks.json"), "--num-gpus", "0", "--min-score", "0.01"]
+    options = _some(rng, ("--keep-going",), ("--overlays", str(folder / "drawn")), ("--batch-size", "2"))
+    return boxsup(["predict", str(network), *words, *options])
+
+
 # What is run how often in a hundred cases; training takes seconds where a file is good after all.
 COMMANDS: dict[str, tuple[Callable[[Path, Rng], int], int]] = {
-    "label": (_label, 34),
-    "eval": (_eval, 20),
-    "report": (_report, 20),
+    "label": (_label, 31),
+    "eval": (_eval, 19),
+    "report": (_report, 19),
+    "predict": (_predict, 5),
     "convert": (_convert, 10),
     "train_net": (_config, 9),
     "weights": (_weights, 5),
@@ -240,6 +253,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     endings: Counter[str] = Counter()
     faults = 0
+    if "predict" in args.commands:
+        trained_network()  # once, for all cases
     with tempfile.TemporaryDirectory(prefix="hostile-") as root:
         for seed in range(args.seed, args.seed + args.cases):
             folder = Path(root) / f"case-{seed}"

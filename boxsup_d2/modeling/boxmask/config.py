@@ -74,10 +74,11 @@ def add_boxmask_config(cfg: CN) -> None:
     cfg.MODEL.BOXMASK.TRAIN_SIZE_STEPS = []
     # Sides in pixels that windows are resized to at inference; the probabilities of several are averaged.
     cfg.MODEL.BOXMASK.TEST_SIZES = [128]
-    # Average with the mirrored window, in every pass.
-    cfg.MODEL.BOXMASK.TEST_FLIP = True
-    # How often a box is looked at: the second time the window lies around the mask that was found (and is mirrored,
-    # unless TEST_FLIP does that anyway). Better for boxes that are 10 % off, worse for tight ones.
+    # Average with the mirrored window where the predicted IoU is at most this (0: nowhere, 1: everywhere): where the
+    # network is sure, mirroring changes nothing but the time.
+    cfg.MODEL.BOXMASK.TEST_FLIP_BELOW = 0.75
+    # How often a box is looked at: the second time the window lies around the mask that was found, and is mirrored.
+    # Better for boxes that are 10 % off, worse for tight ones.
     cfg.MODEL.BOXMASK.TEST_PASSES = 1
     # A mask may leave its box by this share of the box's sides: users' boxes may be too tight.
     cfg.MODEL.BOXMASK.TEST_OVERRUN = 0.1

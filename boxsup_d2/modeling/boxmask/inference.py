@@ -30,17 +30,17 @@ class WindowInference:
     Attributes:
         margin, max_aspect: see :func:`boxsup_d2.masks.windows.box_window`.
         sizes: sides of windows, in pixels; the probabilities of several are averaged.
-        flip: average with the mirrored window.
+        flip_below: windows whose predicted IoU is at most this are averaged with their mirror image; 0: none, 1: all.
         passes: how often a box is looked at, from the second time on where the mask before was.
         overrun: share of a box's sides by which its mask may leave it.
         edge_steps, edge_weight, edge_color: see :func:`boxsup_d2.modeling.boxmask.edges.snap_to_edges`.
-        windows_per_forward: windows per forward pass, mirrored ones included.
+        windows_per_forward: windows per forward pass.
     """
 
     margin: float = 0.25
     max_aspect: float = 2.0
     sizes: Sequence[int] = (128,)
-    flip: bool = False
+    flip_below: float = 0.0
     passes: int = 1
     overrun: float = 0.1
     edge_steps: int = 0
@@ -55,7 +55,7 @@ class WindowInference:
             margin=cfg.INPUT.MASK_CROP.MARGIN,
             max_aspect=cfg.INPUT.MASK_CROP.MAX_ASPECT,
             sizes=tuple(node.TEST_SIZES),
-            flip=node.TEST_FLIP,
+            flip_below=node.TEST_FLIP_BELOW,
             passes=node.TEST_PASSES,
             overrun=node.TEST_OVERRUN,
             edge_steps=node.EDGE_STEPS,
@@ -99,39 +99,49 @@ class WindowInference:
         """Probabilities (B maps of one size) and B predicted IoUs of boxes in their windows of an H x W x 3 image."""
         if not boxes:
             return torch.zeros(0, 1, 1), torch.zeros(0)
-        step = max(self.windows_per_forward // (2 if self.flip else 1), 1)
-        starts = range(0, len(boxes), step)
-        parts = [self._look_once(look, pixels, boxes[i : i + step], windows[i : i + step], mirror) for i in starts]
+        starts = range(0, len(boxes), self.windows_per_forward)
+        spans = [slice(start, start + self.windows_per_forward) for start in starts]
+        parts = [self._look_once(look, pixels, boxes[span], windows[span], mirror) for span in spans]
         return torch.cat([prob for prob, _ in parts]), torch.cat([quality for _, quality in parts])
 
     def _look_once(
         self, look: Look, pixels: np.ndarray, boxes: list[Box], windows: list[Window], mirror: bool
     ) -> tuple[Tensor, Tensor]:
-        """The same for as many as fit into the memory, averaged over sizes and flips."""
-        probs: list[Tensor] = []
-        qualities: list[Tensor] = []
-        flips = (False, True) if self.flip else (mirror,)
-        for side in sorted(self.sizes):
-            crops = torch.from_numpy(np.stack([cut_window(pixels, window, side) for window in windows]))
-            images = crops.permute(0, 3, 1, 2)
-            covers = torch.from_numpy(np.stack([box_coverage(b, w, side) for b, w in zip(boxes, windows, strict=True)]))
-            # One pass for both: an image has few boxes, and a small batch costs more per window.
-            seen = [torch.cat([x.flip(-1) if flip else x for flip in flips]) for x in (images, covers[:, None])]
-            logits, quality = look(*seen)
-            for flip, part in zip(flips, logits.float().sigmoid().chunk(len(flips)), strict=True):
-                probs.append(_resize(part.flip(-1) if flip else part, max(self.sizes) // 2))
-            qualities += quality.float().sigmoid().chunk(len(flips))
-        prob, quality = torch.stack(probs).mean(0), torch.stack(qualities).mean(0)
+        """The same for as many as fit into the memory."""
+        views = [_view(pixels, boxes, windows, side) for side in sorted(self.sizes)]
+        prob, quality = _see(look, views, mirror)
+        doubtful = (quality <= self.flip_below).nonzero()[:, 0]
+        if len(doubtful):
+            chosen = doubtful.cpu()
+            again, judged = _see(look, [(images[chosen], covers[chosen]) for images, covers in views], not mirror)
+            prob[doubtful] = (prob[doubtful] + again) / 2
+            quality[doubtful] = (quality[doubtful] + judged) / 2
         if self.edge_steps > 0:
             # The last images are the finest.
             prob = snap_to_edges(
                 prob.clamp(1e-4, 1 - 1e-4).logit(),
-                images.to(prob.device),
+                views[-1][0].to(prob.device),
                 steps=self.edge_steps,
                 weight=self.edge_weight,
                 color=self.edge_color,
             ).sigmoid()
         return prob[:, 0], quality
+
+
+def _view(pixels: np.ndarray, boxes: list[Box], windows: list[Window], side: int) -> tuple[Tensor, Tensor]:
+    """N x 3 x side x side uint8 and N x 1 x side x side coverage of boxes in their windows of an H x W x 3 image."""
+    crops = torch.from_numpy(np.stack([cut_window(pixels, window, side) for window in windows]))
+    covers = torch.from_numpy(np.stack([box_coverage(b, w, side) for b, w in zip(boxes, windows, strict=True)]))
+    return crops.permute(0, 3, 1, 2), covers[:, None]
+
+
+def _see(look: Look, views: Sequence[tuple[Tensor, Tensor]], mirror: bool) -> tuple[Tensor, Tensor]:
+    """N x 1 x h x h probabilities and N predicted IoUs of views of the same windows, their mean over the sizes."""
+    side = views[-1][0].shape[-1] // 2
+    seen = [look(*(x.flip(-1) if mirror else x for x in view)) for view in views]
+    probs = [_resize(logits.float().sigmoid(), side) for logits, _ in seen]
+    prob = torch.stack(probs).mean(0)
+    return prob.flip(-1) if mirror else prob, torch.stack([q.float().sigmoid() for _, q in seen]).mean(0)
 
 
 def _resize(maps: Tensor, side: int) -> Tensor:

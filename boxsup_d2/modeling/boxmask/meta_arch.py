@@ -35,19 +35,11 @@ class BoxMask(BoxToMaskMethod):
     info = MethodInfo(
         name="boxmask",
         summary="a network trained on masks of many kinds, which also says how good its masks are",
-        config={
-            "MODEL.BACKBONE.NAME": "build_timm_backbone",
-            "MODEL.TIMM.NAME": "tf_efficientnet_lite2",
-            "MODEL.TIMM.OUT_FEATURES": ["res1", "res2", "res3", "res4", "res5"],
-            "MODEL.PIXEL_MEAN": [127.5, 127.5, 127.5],
-            "MODEL.PIXEL_STD": [127.5, 127.5, 127.5],
-            "INPUT.FORMAT": "RGB",
-        },
         weights_key="MODEL.WEIGHTS",
         weights="package://boxsup_d2/model_zoo/weights/boxmask.safetensors",
         weights_sha256="11ee411cd0bf2c1a8cc3da7d48e97f0fd597d420001ada48d9ce9b7bed671c6e",
         recipe="zoo/boxmask.yaml",
-        fast=("MODEL.BOXMASK.TEST_FLIP", False, "MODEL.BOXMASK.EDGE_STEPS", 0),
+        fast=("MODEL.BOXMASK.TEST_FLIP_BELOW", 0.0, "MODEL.BOXMASK.EDGE_STEPS", 0),
         neutral_keys=("MODEL.BOXMASK.TEST_WINDOWS_PER_FORWARD", "INPUT.MASK_CROP.CACHE_MB"),
         inference_keys=("MODEL.BOXMASK.EDGE_",),
     )
