@@ -88,7 +88,7 @@ def _predict(cfg: CfgNode, weights: Path, inputs: list[dict[str, Any]]) -> list[
     """Masks (N x H x W bool) that a trained step predicts from the boxes of each image."""
     model = Trainer.build_model(cfg).eval()
     BoxSupCheckpointer(model).load(str(weights))
-    return [model([item])[0]["instances"].pred_masks.cpu().numpy() for item in inputs]
+    return [model([item])[0]["instances"].pred_masks.full().cpu().numpy() for item in inputs]
 
 
 def overlay(image: np.ndarray, *, boxes: np.ndarray | None = None, masks: np.ndarray | None = None) -> np.ndarray:
