@@ -5,7 +5,7 @@ import os
 from typing import Any, NamedTuple
 
 from boxsup_cli.arguments import Group
-from boxsup_cli.errors import BadInput
+from boxsup_cli.errors import BadInput, bad_input
 
 
 class Export(NamedTuple):
@@ -72,15 +72,23 @@ def targets(name: str, folder: str) -> list[str]:
     return [os.path.join(folder, base) for base in export.files]
 
 
-def check_links(name: str, folder: str, data: dict[str, Any], image_root: str) -> None:
-    """
+def check_export(name: str, folder: str, data: dict[str, Any], image_root: str) -> None:
+    """Find what would stop a format after the work; ``data`` needs no masks.
+
     Raises:
-        BadInput: files of the user lie where a format would link to other images.
+        BadInput: files of the user lie where a format would link to other images, it cannot number so many classes or
+            objects, or not tell the images apart.
     """
+    from boxsup_d2.data.formats.export import check_voc_png, yolo_links
+    from boxsup_d2.data.formats.folders import output_stems
+
+    with bad_input():
+        if name != "label-studio":  # whose tasks are in one file
+            output_stems(data["images"])
+        if name == "voc-png":
+            check_voc_png(data, folder)
     if name != "yolo-seg":
         return
-    from boxsup_d2.data.formats.export import yolo_links
-
     for link, picture in yolo_links(data, folder, image_root):
         if os.path.lexists(link) and not (os.path.exists(link) and os.path.samefile(link, picture)):
             raise BadInput(f"--{name}: '{link}' is another image than '{picture}': name another folder.")

@@ -16,7 +16,7 @@ from boxsup_cli.arguments import (
     share,
 )
 from boxsup_cli.errors import BadInput, bad_input
-from boxsup_cli.exports import EXPORTS, add_export_arguments, check_links
+from boxsup_cli.exports import EXPORTS, add_export_arguments, check_export
 from boxsup_cli.sources import Source, add_source_arguments, read_source
 
 if TYPE_CHECKING:  # imported when the command runs
@@ -159,7 +159,7 @@ def _claim(exports: dict[str, str], source: Source, work: str, *, force: bool) -
     from boxsup_cli.label_output import claim_folders
 
     for name, folder in exports.items():
-        check_links(name, folder, source.usable, source.image_root)
+        check_export(name, folder, source.usable, source.image_root)
     claim_folders(exports, source.path, work, force=force)
 
 

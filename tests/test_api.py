@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from pycocotools.coco import COCO
 
 import boxsup_d2.api
 from boxsup_d2.api import BoxToMask, Prediction, label, load, register
-from boxsup_d2.masks.confidence import exact_confidence, published_confidence, tight_boxes
+from boxsup_d2.masks.box_masks import BoxMasks, tight_box
+from boxsup_d2.masks.confidence import exact_confidence, published_confidence
 from boxsup_d2.methods import load_model, method_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,7 +100,7 @@ def test_prediction_of_an_array_and_of_a_file(tmp_path):
     assert prediction.scores.tolist() == [1, 1, 1]
     assert prediction.boxes.tolist() == BOXES
     for mask, box, confidence in zip(prediction.masks, BOXES, prediction.confidence, strict=True):
-        tight = tight_boxes(torch.from_numpy(mask[None]))[0]
+        tight = tight_box(mask)
         xywh = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
         assert confidence == exact_confidence(tight, xywh)
     assert prediction.quality.shape == (3,)
@@ -220,7 +222,7 @@ def test_predictions_show_themselves(tmp_path):
     assert changed[prediction.masks[1]].all()
     assert not changed[55:, 60:].any(), "no mask, box or text is there"
     assert prediction._repr_png_().startswith(b"\x89PNG")
-    alone = Prediction(*(getattr(prediction, name) for name in ("masks", "scores", "confidence", "quality", "boxes")))
+    alone = replace(prediction, image=None)
     assert alone._repr_png_() is None
     with pytest.raises(ValueError, match="nothing to draw on"):
         alone.plot()
@@ -231,7 +233,8 @@ def test_coco_annotations_of_a_prediction():
     boxes = np.array([[2.0, 1, 7, 5], [0, 0, 3, 3]])
     masks = np.zeros((2, 6, 9), bool)
     masks[0, 1:4, 2:7] = True
-    prediction = Prediction(masks, np.array([0.7, 0.0]), np.array([0.75, 0.0]), np.array([0.6, 0.0]), boxes)
+    found = BoxMasks.of(torch.from_numpy(masks))
+    prediction = Prediction(found, np.array([0.7, 0.0]), np.array([0.75, 0.0]), np.array([0.6, 0.0]), boxes)
     first, second = json.loads(json.dumps(prediction.to_coco(image_id=5, category_ids=[8, 9], first_id=100)))
     assert np.array_equal(mask_util.decode(first.pop("segmentation")).astype(bool), masks[0])
     assert not mask_util.decode(second.pop("segmentation")).any()

@@ -575,6 +575,22 @@ def test_voc_and_yolo_come_in_and_go_out(tmp_path: Path, data: dict[str, Any]) -
     assert annotation["area"] == 600
 
 
+def test_what_a_format_cannot_hold_is_said_before_the_work(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxes = {**data, "annotations": [{**data["annotations"][0], "id": key} for key in range(255)]}
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    assert label(tmp_path, "--voc-png", str(tmp_path / "voc")) == 2
+    assert re.search(r"room for 254 objects, and '.*' has 255\..*--png", capsys.readouterr().err)
+    image = data["images"][0]
+    Image.new("RGB", (60, 40)).save(tmp_path / "images" / f"{Path(image['file_name']).stem}.bmp")
+    twin = {**image, "id": 4712, "file_name": f"{Path(image['file_name']).stem}.bmp"}
+    (tmp_path / "boxes.json").write_text(json.dumps({**data, "images": [*data["images"], twin]}))
+    assert label(tmp_path, "--png", str(tmp_path / "png")) == 2
+    assert "files of the same name" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.work"))
+
+
 def test_exports_are_added_to_a_finished_output(tmp_path: Path, data: dict[str, Any]) -> None:
     assert label(tmp_path) == 0
     masks = [a.get("segmentation") for a in read(tmp_path / "masks.json")["annotations"]]

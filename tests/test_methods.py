@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from boxsup_d2.checkpoint import convert
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.labelling.driver import build_provenance
+from boxsup_d2.masks.box_masks import BoxMasks
 from boxsup_d2.methods import file_config, load_model, method_config, methods
 from boxsup_d2.modeling.box_to_mask import MethodInfo, fill_boxes
 from boxsup_d2.modeling.boxcaseg import checkpoint as boxcaseg_checkpoint
@@ -37,7 +38,9 @@ def prompt(image, boxes):
 
 
 def predict(model, image, boxes):
-    return model([prompt(image, boxes)])[0]["instances"]
+    found = model([prompt(image, boxes)])[0]["instances"]
+    assert isinstance(found.pred_masks, BoxMasks), "not in frames of the image"
+    return found
 
 
 def tiny_cfg(name):
@@ -304,7 +307,7 @@ def test_salient_object_of_each_box(tmp_path, shape):
     assert ((result.scores > 0.5) & (result.scores <= 1)).all()
     # Boxes share forward passes, and nothing else.
     alone = [predict(model, image, [box]) for box in DISC_BOXES]
-    assert torch.equal(result.pred_masks, torch.cat([one.pred_masks for one in alone]))
+    assert torch.equal(result.pred_masks.full(), torch.stack([one.pred_masks[0] for one in alone]))
     assert torch.allclose(result.scores, torch.cat([one.scores for one in alone]))
     assert len(predict(model, image, [])) == 0
     with pytest.raises(RuntimeError, match="--eval-only"):
@@ -333,7 +336,7 @@ def test_one_colour_is_the_filled_box(tmp_path):
     pytest.importorskip("onnxruntime")
     model = load_model(method_config("salient-onnx", make_onnx(tmp_path / "net.onnx"), device="cpu"))
     for size, box in [((20, 30), [3, 4, 20, 15]), ((1, 1), [0, 0, 1, 1]), ((2, 9), [0, 0, 9, 2])]:
-        masks = predict(model, torch.full((3, *size), 90, dtype=torch.uint8), [box]).pred_masks
+        masks = predict(model, torch.full((3, *size), 90, dtype=torch.uint8), [box]).pred_masks.full()
         assert torch.equal(masks, fill_boxes(torch.tensor([box]), size))
 
 
@@ -505,18 +508,19 @@ def test_best_proposal_of_each_box(tmp_path, save_network):
     masks, qualities = proposals(whole.network, whole.processor, image, SAM_BOXES)
     best = qualities.argmax(dim=1)
     result = predict(whole, image, SAM_BOXES)
-    assert torch.equal(result.pred_masks, torch.stack([mask[index] for mask, index in zip(masks, best, strict=True)]))
+    found = result.pred_masks.full()
+    assert torch.equal(found, torch.stack([mask[index] for mask, index in zip(masks, best, strict=True)]))
     assert torch.allclose(result.scores, qualities.max(dim=1).values.clamp(0, 1), atol=1e-5)
     assert len(set(best.tolist())) > 1
-    assert ((result.pred_masks.float().mean(dim=(1, 2)) - 0.5).abs() < 0.5).all(), "no mask is empty or full"
+    assert ((found.float().mean(dim=(1, 2)) - 0.5).abs() < 0.5).all(), "no mask is empty or full"
     inside = predict(cut, image, SAM_BOXES)
-    assert torch.equal(inside.pred_masks, result.pred_masks & fill_boxes(torch.tensor(SAM_BOXES), (40, 100)))
-    assert not torch.equal(inside.pred_masks, result.pred_masks)
+    assert torch.equal(inside.pred_masks.full(), found & fill_boxes(torch.tensor(SAM_BOXES), (40, 100)))
+    assert not torch.equal(inside.pred_masks.full(), found)
     assert torch.equal(inside.scores, result.scores)
     whole.boxes_per_forward = 2
-    assert torch.equal(predict(whole, image, SAM_BOXES).pred_masks, result.pred_masks)
+    assert torch.equal(predict(whole, image, SAM_BOXES).pred_masks.full(), found)
     whole.image_format = "BGR"
-    assert torch.equal(predict(whole, image.flip(0), SAM_BOXES).pred_masks, result.pred_masks)
+    assert torch.equal(predict(whole, image.flip(0), SAM_BOXES).pred_masks.full(), found)
     assert len(predict(cut, image, [])) == 0
 
 

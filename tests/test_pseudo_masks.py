@@ -24,6 +24,7 @@ from boxsup_d2.crf.refine import (
 )
 from boxsup_d2.data.formats import pseudo_masks as file_format
 from boxsup_d2.labelling.shards import MaskShardIndex, ShardWriter, mask_record
+from boxsup_d2.masks.box_masks import BoxMasks
 from boxsup_d2.masks.confidence import box_iou_exact, mask_confidence, published_confidence
 from boxsup_d2.masks.label_map import rasterize_boxes
 from boxsup_d2.masks.merge import merge_image
@@ -42,7 +43,7 @@ def test_paste_reproduces_the_published_masks(shared):
     golden = np.load(shared / "golden" / "seed_ops.npz")
     normalized = min_max_normalize(torch.from_numpy(golden["paste.prob"]))
     torch.testing.assert_close(normalized, torch.from_numpy(golden["paste.norm"]))
-    masks = paste_masks(normalized, torch.from_numpy(golden["paste.boxes_xyxy"]), 120, 160)
+    masks = paste_masks(normalized, torch.from_numpy(golden["paste.boxes_xyxy"]), 120, 160).full()
     assert iou(masks, torch.from_numpy(golden["paste.masks"])).min() >= 0.99
 
 
@@ -52,7 +53,7 @@ def test_min_max_normalize_per_map():
     assert (normalized[0] == 1).all(), "a constant map is the filled box"
     assert normalized[1].min() == 0
     assert normalized[1].max() == 1
-    masks = paste_masks(normalized, torch.tensor([[2, 1, 7, 5]] * 3), 6, 8)
+    masks = paste_masks(normalized, torch.tensor([[2, 1, 7, 5]] * 3), 6, 8).full()
     assert masks[0].sum() == 20
     assert masks[0, 1:5, 2:7].all()
     assert not masks[2].any(), "NaN must not look like a filled box"
@@ -78,14 +79,51 @@ def test_paste_matches_resize_of_the_whole_box_then_crop():
 
 def test_paste_edge_cases():
     ones = torch.ones(1, 8, 8)
-    assert paste_masks(ones, torch.tensor([[3.9, 2.2, 3.1, 2.9]]), 5, 5).nonzero().tolist() == [[0, 2, 3]]
-    assert not paste_masks(ones, torch.tensor([[50.0, 50, 60, 60]]), 5, 5).any()
+    assert paste_masks(ones, torch.tensor([[3.9, 2.2, 3.1, 2.9]]), 5, 5).full().nonzero().tolist() == [[0, 2, 3]]
+    assert not paste_masks(ones, torch.tensor([[50.0, 50, 60, 60]]), 5, 5).full().any()
     # Only what is inside the image is computed: this box would need terabytes.
-    assert paste_masks(ones, torch.tensor([[-1e6, -1e6, 1e6, 1e6]]), 5, 5).all()
+    assert paste_masks(ones, torch.tensor([[-1e6, -1e6, 1e6, 1e6]]), 5, 5).full().all()
     assert paste_masks(torch.zeros(0, 8, 8), torch.zeros(0, 4), 5, 7).shape == (0, 5, 7)
-    assert paste_masks(ones.half(), torch.tensor([[0, 0, 5, 5]]), 5, 5).all()
+    assert paste_masks(ones.half(), torch.tensor([[0, 0, 5, 5]]), 5, 5).full().all()
     with pytest.raises(ValueError, match="2 probability maps for 1 boxes"):
         paste_masks(torch.ones(2, 8, 8), torch.zeros(1, 4), 5, 5)
+
+
+# ------------------------------------------------------------------------------------------------ in their boxes
+
+
+def test_masks_in_their_boxes_are_the_same_masks():
+    frames = torch.rand(6, 20, 30) > 0.7
+    frames[:, :4], frames[2], frames[5, 5:] = False, False, False
+    masks = BoxMasks.of(frames).tight()
+    assert masks.tight_boxes()[2] is None
+    assert masks.windows == [box or (0, 0, 0, 0) for box in BoxMasks.of(frames).tight_boxes()]
+    assert sum(part.numel() for part in masks.parts) < frames.numel()
+    assert torch.equal(masks.full(), frames)
+    assert np.array_equal(np.asarray(masks), frames.numpy())
+    assert all(torch.equal(one, other) for one, other in zip(masks, frames, strict=True))
+    assert masks.areas() == frames.sum((1, 2)).tolist()
+    assert masks.shape == masks.to("cpu").shape == frames.shape
+    for chosen in (slice(1, 5, 2), [3, 0, 3], torch.tensor([5, -1]), frames[:, 10, 10]):
+        assert torch.equal(masks[chosen].full(), frames[chosen])
+    assert torch.equal(masks[-1], frames[-1])
+    instances = Instances((20, 30), pred_masks=masks)
+    joined = Instances.cat([instances[0], instances[torch.tensor([4, 1])]]).pred_masks
+    assert torch.equal(joined.full(), frames[[0, 4, 1]])
+
+    windows = [(0, 0, 30, 20), (5, 6, 9, 7), (0, 0, 3, 3), (29, 19, 30, 20), (7, 7, 7, 12), (2, 2, 28, 18)]
+    for part, frame, (x0, y0, x1, y1) in zip(masks.crop(windows).parts, frames, windows, strict=True):
+        assert torch.equal(part, frame[y0:y1, x0:x1])
+    with pytest.raises(IndexError):
+        masks[6]
+    with pytest.raises(IndexError, match="2 choices among 6"):
+        masks[torch.tensor([True, False])]
+    with pytest.raises(ValueError, match="not inside its image"):
+        BoxMasks([frames[0]], [(1, 0)], (20, 30))
+    with pytest.raises(ValueError, match=r"torch\.float32"):
+        BoxMasks([frames[0].float()], [(0, 0)], (20, 30))
+    with pytest.raises(ValueError, match="different sizes"):
+        BoxMasks.cat([masks, BoxMasks([], [], (20, 31))])
 
 
 # ------------------------------------------------------------------------------------------------ merging
@@ -106,6 +144,7 @@ def test_merge_reproduces_the_published_file(shared, name):
             assert result.confidence == pytest.approx(expected[row]["confidence"], abs=1e-6)
         masks = torch.from_numpy(np.stack([mask_util.decode(rle).astype(bool) for rle in predicted]))
         assert merge_image(masks, boxes) == merged
+        assert merge_image(BoxMasks.of(masks).tight(), boxes) == merged
         tensors = torch.from_numpy(np.stack([decode(m.segmentation, height, width).T for m in merged]))
         assert mask_confidence(tensors, boxes).tolist() == [m.confidence for m in merged]
         assert box_iou_exact(tensors, boxes).tolist() == [m.confidence_exact for m in merged]
@@ -273,7 +312,7 @@ def refined_masks(image: torch.Tensor, boxes: torch.Tensor, *given: Any) -> torc
     """Masks of the method :class:`Given`, refined; the image is H×W×3."""
     item = {"image": image.permute(2, 0, 1), "instances": Instances(tuple(image.shape[:2]), gt_boxes=Boxes(boxes))}
     (output,) = CRFRefinedModel(Given(*given)).eval()([item])
-    return output["instances"].pred_masks
+    return output["instances"].pred_masks.full()
 
 
 def test_crf_moves_masks_to_edges():
@@ -291,7 +330,7 @@ def test_crf_moves_masks_to_edges():
     patches = [MaskPatch(26, 18, rough[0, 18:44, 26:54] * 0.8 + 0.1), MaskPatch(0, 0, torch.full((10, 10), 0.1))]
     assert torch.equal(refined_masks(image, boxes, rough, patches), refined)
     assert refined_masks(image, boxes[:0], rough[:0]).shape == (0, 60, 80)
-    with pytest.raises(ValueError, match="argument 2 is longer"):
+    with pytest.raises(ValueError, match="1 masks for 2 windows"):
         refined_masks(image, boxes, rough[:1])
     with pytest.raises(ValueError, match="expected H×W×3"):
         dense_crf(image, torch.rand(2, 5, 5))
@@ -334,8 +373,8 @@ def test_crf_workers_give_every_image_its_own_masks(monkeypatch):
             image, boxes = item["image"].permute(1, 2, 0), item["instances"].gt_boxes.tensor
             expected = refined_masks(image, boxes, rough)
             assert not torch.equal(expected, rough)
-            assert torch.equal(one["instances"].pred_masks, expected)
-            assert torch.equal(two["instances"].pred_masks, expected)
+            assert torch.equal(one["instances"].pred_masks.full(), expected)
+            assert torch.equal(two["instances"].pred_masks.full(), expected)
         assert (shared._executor is None) == (number == 0), "workers start when it is worth it"
     assert alone._executor is None
     os.kill(next(iter(shared._executor._processes)), signal.SIGKILL)
@@ -351,7 +390,7 @@ def test_crf_starts_from_probabilities_where_a_method_gives_them():
     image, boxes = item["image"].permute(1, 2, 0), item["instances"].gt_boxes.tensor
     maps = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(2))
 
-    masks, patches = paste_masks(maps, boxes, 30, 40), paste_patches(maps, boxes, 30, 40)
+    masks, patches = paste_masks(maps, boxes, 30, 40).full(), paste_patches(maps, boxes, 30, 40)
     refined = refined_masks(image, boxes, masks, patches)
     for row, (patch, mask) in enumerate(zip(patches, refined, strict=True)):
         # The same by hand: the patch, and a quarter of its sides around it that is background.

@@ -90,7 +90,7 @@ def _predict(cfg: CfgNode, weights: str, inputs: list[dict[str, Any]]) -> list[n
     """Masks (N x H x W bool) that a trained network predicts from the boxes of each image."""
     model = Trainer.build_model(cfg).eval()
     BoxSupCheckpointer(model).load(weights)
-    return [model([item])[0]["instances"].pred_masks.cpu().numpy() for item in inputs]
+    return [model([item])[0]["instances"].pred_masks.full().cpu().numpy() for item in inputs]
 
 
 def overlay(image: np.ndarray, *, boxes: np.ndarray | None = None, masks: np.ndarray | None = None) -> np.ndarray:

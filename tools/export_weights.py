@@ -45,7 +45,7 @@ def main() -> None:
         for index, inputs in enumerate(build_test_loader(cfg, args.check, box_prompts=True)):
             if index % args.every == 0:
                 with torch.no_grad():
-                    first, second = (m(inputs)[0]["instances"].pred_masks for m in (model, half))
+                    first, second = (m(inputs)[0]["instances"].pred_masks.full() for m in (model, half))
                 union = (first | second).sum((1, 2))
                 ious += (((first & second).sum((1, 2)) + (union == 0)) / union.clamp(min=1)).tolist()
         print(f"IoU of half with full precision, {len(ious)} masks: mean {np.mean(ious):.5f}, least {min(ious):.4f}")

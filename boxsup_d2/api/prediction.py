@@ -4,12 +4,13 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
+from boxsup_d2.masks.box_masks import BoxMasks
 from boxsup_d2.masks.confidence import mask_confidence
 from boxsup_d2.masks.rle import encode_window
 from boxsup_d2.report.overlays import DrawnObject, draw_objects
@@ -22,7 +23,7 @@ class Prediction:
     """The masks of the N boxes of one image of H×W, in the order of the boxes.
 
     Attributes:
-        masks: N×H×W bool. Not merged: masks of boxes that overlap may share pixels.
+        box_masks: the masks in their boxes. Not merged: masks of boxes that overlap may share pixels.
         scores: N, 0..1, how sure the method is; 1 for those that know no probabilities.
         confidence: N, 0..1, the IoU of the smallest box around the mask and the given box; 0 for an empty mask.
         quality: N, 0..1, the IoU with the true mask to be expected of the mask; 0 for an empty one.
@@ -30,20 +31,25 @@ class Prediction:
         image: H×W×3 uint8, R, G, B, that was asked about; needed to look at the masks alone.
     """
 
-    masks: np.ndarray
+    box_masks: BoxMasks
     scores: np.ndarray
     confidence: np.ndarray
     quality: np.ndarray
     boxes: np.ndarray
     image: np.ndarray | None = None
 
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """The masks as N×H×W bool, made when first asked for; of many masks or a large image this is much memory."""
+        return self.box_masks.full().numpy()
+
     def __repr__(self) -> str:
-        height, width = self.masks.shape[1:]
+        height, width = self.box_masks.image_size
         quality = f", mean quality {self.quality.mean():.2f}" if len(self) else ""
         return f"Prediction({len(self)} masks on {width}×{height} pixels{quality})"
 
     def __len__(self) -> int:
-        return len(self.masks)
+        return len(self.box_masks)
 
     def to_coco(
         self, image_id: int = 1, category_ids: Sequence[int] | None = None, first_id: int = 1
@@ -66,9 +72,10 @@ class Prediction:
         """
         if category_ids is not None and len(category_ids) != len(self):
             raise ValueError(f"{len(category_ids)} category_ids for {len(self)} masks: give one per mask, or None.")
-        height, width = self.masks.shape[1:]
+        height, width = self.box_masks.image_size
         boxes = to_xywh(self.boxes)
-        published = mask_confidence(torch.from_numpy(self.masks), boxes).tolist()
+        published = mask_confidence(self.box_masks, boxes).tolist()
+        areas = self.box_masks.areas()
         return [
             {
                 "id": first_id + index,
@@ -76,14 +83,14 @@ class Prediction:
                 "category_id": 1 if category_ids is None else int(category_ids[index]),
                 "bbox": boxes[index],
                 "iscrowd": 0,
-                "segmentation": encode_window(mask.T, 0, 0, height, width),
-                "area": int(mask.sum()),
+                "segmentation": encode_window(part.numpy().T, *corner, height, width),
+                "area": areas[index],
                 "score": float(self.scores[index]),
                 "confidence": published[index],
                 "confidence_exact": float(self.confidence[index]),
                 "quality": float(self.quality[index]),
             }
-            for index, mask in enumerate(self.masks)
+            for index, (part, corner) in enumerate(zip(self.box_masks.parts, self.box_masks.corners, strict=True))
         ]
 
     def plot(self) -> Image.Image:
@@ -95,10 +102,10 @@ class Prediction:
         if self.image is None:
             raise ValueError("This prediction was made without its image: there is nothing to draw on.")
         boxes = to_xywh(self.boxes)
-        objects = [
-            DrawnObject(mask, box, number, f"{quality:.2f}")
-            for number, (mask, box, quality) in enumerate(zip(self.masks, boxes, self.quality, strict=True))
-        ]
+        objects = (
+            DrawnObject(mask.numpy(), box, number, f"{quality:.2f}")
+            for number, (mask, box, quality) in enumerate(zip(self.box_masks, boxes, self.quality, strict=True))
+        )
         return Image.fromarray(draw_objects(self.image[:, :, ::-1], objects)[:, :, ::-1])
 
     def save(self, path: str | os.PathLike) -> None:

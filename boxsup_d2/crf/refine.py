@@ -11,6 +11,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from boxsup_d2.crf.workers import default_workers, explain_dead_worker, start_workers
+from boxsup_d2.masks.box_masks import BoxMasks
 from boxsup_d2.masks.paste import MaskPatch
 
 
@@ -93,15 +94,17 @@ class _MaskWindow(NamedTuple):
     prob: np.ndarray
 
 
-def _mask_patches(masks: torch.Tensor, boxes: torch.Tensor) -> list[MaskPatch]:
-    """Masks N×H×W bool in their boxes N×4 (corners truncated), as probabilities."""
-    height, width = masks.shape[-2:]
-    patches = []
-    for mask, (x0, y0, x1, y1) in zip(masks, boxes.to("cpu", torch.int64).tolist(), strict=True):
-        x0, y0 = max(x0, 0), max(y0, 0)
-        own = mask[y0 : max(min(y1, height), y0), x0 : max(min(x1, width), x0)]
-        patches.append(MaskPatch(x0, y0, own.float() * (2 * _CERTAINTY - 1) + (1 - _CERTAINTY)))
-    return patches
+def _mask_patches(masks: BoxMasks, boxes: torch.Tensor) -> list[MaskPatch]:
+    """Masks in their boxes N×4 (corners truncated), as probabilities."""
+    height, width = masks.image_size
+    limit = torch.tensor([width, height])
+    low = boxes.to("cpu", torch.int64)[:, :2].clamp(min=0).minimum(limit)
+    high = boxes.to("cpu", torch.int64)[:, 2:].minimum(limit).maximum(low)
+    own = masks.crop(torch.cat([low, high], dim=1).tolist())
+    return [
+        MaskPatch(left, top, part.float() * (2 * _CERTAINTY - 1) + (1 - _CERTAINTY))
+        for part, (left, top) in zip(own.parts, own.corners, strict=True)
+    ]
 
 
 def _mask_windows(pixels: np.ndarray, patches: Iterable[MaskPatch]) -> list[_MaskWindow]:
@@ -129,15 +132,15 @@ def _foreground(pixels: np.ndarray, prob: np.ndarray, params: CRFParams) -> np.n
     return dense_crf(pixels, np.stack([1 - prob, prob]), params).argmax(dim=0).bool().numpy()
 
 
-def _replace_masks(masks: torch.Tensor, windows: list[_MaskWindow], refined: Iterable[np.ndarray]) -> torch.Tensor:
-    """The masks N×H×W bool; those of which the CRF left something are replaced."""
-    masks = masks.clone()
+def _replace_masks(masks: BoxMasks, windows: list[_MaskWindow], refined: Iterable[np.ndarray]) -> BoxMasks:
+    """The masks; those of which the CRF left something are replaced."""
+    parts, corners = list(masks.parts), list(masks.corners)
     for window, foreground in zip(windows, refined, strict=True):
         inside = torch.from_numpy(foreground[window.inside])
         if inside.any():
-            mask = masks[window.row].zero_()
-            mask[window.box] = inside
-    return masks
+            rows, columns = window.box
+            parts[window.row], corners[window.row] = inside, (columns.start, rows.start)
+    return BoxMasks(parts, corners, masks.image_size)
 
 
 class CRFRefinedModel(nn.Module):
@@ -169,7 +172,7 @@ class CRFRefinedModel(nn.Module):
         self._refined = 0
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
-        """The method's output; in evaluation its ``instances`` with refined ``pred_masks`` (N×H×W bool) on the CPU.
+        """The method's output; in evaluation its ``instances`` with refined ``pred_masks`` (``BoxMasks``) on the CPU.
 
         The CRF starts from the method's ``patches`` where it gives them, else from its masks. Its ``label_map`` is left
         out: label maps are then made of the refined masks.
@@ -182,6 +185,8 @@ class CRFRefinedModel(nn.Module):
         if self.training:
             return outputs
         found: list[Instances] = [output["instances"].to("cpu") for output in outputs]
+        for instances in found:
+            instances.pred_masks = BoxMasks.of(instances.pred_masks)
         windows = []
         for item, output, instances in zip(batched_inputs, outputs, found, strict=True):
             patches = output.get("patches")

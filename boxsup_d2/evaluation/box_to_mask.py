@@ -21,6 +21,7 @@ from boxsup_d2.evaluation.ground_truth import ImageTruth, load_ground_truth
 from boxsup_d2.evaluation.metrics import IOU_THRESHOLDS, BoxToMaskSummary, mask_iou, summarize_box_to_mask
 from boxsup_d2.evaluation.results import gather_on_main, warn_if_partial, write_results
 from boxsup_d2.evaluation.tables import format_table
+from boxsup_d2.masks.box_masks import BoxMasks
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class InstanceScore(NamedTuple):
     iou: float
 
 
-def score_image(truth: ImageTruth, masks: Sequence[np.ndarray] | np.ndarray) -> list[InstanceScore]:
+def score_image(truth: ImageTruth, masks: Sequence[np.ndarray] | np.ndarray | BoxMasks) -> list[InstanceScore]:
     """Score one image: the i-th mask against its i-th annotation.
 
     Args:
@@ -54,10 +55,15 @@ def score_image(truth: ImageTruth, masks: Sequence[np.ndarray] | np.ndarray) -> 
     Raises:
         ValueError: If there are not as many masks as annotations, or a mask has another size than the image.
     """
-    if len(masks) != len(truth.annotations):
+    return _score(truth, len(masks), iter(masks))
+
+
+def _score(truth: ImageTruth, number: int, masks: Iterable[Any]) -> list[InstanceScore]:
+    """:func:`score_image` of so many masks, of which one at a time is in memory."""
+    if number != len(truth.annotations):
         raise ValueError(
             f"Image {truth.image_id} ('{truth.file_name}') has {len(truth.annotations)} annotated objects, but "
-            f"{len(masks)} masks: one per box in the order of the annotations is expected. Are the prompts "
+            f"{number} masks: one per box in the order of the annotations is expected. Are the prompts "
             "of another data set, or filtered differently (DATASETS.VOC_USE_DIFFICULT)?"
         )
     void = truth.void_mask()
@@ -81,15 +87,13 @@ def score_annotations(
     Raises:
         ValueError: As :func:`score_image`; an annotation has no mask, or one that does not fit the image.
     """
-    masks = []
     for annotation in annotations:
         if not annotation.get("segmentation"):
             raise ValueError(
                 f"Annotation {annotation.get('id')} of image {truth.image_id} in '{json_file}' has no mask: the file "
                 "is not the result of labelling a whole data set."
             )
-        masks.append(truth.decode(annotation["segmentation"]))
-    return score_image(truth, masks)
+    return _score(truth, len(annotations), (truth.decode(annotation["segmentation"]) for annotation in annotations))
 
 
 class BoxToMaskEvaluator(DatasetEvaluator):
@@ -134,7 +138,7 @@ class BoxToMaskEvaluator(DatasetEvaluator):
         Args:
             inputs: Dicts with ``image_id``, and ``annotation_ids`` where the mapper gives them, which must be the data
                 set's.
-            outputs: Dicts with ``instances``, whose ``pred_masks`` (N, H, W) bool are in the order of the boxes.
+            outputs: Dicts with ``instances``, whose ``pred_masks`` are in the order of the boxes.
 
         Raises:
             ValueError: If an image is unknown, or its masks do not fit its annotations.
@@ -147,8 +151,7 @@ class BoxToMaskEvaluator(DatasetEvaluator):
                     f"'{self._dataset_name}': the loader reads another one."
                 )
             _check_ids(truth, sample.get("annotation_ids"))
-            masks = output["instances"].pred_masks.cpu().numpy()
-            self._scores.extend(score_image(truth, masks))
+            self._scores.extend(score_image(truth, BoxMasks.of(output["instances"].pred_masks).to("cpu")))
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """Gather, average, log one table.

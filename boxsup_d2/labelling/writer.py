@@ -74,7 +74,7 @@ def labelled_rows(item: dict[str, Any], output: dict[str, Any], prompts: Collect
 
     Args:
         item: as ``BoxPromptDatasetMapper`` returns it.
-        output: ``{"instances": Instances}`` with ``pred_masks`` N×H×W, in the order of the prompts.
+        output: ``{"instances": Instances}`` with N ``pred_masks``, in the order of the prompts.
         prompts: ids of the annotations to label.
 
     Returns:
@@ -188,7 +188,7 @@ class LabelWriter(DatasetEvaluator):
 
         Args:
             inputs: as ``BoxPromptDatasetMapper`` returns them.
-            outputs: ``[{"instances": Instances}]`` with ``pred_masks`` N×H×W bool, in the order of the prompts.
+            outputs: of a box-to-mask method for them, see :class:`boxsup_d2.modeling.box_to_mask.BoxToMaskMethod`.
 
         Raises:
             ValueError: inputs and outputs do not fit each other or the data set; names the image.

@@ -8,30 +8,12 @@ from collections.abc import Sequence
 
 import torch
 
-# x0, y0, x1, y1 in pixels; x1 and y1 exclusive. None: the mask is empty.
-TightBox = tuple[int, int, int, int] | None
+from boxsup_d2.masks.box_masks import BoxMasks, TightBox
 
 #: Masks whose quality is below it deserve a look. Of the masks of VOC val by the demo's BoxCaseg these were 14 %, with
 #: a mean IoU of .49; that of the others was .75. (0.5 would find few: where there is a mask, the mean foreground
 #: probability, the quality of methods that learn none, is above it.)
 DOUBTFUL_QUALITY = 0.7
-
-
-def tight_boxes(masks: torch.Tensor) -> list[TightBox]:
-    """Smallest boxes around the masks.
-
-    Args:
-        masks: N×H×W bool.
-
-    Returns:
-        N boxes (exclusive ends); None where a mask is empty.
-    """
-    columns, rows = masks.any(dim=1).cpu(), masks.any(dim=2).cpu()
-    boxes: list[TightBox] = []
-    for in_column, in_row in zip(columns, rows, strict=True):
-        x, y = in_column.nonzero(), in_row.nonzero()
-        boxes.append((int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1) if len(x) else None)
-    return boxes
 
 
 def published_confidence(tight: TightBox, box: Sequence[float]) -> float:
@@ -71,23 +53,23 @@ def exact_confidence(tight: TightBox, box: Sequence[float]) -> float:
     return inter / ((tight[2] - tight[0]) * (tight[3] - tight[1]) + w * h - inter)
 
 
-def mask_confidence(masks: torch.Tensor, boxes: torch.Tensor | Sequence[Sequence[float]]) -> torch.Tensor:
+def mask_confidence(masks: torch.Tensor | BoxMasks, boxes: torch.Tensor | Sequence[Sequence[float]]) -> torch.Tensor:
     """Published confidence of merged masks.
 
     Args:
-        masks: N×H×W bool.
+        masks: N×H×W bool, or in their boxes.
         boxes: N annotated boxes x, y, w, h.
 
     Returns:
         N float64 in 0..1, see :func:`published_confidence`.
     """
-    pairs = zip(tight_boxes(masks), _rows(boxes), strict=True)
+    pairs = zip(BoxMasks.of(masks).tight_boxes(), _rows(boxes), strict=True)
     return torch.tensor([published_confidence(tight, box) for tight, box in pairs], dtype=torch.float64)
 
 
-def box_iou_exact(masks: torch.Tensor, boxes: torch.Tensor | Sequence[Sequence[float]]) -> torch.Tensor:
-    """Exact box IoU of merged masks (N×H×W bool) and annotated boxes x, y, w, h: N float64 in 0..1."""
-    pairs = zip(tight_boxes(masks), _rows(boxes), strict=True)
+def box_iou_exact(masks: torch.Tensor | BoxMasks, boxes: torch.Tensor | Sequence[Sequence[float]]) -> torch.Tensor:
+    """Exact box IoU; arguments as of :func:`mask_confidence`: N float64 in 0..1."""
+    pairs = zip(BoxMasks.of(masks).tight_boxes(), _rows(boxes), strict=True)
     return torch.tensor([exact_confidence(tight, box) for tight, box in pairs], dtype=torch.float64)
 
 

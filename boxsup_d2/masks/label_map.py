@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from boxsup_d2.masks.box_masks import BoxMasks
 from boxsup_d2.masks.merge import paint_order
 from boxsup_d2.masks.rle import decode
 
@@ -66,7 +67,7 @@ def label_map(
 
     Args:
         output: its ``label_map`` (H×W integers) is taken where it has one. Otherwise the masks of its ``instances``
-            (``pred_masks``: N×H×W bool) are painted by class, in the order of :func:`paint_order`.
+            (``pred_masks``) are painted by class, in the order of :func:`paint_order`.
         boxes: N×4, the prompts, x0, y0, x1, y1.
         classes: N, their classes, 0-based.
         rows: positions of the instances that are painted; None paints all.
@@ -83,7 +84,7 @@ def label_map(
         if own.numel() and not 0 <= int(own.min()) <= int(own.max()) <= MAX_CLASSES:
             raise ValueError(f"Labels from {int(own.min())} to {int(own.max())}: they must be 0 to {MAX_CLASSES}.")
         return own.to(torch.uint8, copy=True).numpy()  # writers paint into it
-    masks = output["instances"].pred_masks.cpu()
+    masks = BoxMasks.of(output["instances"].pred_masks).to("cpu")
     if not len(masks) == len(boxes) == len(classes):
         raise ValueError(f"{len(masks)} masks for {len(boxes)} boxes: one mask per box is needed.")
     if len(classes) and int(classes.max()) >= MAX_CLASSES:
@@ -91,10 +92,11 @@ def label_map(
     x0, y0, x1, y1 = boxes.double().cpu().unbind(dim=1)
     order = paint_order(torch.stack([x0, y0, x1 - x0, y1 - y0], dim=1).tolist())
     chosen = set(range(len(masks)) if rows is None else rows)
-    labels = np.zeros(tuple(masks.shape[1:]), np.uint8)
+    labels, windows = np.zeros(masks.image_size, np.uint8), masks.windows
     for row in order:
         if row in chosen:
-            labels[masks[row].numpy()] = int(classes[row]) + 1
+            x0, y0, x1, y1 = windows[row]
+            labels[y0:y1, x0:x1][masks.parts[row].numpy()] = int(classes[row]) + 1
     return labels
 
 

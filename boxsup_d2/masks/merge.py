@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from boxsup_d2.masks.confidence import TightBox, exact_confidence, published_confidence
+from boxsup_d2.masks.box_masks import BoxMasks, TightBox, tight_box
+from boxsup_d2.masks.confidence import exact_confidence, published_confidence
 from boxsup_d2.masks.rle import Rle, decode, encode_window
 
 _FREE, _KEPT = -1, -2
@@ -43,7 +44,7 @@ def paint_order(boxes: Sequence[Sequence[float]]) -> list[int]:
 
 
 def merge_image(
-    predicted: torch.Tensor | Sequence[Any],
+    predicted: torch.Tensor | BoxMasks | Sequence[Any],
     boxes: torch.Tensor | Sequence[Sequence[float]],
     *,
     height: int | None = None,
@@ -54,10 +55,10 @@ def merge_image(
     """Merge the predicted masks of one image and measure their confidence.
 
     Args:
-        predicted: N×H×W bool tensor, or N COCO segmentations (RLE or polygons), of which only one at a time is
-            decoded; in the order of ``boxes``.
+        predicted: masks in their boxes, a N×H×W bool tensor, or N COCO segmentations (RLE or polygons), of which only
+            one at a time is decoded; in the order of ``boxes``.
         boxes: N annotated boxes x, y, w, h; their w·h orders the painting.
-        height: H of the image; needed only where ``predicted`` is not a tensor.
+        height: H of the image; needed only where ``predicted`` are COCO segmentations.
         width: W of the image.
         kept: COCO segmentations that keep all their pixels; predicted masks get the rest.
         quality: N predicted IoUs of the masks before the merge, in 0..1; None: 1 each.
@@ -69,11 +70,11 @@ def merge_image(
         ValueError: there are not as many masks, or qualities, as boxes, or a segmentation has another size than the
             image.
     """
-    if isinstance(predicted, torch.Tensor):
-        predicted = predicted.detach().cpu()
-        height, width = int(predicted.shape[1]), int(predicted.shape[2])
+    if isinstance(predicted, torch.Tensor | BoxMasks):
+        predicted = BoxMasks.of(predicted).to("cpu")
+        height, width = predicted.image_size
     elif height is None or width is None:
-        raise ValueError("merge_image needs height and width where the masks are not a tensor.")
+        raise ValueError("merge_image needs height and width where the masks are COCO segmentations.")
     rows = boxes.tolist() if isinstance(boxes, torch.Tensor) else boxes
     if len(predicted) != len(rows):
         raise ValueError(f"{len(predicted)} masks for {len(rows)} boxes: one mask per box is needed.")
@@ -87,8 +88,7 @@ def merge_image(
     merged = []
     for index, box in enumerate(rows):
         mask, x0, y0 = _read_back(labels, index, windows[index])
-        inner = _tight_box(mask)
-        tight = None if inner is None else (x0 + inner[0], y0 + inner[1], x0 + inner[2], y0 + inner[3])
+        tight = tight_box(mask.T, x0, y0)
         area = int(np.count_nonzero(mask))
         merged.append(
             MergedInstance(
@@ -104,19 +104,21 @@ def merge_image(
 
 
 def _paint(
-    masks: torch.Tensor | Sequence[Any], boxes: Sequence[Sequence[float]], height: int, width: int
+    masks: BoxMasks | Sequence[Any], boxes: Sequence[Sequence[float]], height: int, width: int
 ) -> tuple[np.ndarray, list[TightBox], list[int]]:
     """Label map (W×H int32: index of the topmost instance), tight boxes and areas of the masks before the merge."""
     labels = np.full((width, height), _FREE, dtype=np.int32)
     windows: list[TightBox] = [None] * len(boxes)
     areas = [0] * len(boxes)
     for index in paint_order(boxes):
-        item = masks[index]
-        mask = item.numpy().T if isinstance(item, torch.Tensor) else decode(item, height, width)
-        window = windows[index] = _tight_box(mask)
+        if isinstance(masks, BoxMasks):
+            mask, (left, top) = masks.parts[index].numpy().T, masks.corners[index]
+        else:
+            mask, left, top = decode(masks[index], height, width), 0, 0
+        window = windows[index] = tight_box(mask.T, left, top)
         if window is not None:
             x0, y0, x1, y1 = window
-            own = mask[x0:x1, y0:y1]
+            own = mask[x0 - left : x1 - left, y0 - top : y1 - top]
             areas[index] = int(np.count_nonzero(own))
             labels[x0:x1, y0:y1][own] = index
     return labels, windows, areas
@@ -126,13 +128,3 @@ def _read_back(labels: np.ndarray, index: int, window: TightBox) -> tuple[np.nda
     """What an instance kept of its tight box before the merge (columns first), and where that begins: x, y."""
     x0, y0, x1, y1 = window or (0, 0, 0, 0)
     return labels[x0:x1, y0:y1] == index, x0, y0
-
-
-def _tight_box(mask: np.ndarray) -> TightBox:
-    """Tight box of a W×H bool array (columns first)."""
-    if mask.size == 0:
-        return None
-    # max over uint8 is vectorised, any() over bool is not; the values are the same.
-    pixels = mask.view(np.uint8)
-    x, y = np.flatnonzero(pixels.max(axis=1)), np.flatnonzero(pixels.max(axis=0))
-    return (int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1) if len(x) else None

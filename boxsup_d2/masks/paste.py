@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from boxsup_d2.masks.box_masks import BoxMasks
+
 
 class MaskPatch(NamedTuple):
     """The probabilities of a mask before the threshold.
@@ -88,22 +90,15 @@ def paste_patches(probs: torch.Tensor, boxes: torch.Tensor, height: int, width: 
     return patches
 
 
-def cut_patches(
-    patches: Sequence[MaskPatch], height: int, width: int, device: torch.device, threshold: float = 0.5
-) -> torch.Tensor:
-    """Masks of patches: N×H×W bool on ``device``, True where a patch is above the threshold."""
-    masks = torch.zeros((len(patches), height, width), dtype=torch.bool, device=device)
-    for mask, patch in zip(masks, patches, strict=True):
-        mask[patch.window] = patch.prob > threshold
-    return masks
+def cut_patches(patches: Sequence[MaskPatch], height: int, width: int, threshold: float = 0.5) -> BoxMasks:
+    """Masks of patches: where they are above the threshold."""
+    parts = [patch.prob > threshold for patch in patches]
+    return BoxMasks(parts, [(patch.left, patch.top) for patch in patches], (height, width))
 
 
-def paste_masks(
-    probs: torch.Tensor, boxes: torch.Tensor, height: int, width: int, threshold: float = 0.5
-) -> torch.Tensor:
-    """:func:`cut_patches` of :func:`paste_patches`: N×H×W bool on the device of ``probs``."""
-    patches = paste_patches(probs, boxes, height, width)
-    return cut_patches(patches, height, width, probs.device, threshold)
+def paste_masks(probs: torch.Tensor, boxes: torch.Tensor, height: int, width: int, threshold: float = 0.5) -> BoxMasks:
+    """:func:`cut_patches` of :func:`paste_patches`."""
+    return cut_patches(paste_patches(probs, boxes, height, width), height, width, threshold)
 
 
 def resize_matrix(in_size: int, out_size: int, start: int, stop: int, device: torch.device) -> torch.Tensor:

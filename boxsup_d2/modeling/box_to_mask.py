@@ -16,6 +16,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from boxsup_d2.checkpoint.formats import CheckpointFormat
+from boxsup_d2.masks.box_masks import BoxMasks
 
 __all__ = [
     "AuxiliaryNetwork",
@@ -25,6 +26,7 @@ __all__ = [
     "box_to_mask_classes",
     "box_to_mask_instances",
     "fill_boxes",
+    "filled_boxes",
     "mean_foreground",
     "method_info",
     "predicted_quality",
@@ -198,15 +200,14 @@ def truncate_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
     return torch.cat([low, high], dim=1)
 
 
+def filled_boxes(boxes: Tensor, image_size: tuple[int, int]) -> BoxMasks:
+    """Masks that fill the truncated boxes."""
+    return BoxMasks.filled(truncate_boxes(boxes, image_size).tolist(), image_size, boxes.device)
+
+
 def fill_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Masks (N×H×W bool) that fill the truncated boxes."""
-    height, width = image_size
-    x0, y0, x1, y1 = truncate_boxes(boxes, image_size)[:, :, None].unbind(dim=1)
-    x = torch.arange(width, device=boxes.device)
-    y = torch.arange(height, device=boxes.device)
-    columns = (x >= x0) & (x < x1)
-    rows = (y >= y0) & (y < y1)
-    return rows[:, :, None] & columns[:, None, :]
+    """:func:`filled_boxes` as N×H×W bool, for methods that work in the frame of the image."""
+    return filled_boxes(boxes, image_size).full().to(boxes.device)
 
 
 def mean_foreground(probs: Tensor, masks: Tensor) -> Tensor:
@@ -224,7 +225,7 @@ def mean_foreground(probs: Tensor, masks: Tensor) -> Tensor:
 
 
 def box_to_mask_instances(
-    masks: Tensor,
+    masks: BoxMasks | Tensor,
     boxes: Tensor,
     classes: Tensor,
     scores: Tensor,
@@ -234,7 +235,8 @@ def box_to_mask_instances(
     """The prediction for the N box prompts of one image, in their order.
 
     Args:
-        masks: N×H×W bool, original frame; may lie on another device than the rest.
+        masks: in their boxes, or N×H×W bool, which takes far more memory; original frame. They may lie on another
+            device than the rest.
         boxes: N×4, the prompts.
         classes: N, int64.
         scores: N, in 0..1: :func:`mean_foreground`; 1 for methods without probabilities.
@@ -313,17 +315,17 @@ class UntrainedBoxToMask(BoxToMaskMethod):
             results.append({"instances": predicted})
         return results
 
-    def predict_with_quality(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def predict_with_quality(self, image: Tensor, boxes: Tensor) -> tuple[BoxMasks | Tensor, Tensor, Tensor | None]:
         """As :meth:`predict`, and the qualities (N, 0..1), or None where the method expects no IoU of its masks."""
         return *self.predict(image, boxes), None
 
-    def predict(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks (N×H×W bool) and scores (N, 0..1) of the boxes (N×4, x0, y0, x1, y1) of one image (3×H×W uint8).
+    def predict(self, image: Tensor, boxes: Tensor) -> tuple[BoxMasks | Tensor, Tensor]:
+        """Masks (of either form) and scores (N, 0..1) of the boxes (N×4, x0, y0, x1, y1) of one image (3×H×W uint8).
 
         By default :meth:`predict_masks` and scores of 1, for methods that know no probabilities.
         """
         return self.predict_masks(image, boxes), torch.ones(len(boxes))
 
-    def predict_masks(self, image: Tensor, boxes: Tensor) -> Tensor:
-        """Masks (N×H×W bool) of the boxes (N×4, x0, y0, x1, y1) of one image (3×H×W uint8)."""
+    def predict_masks(self, image: Tensor, boxes: Tensor) -> BoxMasks | Tensor:
+        """Masks, in their boxes or N×H×W bool, of the boxes (N×4, x0, y0, x1, y1) of one image (3×H×W uint8)."""
         raise NotImplementedError

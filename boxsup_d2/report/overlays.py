@@ -1,7 +1,7 @@
 """Whole images with their objects drawn over them: arrays in, arrays out, and a folder of JPEGs of a COCO json."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +45,7 @@ def draw_objects(image: np.ndarray, objects: Iterable[DrawnObject]) -> np.ndarra
         if each.mask is not None and each.mask.any():
             canvas.mask(each.mask, color)
         canvas.box(each.box, color)
-        texts.append((each, color))
+        texts.append((each._replace(mask=None), color))  # one mask at a time: together they may be gigabytes
     picture = Image.fromarray(np.ascontiguousarray(canvas.pixels[:, :, ::-1]))
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=max(max(height, width) * _LETTERS, _LEAST_LETTERS))
@@ -75,14 +75,18 @@ def write_overlays(data: dict[str, Any], out_dir: str, image_root: str) -> int:
     stems = output_stems(data["images"])
     for (image, annotations), stem in zip(by_image(data), stems, strict=True):
         pixels = read_image(os.path.join(image_root, image["file_name"]), "BGR")
-        objects = []
-        for annotation in annotations:
-            number = class_of[annotation["category_id"]]
-            score = annotation.get("score", annotation.get("quality"))
-            mask = decode_mask(annotation, *pixels.shape[:2]) if annotation.get("segmentation") else None
-            objects.append(DrawnObject(mask, annotation["bbox"], number, _text(names[number], score)))
+        objects = (_drawn(annotation, *pixels.shape[:2], names, class_of) for annotation in annotations)
         write_file(os.path.join(out_dir, f"{stem}.jpg"), encode_jpeg(draw_objects(pixels, objects)))
     return len(stems)
+
+
+def _drawn(
+    annotation: dict[str, Any], height: int, width: int, names: Sequence[str], class_of: Mapping[int, int]
+) -> DrawnObject:
+    number = class_of[annotation["category_id"]]
+    score = annotation.get("score", annotation.get("quality"))
+    mask = decode_mask(annotation, height, width) if annotation.get("segmentation") else None
+    return DrawnObject(mask, annotation["bbox"], number, _text(names[number], score))
 
 
 def _text(name: str, score: Any) -> str:

@@ -132,19 +132,12 @@ def write_voc_png(data: dict[str, Any], out_dir: str) -> dict[str, int]:
         ``covered`` (smaller masks hide all of it) and ``crowds`` (painted void).
 
     Raises:
-        ValueError: more classes, or objects in an image, than 8 bits can number (254); two images share a name but for
-            its extension; a mask cannot be read. Classes, numbers and names are checked before anything is written.
+        ValueError: see :func:`check_voc_png`, before anything is written; two images share a name but for its
+            extension; a mask cannot be read.
     """
+    check_voc_png(data, out_dir)
     names, class_of = category_tables(data, out_dir)
-    if len(names) > MAX_CLASSES:
-        raise ValueError(f"VOC's class maps have room for {MAX_CLASSES} classes, and there are {len(names)}.")
     images = list(_images(data))
-    for (image, annotations), _ in images:
-        if sum(not annotation.get("iscrowd") for annotation in annotations) > MAX_CLASSES:
-            raise ValueError(
-                f"VOC's instance maps have room for {MAX_CLASSES} objects, and '{image['file_name']}' has more. Use "
-                "another format, such as a PNG per mask."
-            )
     counts = {"files": 0, "objects": 0, "without_mask": 0, "covered": 0, "crowds": 0}
     for (image, annotations), stem in images:
         objects = [annotation for annotation in annotations if not annotation.get("iscrowd")]
@@ -164,6 +157,23 @@ def write_voc_png(data: dict[str, Any], out_dir: str) -> dict[str, int]:
         counts["crowds"] += len(crowds)
     write_file(os.path.join(out_dir, "class_names.txt"), "".join(f"{name}\n" for name in names))
     return counts
+
+
+def check_voc_png(data: dict[str, Any], out_dir: str) -> None:
+    """
+    Raises:
+        ValueError: there are more classes, or objects in an image, than 8 bits can number (254).
+    """
+    number = len(category_tables(data, out_dir)[0])
+    if number > MAX_CLASSES:
+        raise ValueError(f"VOC's class maps have room for {MAX_CLASSES} classes, and there are {number}.")
+    for image, annotations in by_image(data):
+        objects = sum(not annotation.get("iscrowd") for annotation in annotations)
+        if objects > MAX_CLASSES:
+            raise ValueError(
+                f"VOC's instance maps have room for {MAX_CLASSES} objects, and '{image['file_name']}' has {objects}. "
+                "Use another format, such as a PNG per mask (--png)."
+            )
 
 
 def write_mask_pngs(data: dict[str, Any], out_dir: str) -> dict[str, int]:

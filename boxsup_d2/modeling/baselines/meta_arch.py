@@ -13,8 +13,9 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from boxsup_d2.masks.confidence import exact_confidence, tight_boxes
-from boxsup_d2.modeling.box_to_mask import MethodInfo, UntrainedBoxToMask, fill_boxes, truncate_boxes
+from boxsup_d2.masks.box_masks import BoxMasks, tight_box
+from boxsup_d2.masks.confidence import exact_confidence
+from boxsup_d2.modeling.box_to_mask import MethodInfo, UntrainedBoxToMask, filled_boxes, truncate_boxes
 from boxsup_d2.utils.processes import usable_cores
 
 # Quality of a filled box: what its IoU is on average (VOC val .56, COCO val .57; where GrabCut fails .57 and .51).
@@ -43,9 +44,9 @@ class BoxFill(UntrainedBoxToMask):
 
     def predict_with_quality(
         self, image: torch.Tensor, boxes: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[BoxMasks, torch.Tensor, torch.Tensor]:
         """The truncated boxes, filled, all of one quality: nothing is known of any."""
-        masks = fill_boxes(boxes, (int(image.shape[1]), int(image.shape[2])))
+        masks = filled_boxes(boxes, (int(image.shape[1]), int(image.shape[2])))
         return masks, torch.ones(len(boxes)), torch.full((len(boxes),), _FILLED_QUALITY)
 
 
@@ -92,10 +93,10 @@ class GrabCut(UntrainedBoxToMask):
 
     def predict_with_quality(
         self, image: torch.Tensor, boxes: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[BoxMasks, torch.Tensor, torch.Tensor]:
         """GrabCut per box; OpenCV releases the interpreter lock, so the boxes of an image run in parallel."""
         size = (int(image.shape[1]), int(image.shape[2]))
-        masks = fill_boxes(boxes, size).cpu()
+        masks = filled_boxes(boxes.cpu(), size)
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
         corners = truncate_boxes(boxes, size).tolist()
         quality = torch.full((len(boxes),), _FILLED_QUALITY)
@@ -107,7 +108,7 @@ class GrabCut(UntrainedBoxToMask):
         with ThreadPoolExecutor(max_workers=min(8, usable_cores())) as pool:
             for index, found in enumerate(pool.map(cut, range(len(corners)))):
                 if found is not None:
-                    masks[index] = torch.from_numpy(found.mask)
+                    masks.parts[index] = torch.from_numpy(found.mask)
                     quality[index] = found.box_iou * found.certainty
         return masks.to(self.device), torch.ones(len(boxes)), quality
 
@@ -119,7 +120,7 @@ class Cut(NamedTuple):
     """What GrabCut made of a box.
 
     Attributes:
-        mask: H×W bool, inside the box; not empty.
+        mask: h×w bool, of the box's pixels; not empty.
         box_iou: IoU of the mask's tight box and the box, 0..1.
         share: of the box's pixels that are in the mask, 0..1.
         certainty: mean over the box's pixels of the probability that the two colour models, taken as equally likely,
@@ -161,11 +162,10 @@ def grabcut(image: np.ndarray, box: list[int], iterations: int, context: float) 
     cv2.setRNGSeed(0)  # of this thread: its k-means is seeded, so that the mask depends on the box alone
     no_rectangle = (0, 0, 0, 0)  # the labels say it
     cv2.grabCut(window, labels, no_rectangle, background, foreground, iterations, cv2.GC_INIT_WITH_MASK)
-    mask = np.zeros((height, width), bool)
-    mask[top:bottom, left:right] = labels == cv2.GC_PR_FGD
+    mask = labels[y0 - top : y1 - top, x0 - left : x1 - left] == cv2.GC_PR_FGD
     if not mask.any():
         return None
-    chosen = mask[y0:y1, x0:x1].reshape(-1)
+    chosen = mask.reshape(-1)
     step = -(-inside // _QUALITY_PIXELS)
     colors = image[y0:y1, x0:x1].reshape(-1, 3)[::step].astype(np.float64)
     front, back = (_mixture_density(model[0], colors) for model in (foreground, background))
@@ -173,7 +173,7 @@ def grabcut(image: np.ndarray, box: list[int], iterations: int, context: float) 
     front = (front + 1e-12) / (front + back + 2e-12)
     return Cut(
         mask=mask,
-        box_iou=exact_confidence(tight_boxes(torch.from_numpy(mask)[None])[0], (x0, y0, x1 - x0, y1 - y0)),
+        box_iou=exact_confidence(tight_box(mask, x0, y0), (x0, y0, x1 - x0, y1 - y0)),
         share=float(chosen.mean()),
         certainty=float(np.where(chosen[::step], front, 1 - front).mean()),
     )

@@ -156,7 +156,7 @@ class BoxCaseg(BoxToMaskMethod):
 
         Returns:
             In training the dict of losses. In evaluation one ``{"instances": Instances, "patches": [MaskPatch]}`` per
-            input, whose ``pred_masks`` (B x height x width bool), ``pred_boxes``, ``pred_classes``, ``scores`` and
+            input, whose ``pred_masks`` (``BoxMasks``), ``pred_boxes``, ``pred_classes``, ``scores`` and
             patches are those of the boxes, in order.
         """
         return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
@@ -238,14 +238,25 @@ class BoxCaseg(BoxToMaskMethod):
         """Masks of all boxes of a batch of images (section 3.4); see :meth:`forward`."""
         # The prompts lie on the CPU, so their corners are read without waiting for the device.
         boxes = [truncate_boxes(x["instances"].gt_boxes.tensor, tuple(x["image"].shape[-2:])) for x in batched_inputs]
-        crops = [self.crop_boxes(x["image"], b) for x, b in zip(batched_inputs, boxes, strict=True)]
-        counts = [len(c) for c in crops]
-        probs = torch.cat([self.predict_crops(c) for c in torch.cat(crops).split(self.test_crops_per_forward)])
+        probs = self._probabilities([x["image"] for x in batched_inputs], boxes)
+        counts = [len(b) for b in boxes]
         values = min_max_normalize(probs) if self.test_minmax else probs
         return [
             self._prediction(x, b, p, v)
             for x, b, p, v in zip(batched_inputs, boxes, probs.split(counts), values.split(counts), strict=True)
         ]
+
+    def _probabilities(self, images: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """B x h x w probabilities of the boxes of all images, one after the other."""
+        counts, corners = torch.tensor([len(own) for own in boxes]), torch.cat(boxes)
+        owners = torch.arange(len(boxes)).repeat_interleave(counts)
+        probs = []
+        # Crops are cut when it is their turn: those of thousands of boxes are gigabytes.
+        for part in torch.arange(len(owners)).split(self.test_crops_per_forward) if len(owners) else ():
+            own = owners[part]
+            crops = [self.crop_boxes(images[i], corners[part[own == i]]) for i in own.unique().tolist()]
+            probs.append(self.predict_crops(torch.cat(crops)))
+        return torch.cat(probs) if probs else self.pixel_mean.new_zeros((0, 1, 1))
 
     def _prediction(self, inputs: dict, boxes: Tensor, probs: Tensor, values: Tensor) -> dict[str, Any]:
         """Paste the stride-4 maps of one image's boxes (B x h x w) into its frame."""
@@ -253,7 +264,7 @@ class BoxCaseg(BoxToMaskMethod):
         size = (inputs["height"], inputs["width"])
         # Moved so that 1/2 decides, as others expect of probabilities.
         patches = paste_patches(values + (0.5 - self.test_threshold), boxes, *size)
-        masks = cut_patches(patches, *size, values.device)
+        masks = cut_patches(patches, *size)
         # A map without a pixel above the threshold pastes to an empty mask, whose score is 0.
         scores = mean_foreground(probs, values > self.test_threshold)
         instances = box_to_mask_instances(masks, prompt.gt_boxes.tensor, prompt.gt_classes, scores, size)

@@ -158,7 +158,7 @@ class BoxMask(BoxToMaskMethod):
 
         Returns:
             In training the dict of losses. In evaluation one ``{"instances": Instances, "patches": [MaskPatch]}`` per
-            input, whose ``pred_masks`` (B x height x width bool), ``pred_boxes``, ``pred_classes``, ``scores``,
+            input, whose ``pred_masks`` (``BoxMasks``), ``pred_boxes``, ``pred_classes``, ``scores``,
             ``quality`` (B floats, predicted IoU) and patches are those of the boxes, in order.
         """
         return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
@@ -270,7 +270,7 @@ class BoxMask(BoxToMaskMethod):
             boxes = x["instances"].gt_boxes.tensor
             size = (x["height"], x["width"])
             patches, scores, quality = self.windows.predict(self.look, x["image"], boxes, size)
-            masks = cut_patches(patches, *size, self.device)
+            masks = cut_patches(patches, *size)
             prompt = x["instances"]
             # Without a box nothing was computed on the device.
             scores, quality = scores.to(self.device), quality.to(self.device)

@@ -20,7 +20,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor, nn
 
-from boxsup_d2.masks.paste import MaskPatch
+from boxsup_d2.masks.paste import MaskPatch, cut_patches
 from boxsup_d2.modeling.box_to_mask import (
     AuxiliaryNetwork,
     BoxToMaskMethod,
@@ -189,7 +189,7 @@ class LPG(BoxToMaskMethod):
         Returns:
             In training ``{"loss_mask": ...}``. In evaluation per input a dict of
 
-            * ``instances``: ``pred_masks`` (B×H×W bool: the mask of the box's class inside the box), ``pred_boxes``,
+            * ``instances``: ``pred_masks`` (``BoxMasks``: the mask of the box's class inside the box), ``pred_boxes``,
               ``pred_classes`` and ``scores`` are those of the boxes, in order;
             * ``patches``: of every box a :class:`boxsup_d2.masks.paste.MaskPatch`;
             * ``label_map``: H×W int32, 0 the background, else 1 + class; where classes claim one pixel, the one that
@@ -384,14 +384,13 @@ class LPG(BoxToMaskMethod):
             )
             probs = full[:, 0, :height, :width].sigmoid()
         own = (probs > 0.5) & prompt.unions(prompt.size, self.device)
-        masks = torch.zeros((len(prompt.corners), height, width), dtype=torch.bool, device=self.device)
-        scores = probs.new_zeros(len(masks))
+        scores = probs.new_zeros(len(prompt.corners))
         patches = []
         for row, (slot, (x0, y0, x1, y1)) in enumerate(zip(prompt.slots, prompt.corners, strict=True)):
             window = (slot, slice(y0, y1), slice(x0, x1))
-            masks[row, y0:y1, x0:x1] = own[window]
             scores[row] = mean_foreground(probs[window], own[window])
             patches.append(MaskPatch(x0, y0, probs[window]))
+        masks = cut_patches(patches, *prompt.size)
         boxes = prompt.item["instances"]
         return {
             "instances": box_to_mask_instances(masks, boxes.gt_boxes.tensor, boxes.gt_classes, scores, prompt.size),

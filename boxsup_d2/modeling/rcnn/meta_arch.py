@@ -11,6 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
 from torch.nn import functional as F
 
+from boxsup_d2.masks.box_masks import BoxMasks, frames_at_once
 from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, MethodInfo, box_to_mask_instances, mean_foreground
 
 
@@ -131,14 +132,17 @@ class PromptableRCNN(BoxToMaskMethod, GeneralizedRCNN):
         boxes = prompts.gt_boxes.tensor
         size = (int(item["image"].shape[1]), int(item["image"].shape[2]))
         if found is None:
-            masks = torch.zeros((0, *size), dtype=torch.bool, device=self.device)
-            return box_to_mask_instances(masks, boxes, prompts.gt_classes, boxes.new_zeros(0), size)
+            return box_to_mask_instances(BoxMasks([], [], size), boxes, prompts.gt_classes, boxes.new_zeros(0), size)
         probability = found.pred_masks[:, 0].float()
         # A box without extent would divide by zero: it gets the pixel that it lies on.
         extent = torch.cat([boxes[:, :2], torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)], dim=1)
         # Detectron2 cannot paste outside of the image: nothing is seen of such a box.
         seen = (extent[:, :2] < extent.new_tensor([size[1], size[0]])).all(dim=1) & (extent[:, 2:] > 0).all(dim=1)
-        masks = torch.zeros((len(boxes), *size), dtype=torch.bool, device=self.device)
-        masks[seen] = paste_masks_in_image(probability[seen], extent[seen], size, threshold=0.5).bool()
+        masks = [BoxMasks([], [], size)]
+        for part in torch.arange(len(boxes)).split(frames_at_once(size)):
+            frames = torch.zeros((len(part), *size), dtype=torch.bool, device=self.device)
+            asked = part[seen[part].cpu()]
+            frames[seen[part]] = paste_masks_in_image(probability[asked], extent[asked], size, threshold=0.5).bool()
+            masks.append(BoxMasks.of(frames).tight())
         scores = mean_foreground(probability, probability >= 0.5)
-        return box_to_mask_instances(masks, boxes, prompts.gt_classes, scores, size)
+        return box_to_mask_instances(BoxMasks.cat(masks), boxes, prompts.gt_classes, scores, size)

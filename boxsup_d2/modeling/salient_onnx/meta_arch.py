@@ -17,11 +17,11 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor
 from torch.nn import functional as F
 
+from boxsup_d2.masks.box_masks import BoxMasks
 from boxsup_d2.masks.paste import min_max_normalize, paste_masks
 from boxsup_d2.modeling.box_to_mask import (
     MethodInfo,
     UntrainedBoxToMask,
-    fill_boxes,
     mean_foreground,
     truncate_boxes,
 )
@@ -167,22 +167,22 @@ class SalientONNX(UntrainedBoxToMask):
             "crops_per_forward": node.CROPS_PER_FORWARD,
         }
 
-    def predict(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, image: Tensor, boxes: Tensor) -> tuple[BoxMasks, Tensor]:
         """Masks and scores of the boxes of one image.
 
         A score is the mean of the network's own values, which end in a sigmoid and so are probabilities, over the mask
         at the resolution of its output; values beyond 0..1, of a network without a sigmoid, count as 0 or 1.
         """
         size = (int(image.shape[1]), int(image.shape[2]))
-        windows = self.windows(truncate_boxes(boxes, size), size)
-        maps = [self.network(self.crops(image, part)) for part in windows.split(self.crops_per_forward) if len(part)]
-        if not maps:
-            return torch.zeros((0, *size), dtype=torch.bool), torch.zeros(0)
-        probs = torch.cat(maps)
-        values = min_max_normalize(probs)
-        scores = mean_foreground(probs.clamp(0, 1), values > self.threshold)
-        masks = paste_masks(values, windows, *size, self.threshold) & fill_boxes(boxes.cpu(), size)
-        return masks, scores
+        corners = truncate_boxes(boxes, size)
+        windows = self.windows(corners, size)
+        masks, scores = [BoxMasks([], [], size)], [torch.zeros(0)]
+        for part in torch.arange(len(boxes)).split(self.crops_per_forward) if len(boxes) else ():
+            probs = self.network(self.crops(image, windows[part]))
+            values = min_max_normalize(probs)
+            scores.append(mean_foreground(probs.clamp(0, 1), values > self.threshold))
+            masks.append(paste_masks(values, windows[part], *size, self.threshold).crop(corners[part].tolist()))
+        return BoxMasks.cat(masks), torch.cat(scores)
 
     def windows(self, corners: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Boxes (B×4 whole pixels, exclusive ends) with their context, as far as the image goes: B×4 int64."""

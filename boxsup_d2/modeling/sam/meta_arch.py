@@ -13,7 +13,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from boxsup_d2.modeling.box_to_mask import MethodInfo, UntrainedBoxToMask, fill_boxes
+from boxsup_d2.masks.box_masks import BoxMasks, frames_at_once
+from boxsup_d2.modeling.box_to_mask import MethodInfo, UntrainedBoxToMask, truncate_boxes
 
 # By the model_type of a checkpoint's config: the class of the network and that of its pre- and post-processing.
 # Published SAM 2 checkpoints hold a tracker of videos, whose image network is a part of it.
@@ -85,15 +86,16 @@ class SAM(UntrainedBoxToMask):
             "cut_to_box": node.CUT_TO_BOX,
         }
 
-    def predict(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, image: Tensor, boxes: Tensor) -> tuple[BoxMasks, Tensor]:
         """Masks and scores of the boxes of one image; a score is the IoU that the network expects of its mask.
 
         The image is encoded once; its boxes share that.
         """
         size = (int(image.shape[1]), int(image.shape[2]))
-        masks, scores = torch.zeros((len(boxes), *size), dtype=torch.bool), torch.zeros(len(boxes))
+        masks, scores = BoxMasks([], [], size), torch.zeros(len(boxes))
         if not len(boxes):
             return masks, scores
+        corners = truncate_boxes(boxes, size).tolist()
         pixels = image if self.image_format == "RGB" else image.flip(0)
         inputs = self.processor(
             images=pixels.permute(1, 2, 0).cpu().numpy(), input_boxes=[boxes.tolist()], return_tensors="pt"
@@ -108,10 +110,12 @@ class SAM(UntrainedBoxToMask):
             quality, best = output.iou_scores[0].float().max(dim=1)
             proposals = output.pred_masks[0].float()
             chosen = proposals[torch.arange(len(best), device=best.device), best][None, :, None]
-            masks[part] = self.processor.post_process_masks(chosen, **frame)[0][:, 0].cpu()
+            for some in chosen.split(frames_at_once(size), dim=1):
+                found = BoxMasks.of(self.processor.post_process_masks(some, **frame)[0][:, 0].cpu())
+                if self.cut_to_box:
+                    found = found.crop(corners[len(masks) : len(masks) + len(found)])
+                masks = BoxMasks.cat([masks, found.tight()])
             scores[part] = quality.clamp(0, 1).cpu()
-        if self.cut_to_box:
-            masks &= fill_boxes(boxes.cpu(), size)
         return masks, scores
 
 
