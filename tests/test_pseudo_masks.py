@@ -29,7 +29,7 @@ from boxsup_d2.masks.confidence import box_iou_exact, mask_confidence, published
 from boxsup_d2.masks.label_map import rasterize_boxes
 from boxsup_d2.masks.merge import merge_image
 from boxsup_d2.masks.paste import MaskPatch, min_max_normalize, paste_masks, paste_patches
-from boxsup_d2.masks.rle import decode, empty_rle, encode_window, has_mask
+from boxsup_d2.masks.rle import decode, edges_area, edges_box, empty_rle, encode_window, has_mask, mask_edges
 
 
 def iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -172,6 +172,8 @@ def test_merge_matches_slow_reference(seed):
     kept_rles = [mask_util.encode(np.asfortranarray(mask)) for mask in kept]
     merged = merge_image(torch.from_numpy(masks), boxes, kept=kept_rles)
     assert len(merged) == count
+    rles = [mask_util.encode(np.asfortranarray(mask)) for mask in masks]
+    assert merge_image(rles, boxes, height=int(height), width=int(width), kept=kept_rles) == merged
     for index, result in enumerate(merged):
         truth = mask_util.encode(np.asfortranarray(expected[index]))
         assert result.segmentation["counts"] == truth["counts"].decode(), "byte for byte as pycocotools"
@@ -231,6 +233,11 @@ def test_window_encoding_equals_pycocotools():
         assert rle["counts"] == mask_util.encode(np.asfortranarray(mask))["counts"].decode()
         assert (mask == decode(rle, height, width).T).all()
         assert has_mask(rle) == mask.any()
+        edges = mask_edges(rle, height, width)
+        assert edges_area(edges) == mask.sum()
+        assert edges_box(edges, height) == BoxMasks.of(torch.from_numpy(mask)[None]).tight_boxes()[0]
+    # Runs without a pixel, which other tools write.
+    assert mask_edges({"size": [2, 3], "counts": [1, 0, 1, 2, 0, 0, 2]}, 2, 3).tolist() == [2, 4]
     assert not has_mask([])
     assert not has_mask(None)
     assert has_mask([[0, 0, 3, 0, 3, 3]])

@@ -1,7 +1,7 @@
 """Merge the masks of an image: every pixel belongs to one instance (published with BoxCaseg).
 
 Linear in the number of instances: the masks are painted into one label map in the order of their boxes' areas, and read
-back, both only inside their tight boxes.
+back, both run by run, down the columns as COCO counts pixels, and only between their first and their last pixel.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from boxsup_d2.masks.box_masks import BoxMasks, TightBox, tight_box
+from boxsup_d2.masks.box_masks import BoxMasks, tight_box
 from boxsup_d2.masks.confidence import exact_confidence, published_confidence
-from boxsup_d2.masks.rle import Rle, decode, encode_window
+from boxsup_d2.masks.rle import Rle, edges_area, edges_box, encode_edges, mask_edges, window_edges
 
-_FREE, _KEPT = -1, -2
+_FREE = 0
 
 
 class MergedInstance(NamedTuple):
@@ -82,17 +82,16 @@ def merge_image(
     if len(before) != len(rows):
         raise ValueError(f"{len(before)} qualities for {len(rows)} boxes: one per box is needed.")
 
-    labels, windows, areas = _paint(predicted, rows, height, width)
+    labels, spans, areas = _paint(predicted, rows, height, width)
     for segmentation in kept:
-        labels[decode(segmentation, height, width)] = _KEPT
+        _fill(labels, mask_edges(segmentation, height, width), _FREE)
     merged = []
     for index, box in enumerate(rows):
-        mask, x0, y0 = _read_back(labels, index, windows[index])
-        tight = tight_box(mask.T, x0, y0)
-        area = int(np.count_nonzero(mask))
+        edges = _read_back(labels, index, spans[index])
+        tight, area = edges_box(edges, height), edges_area(edges)
         merged.append(
             MergedInstance(
-                segmentation=encode_window(mask, x0, y0, height, width),
+                segmentation=encode_edges(edges, height, width),
                 area=area,
                 confidence=published_confidence(tight, box),
                 confidence_exact=exact_confidence(tight, box),
@@ -105,26 +104,47 @@ def merge_image(
 
 def _paint(
     masks: BoxMasks | Sequence[Any], boxes: Sequence[Sequence[float]], height: int, width: int
-) -> tuple[np.ndarray, list[TightBox], list[int]]:
-    """Label map (W×H int32: index of the topmost instance), tight boxes and areas of the masks before the merge."""
-    labels = np.full((width, height), _FREE, dtype=np.int32)
-    windows: list[TightBox] = [None] * len(boxes)
+) -> tuple[np.ndarray, list[tuple[int, int]], list[int]]:
+    """Label map (W·H: 1 + index of the topmost instance), and of the masks before the merge where in it each begins
+    and ends, and its area."""
+    # The smallest numbers that hold the indices: most of the time here goes into walking over memory.
+    labels = np.zeros(width * height, dtype=np.min_scalar_type(len(boxes)))
+    spans = [(0, 0)] * len(boxes)
     areas = [0] * len(boxes)
     for index in paint_order(boxes):
         if isinstance(masks, BoxMasks):
-            mask, (left, top) = masks.parts[index].numpy().T, masks.corners[index]
+            edges = _edges(masks.parts[index].numpy(), *masks.corners[index], height)
         else:
-            mask, left, top = decode(masks[index], height, width), 0, 0
-        window = windows[index] = tight_box(mask.T, left, top)
-        if window is not None:
-            x0, y0, x1, y1 = window
-            own = mask[x0 - left : x1 - left, y0 - top : y1 - top]
-            areas[index] = int(np.count_nonzero(own))
-            labels[x0:x1, y0:y1][own] = index
-    return labels, windows, areas
+            edges = mask_edges(masks[index], height, width)
+        if len(edges):
+            spans[index] = int(edges[0]), int(edges[-1])
+            areas[index] = edges_area(edges)
+            _fill(labels, edges, index + 1)
+    return labels, spans, areas
 
 
-def _read_back(labels: np.ndarray, index: int, window: TightBox) -> tuple[np.ndarray, int, int]:
-    """What an instance kept of its tight box before the merge (columns first), and where that begins: x, y."""
-    x0, y0, x1, y1 = window or (0, 0, 0, 0)
-    return labels[x0:x1, y0:y1] == index, x0, y0
+def _edges(mask: np.ndarray, left: int, top: int, height: int) -> np.ndarray:
+    """Edges (:func:`mask_edges`), in an image of that height, of h×w bool whose first pixel is at ``left``, ``top``."""
+    box = tight_box(mask)
+    if box is None:
+        return np.zeros(0, np.int64)
+    x0, y0, x1, y1 = box
+    return window_edges(mask[y0:y1, x0:x1].T, left + x0, top + y0, height)
+
+
+def _fill(labels: np.ndarray, edges: np.ndarray, value: int) -> None:
+    """Give the pixels between edges a label."""
+    if not len(edges):
+        return
+    runs = np.diff(edges)
+    inside = np.zeros(len(runs), dtype=bool)
+    inside[::2] = True
+    np.copyto(labels[edges[0] : edges[-1]], value, where=np.repeat(inside, runs), casting="unsafe")
+
+
+def _read_back(labels: np.ndarray, index: int, span: tuple[int, int]) -> np.ndarray:
+    """Edges (:func:`mask_edges`) of what an instance kept, which lies in the span that it had before."""
+    start, end = span
+    own = np.zeros(end - start + 2, dtype=bool)
+    np.equal(labels[start:end], index + 1, out=own[1:-1])
+    return np.flatnonzero(own[1:] != own[:-1]) + start

@@ -9,40 +9,91 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 
-from boxsup_d2.masks.segmentation import rle_runs, to_rle
+from boxsup_d2.masks.segmentation import rle_runs, to_rle, to_runs
 
 # {"size": [H, W], "counts": str}, as COCO tools read it.
 Rle = dict[str, Any]
 
 
-def encode_window(window: np.ndarray, left: int, top: int, height: int, width: int) -> Rle:
-    """Encode a mask that is empty outside a window.
+def mask_edges(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Where the runs of a mask start and end.
+
+    Args:
+        segmentation: see :func:`boxsup_d2.masks.segmentation.to_rle`.
+        height: H of the image.
+        width: W of the image.
+
+    Returns:
+        int64, a start and an end (exclusive) in turn, ascending: numbers of pixels, counted down the columns.
+
+    Raises:
+        ValueError: see :func:`boxsup_d2.masks.segmentation.to_rle`.
+    """
+    edges = np.cumsum(to_runs(segmentation, height, width))
+    edges = edges[: len(edges) // 2 * 2]
+    empty = edges[0::2] == edges[1::2]
+    return edges[~np.repeat(empty, 2)] if empty.any() else edges
+
+
+def window_edges(window: np.ndarray, left: int, top: int, height: int) -> np.ndarray:
+    """:func:`mask_edges` of a mask that is empty outside a window.
 
     Args:
         window: w×h bool (columns first), the mask inside the window.
         left: first column of the window in the image.
         top: first row of the window in the image.
         height: H of the image.
-        width: W of the image.
-
-    Returns:
-        Compressed RLE, byte for byte what pycocotools gives for the whole mask.
     """
     # One empty pixel before and after every column: each run of ones then starts and ends inside its column.
-    padded = np.zeros((window.shape[0], window.shape[1] + 2), dtype=np.int8)
+    padded = np.zeros((window.shape[0], window.shape[1] + 2), dtype=bool)
     padded[:, 1:-1] = window
-    column, row = np.nonzero(np.diff(padded, axis=1))  # even entries are starts, odd ones are ends
+    column, row = np.divmod(np.flatnonzero(padded[:, 1:] != padded[:, :-1]), window.shape[1] + 1)
     edges = (column + left) * height + row + top
-    if len(edges) > 2:
-        # A run that reaches the bottom and one that starts at the next column's top are a single run.
-        joint = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1
-        if len(joint):
-            edges = np.delete(edges, np.concatenate([joint, joint + 1]))
-    counts = np.diff(edges, prepend=0, append=height * width)
-    if len(edges) and edges[-1] == height * width:
+    # A run that reaches the bottom and one that starts at the next column's top are a single run.
+    joint = edges[1:-1:2] == edges[2::2]
+    if joint.any():
+        edges = edges[~np.concatenate([[False], np.repeat(joint, 2), [False]])]
+    return edges
+
+
+def encode_edges(edges: np.ndarray, height: int, width: int) -> Rle:
+    """Compressed RLE of the runs that :func:`mask_edges` describes, none of which is empty or touches another one.
+
+    Returns:
+        Byte for byte what pycocotools gives for the whole mask.
+    """
+    bounds = np.zeros(len(edges) + 2, dtype=np.int64)
+    bounds[1:-1], bounds[-1] = edges, height * width
+    counts = bounds[1:] - bounds[:-1]
+    if len(edges) and not counts[-1]:
         counts = counts[:-1]  # pycocotools has no empty run at the end
-    rle = mask_util.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    rle = mask_util.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+
+
+def edges_area(edges: np.ndarray) -> int:
+    """Pixels of the mask that :func:`mask_edges` describes."""
+    return int(edges[1::2].sum() - edges[0::2].sum())
+
+
+def edges_box(edges: np.ndarray, height: int) -> tuple[int, int, int, int] | None:
+    """Tight box (x0, y0, x1, y1; exclusive ends) of the mask that :func:`mask_edges` describes; None without a pixel.
+
+    Args:
+        edges: its edges.
+        height: H of the image.
+    """
+    if not len(edges):
+        return None
+    (x, y), (last_x, last_y) = np.divmod(edges[0::2], height), np.divmod(edges[1::2] - 1, height)
+    # A run that goes on in the next column covers the last row of one and the first of the other.
+    y0, y1 = (0, height) if (x < last_x).any() else (int(y.min()), int(last_y.max()) + 1)
+    return int(x[0]), y0, int(last_x[-1]) + 1, y1
+
+
+def encode_window(window: np.ndarray, left: int, top: int, height: int, width: int) -> Rle:
+    """Compressed RLE of a mask that is empty outside a window; see :func:`window_edges` and :func:`encode_edges`."""
+    return encode_edges(window_edges(window, left, top, height), height, width)
 
 
 def encode_masks(masks: np.ndarray) -> list[Rle]:

@@ -43,6 +43,19 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return {"size": size, "counts": rle["counts"].decode("ascii")}
 
 
+def to_runs(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Lengths of a mask's runs, int64, of background and mask in turn; arguments and errors as of :func:`to_rle`."""
+    if isinstance(segmentation, dict) and segmentation.get("size") == [height, width]:
+        counts = segmentation.get("counts")
+        # What labelling and COCO tools write is checked and read in one go.
+        runs = rle_runs(counts) if isinstance(counts, str) else None
+        if runs is not None and runs.min() >= 0 and int(runs.sum()) == height * width:
+            return runs
+    runs = rle_runs(to_rle(segmentation, height, width)["counts"])
+    assert runs is not None, "to_rle gives none that cannot be read"
+    return runs
+
+
 def _plain(segmentation: Any) -> Any:
     """As a json would hold it: dataset dicts may also have bytes, tuples and NumPy's types."""
     if isinstance(segmentation, dict):
