@@ -15,11 +15,11 @@ from xml.sax.saxutils import quoteattr
 
 from boxsup_d2.data.formats.brush_rle import decode_brush, encode_brush
 from boxsup_d2.data.formats.coco_checks import is_finite, is_int
-from boxsup_d2.data.formats.coco_dialects import ROTATED_BOX, TURNED, enclosing_box
 from boxsup_d2.data.formats.drawn import KEPT, Shape, crop_to_rle, ellipse, kept_fields, objects_of, to_coco
 from boxsup_d2.data.formats.folders import by_image
 from boxsup_d2.data.formats.polygons import decode_mask
 from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.data.formats.rotated_boxes import ROTATED_BOX, TURNED, corner_of, rotated_box_of
 from boxsup_d2.utils.files import atomic_write
 
 # The names that the controls of the pre-annotations have in the labelling interface, and the picture.
@@ -150,19 +150,17 @@ def _shapes(
             shape.box = [x, y, w, h]
             if rotation % 180:
                 notes.add(TURNED, where)
-                shape.fields[ROTATED_BOX], shape.box = _turned(x, y, w, h, rotation)
+                shape.turn(_turned(x, y, w, h, rotation))
     except (KeyError, TypeError, ValueError) as error:
         problems.add("regions that cannot be used", f"{where}, {region.get('id')}: {error}")
         return []
     return [shape]
 
 
-def _turned(x: float, y: float, w: float, h: float, degrees: float) -> tuple[list[float], list[float]]:
-    """A box that is turned around its corner, as one turned around its centre, and the upright box around it."""
+def _turned(x: float, y: float, w: float, h: float, degrees: float) -> list[float]:
+    """The rotated box of one that is turned clockwise around its corner."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    cx, cy = x + (w * cos - h * sin) / 2, y + (w * sin + h * cos) / 2
-    centred = [cx - w / 2, cy - h / 2, w, h]
-    return [*centred, degrees], enclosing_box(centred, degrees)
+    return [x + (w * cos - h * sin) / 2, y + (w * sin + h * cos) / 2, w, h, -degrees]
 
 
 def _join_parents(shapes: list[Shape], kept: dict[str, Any]) -> None:
@@ -220,16 +218,23 @@ def _task(image: dict[str, Any], objects: list[dict[str, Any]], names: dict[int,
     regions = []
     for annotation in objects:
         key, label = str(annotation["id"]), [names[annotation["category_id"]]]
-        x, y, w, h = annotation["bbox"]
+        (x, y, w, h), rotation = annotation["bbox"], 0.0
+        rotated = rotated_box_of(annotation)
+        if rotated is not None:
+            (x, y, rotation), (w, h) = corner_of(rotated), rotated[2:4]
         box = {"x": 100 * x / width, "y": 100 * y / height, "width": 100 * w / width, "height": 100 * h / height}
-        value: dict[str, Any] = {**box, "rotation": 0, "rectanglelabels": label}
+        value: dict[str, Any] = {**box, "rotation": rotation, "rectanglelabels": label}
         regions.append({**common, "id": key, "from_name": _BOXES, "type": "rectanglelabels", "value": value})
         mask = decode_mask(annotation, height, width)
         if mask.any():
             value = {"format": "rle", "rle": encode_brush(mask), "brushlabels": label}
             region = {"id": key + _OF_MASK, "parentID": key, "from_name": _MASKS, "type": "brushlabels", "value": value}
             regions.append({**common, **region})
-    kept = {str(annotation["id"]): kept_fields(annotation) for annotation in objects}
+    # A rotated box is drawn as one: whoever turns it back means it.
+    kept = {
+        str(annotation["id"]): {key: v for key, v in kept_fields(annotation).items() if key != ROTATED_BOX}
+        for annotation in objects
+    }
     picture = f"/data/local-files/?d={quote(image['file_name'])}"
     return {
         "data": {_PICTURE: picture, KEPT: {"image": image, "annotations": kept}},
