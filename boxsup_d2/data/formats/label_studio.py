@@ -13,6 +13,8 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
+
 from boxsup_d2.data.formats.brush_rle import decode_brush, encode_brush
 from boxsup_d2.data.formats.coco_checks import is_finite, is_int
 from boxsup_d2.data.formats.drawn import KEPT, Shape, crop_to_rle, ellipse, kept_fields, objects_of, to_coco
@@ -56,11 +58,11 @@ def read_label_studio(data: list[Any], problems: Problems, notes: Problems) -> d
     found: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
     for task in data:
         content = _dict(_dict(task).get("data")) or _dict(task)
-        picture = _picture(content)
+        picture = task_picture(content)
         if picture is None:
             problems.add("tasks without an image", task)
             continue
-        regions = list(_regions(task, picture, notes))
+        regions = list(task_regions(task, picture, notes))
         size = _size(regions)
         kept = _dict(content.get(KEPT))
         image = {"file_name": picture, **_dict(kept.get("image"))}
@@ -69,7 +71,7 @@ def read_label_studio(data: list[Any], problems: Problems, notes: Problems) -> d
             continue
         height, width = size
         fields = _dict(kept.get("annotations"))
-        shapes = [shape for region in regions for shape in _shapes(region, height, width, problems, notes, picture)]
+        shapes = [shape for region in regions for shape in task_shapes(region, height, width, problems, notes, picture)]
         _join_parents(shapes, fields)
         found.append(
             ({**image, "height": height, "width": width}, objects_of(shapes, height, width, problems, picture))
@@ -81,15 +83,15 @@ def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _picture(content: dict[str, Any]) -> str | None:
+def task_picture(content: dict[str, Any]) -> str | None:
     """The first text of a task that names a picture: what its key is called is up to the project."""
     texts = [content[key] for key in ("image", "img", "url") if isinstance(content.get(key), str)]
     texts += [value for value in content.values() if isinstance(value, str) and ("/" in value or "." in value)]
     return texts[0] if texts else None
 
 
-def _regions(task: dict[str, Any], picture: str, notes: Problems) -> Iterator[dict[str, Any]]:
-    """Regions in the form of the full export."""
+def task_regions(task: dict[str, Any], picture: str, notes: Problems) -> Iterator[dict[str, Any]]:
+    """Regions of a task, of an export or as models get it, in the form of the full export; ``notes`` gains which."""
     if not isinstance(task.get("data"), dict):
         yield from _min_regions(task)
         return
@@ -121,9 +123,10 @@ def _size(regions: list[dict[str, Any]]) -> tuple[int, int] | None:
     return None
 
 
-def _shapes(
+def task_shapes(
     region: dict[str, Any], height: int, width: int, problems: Problems, notes: Problems, where: str
 ) -> list[Shape]:
+    """The shape of a region on an image of this size; none where it is no area, or cannot be read."""
     kind, value = region.get("type"), _dict(region.get("value"))
     labels = value.get(kind) if isinstance(kind, str) else None
     if kind not in _TYPES or not isinstance(labels, list) or not labels:
@@ -227,9 +230,7 @@ def _task(image: dict[str, Any], objects: list[dict[str, Any]], names: dict[int,
         regions.append({**common, "id": key, "from_name": _BOXES, "type": "rectanglelabels", "value": value})
         mask = decode_mask(annotation, height, width)
         if mask.any():
-            value = {"format": "rle", "rle": encode_brush(mask), "brushlabels": label}
-            region = {"id": key + _OF_MASK, "parentID": key, "from_name": _MASKS, "type": "brushlabels", "value": value}
-            regions.append({**common, **region})
+            regions.append(brush_region(mask, label[0], key, of_box=True))
     # A rotated box is drawn as one: whoever turns it back means it.
     kept = {
         str(annotation["id"]): {key: v for key, v in kept_fields(annotation).items() if key != ROTATED_BOX}
@@ -242,11 +243,37 @@ def _task(image: dict[str, Any], objects: list[dict[str, Any]], names: dict[int,
     }
 
 
+def brush_region(
+    mask: np.ndarray, label: str, key: str, *, of_box: bool, control: str = _MASKS, picture: str = _PICTURE
+) -> dict[str, Any]:
+    """A region that is a mask.
+
+    Args:
+        mask: H×W bool.
+        label: its class.
+        key: id of the region; with ``of_box`` that of the box whose mask it is.
+        of_box: whether it is the mask of a box beside it.
+        control, picture: names of the labelling interface's control and picture.
+    """
+    height, width = mask.shape
+    return {
+        "id": key + _OF_MASK if of_box else key,
+        **({"parentID": key} if of_box else {}),
+        "from_name": control,
+        "to_name": picture,
+        "type": "brushlabels",
+        "original_width": width,
+        "original_height": height,
+        "image_rotation": 0,
+        "value": {"format": "rle", "rle": encode_brush(mask), "brushlabels": [label]},
+    }
+
+
 def _config(names: Any) -> str:
-    """The labelling interface; Label Studio's own converters read such configs."""
+    """The labelling interface; Label Studio's own converters read such configs. Smart: models may answer boxes."""
     labels = "".join(f"\n    <Label value={quoteattr(name)}/>" for name in names)
     return (
         f'<View>\n  <Image name="{_PICTURE}" value="${_PICTURE}" zoom="true"/>\n'
-        f'  <RectangleLabels name="{_BOXES}" toName="{_PICTURE}">{labels}\n  </RectangleLabels>\n'
+        f'  <RectangleLabels name="{_BOXES}" toName="{_PICTURE}" smart="true">{labels}\n  </RectangleLabels>\n'
         f'  <BrushLabels name="{_MASKS}" toName="{_PICTURE}">{labels}\n  </BrushLabels>\n</View>\n'
     )
