@@ -11,12 +11,12 @@ from boxsup_cli.arguments import (
     Commands,
     add_device_argument,
     add_machine_arguments,
-    add_opts_argument,
     hide_gpus,
     share,
 )
 from boxsup_cli.errors import BadInput, bad_input
 from boxsup_cli.exports import EXPORTS, add_export_arguments, check_export
+from boxsup_cli.method import add_method_arguments, chosen_method
 from boxsup_cli.sources import Source, add_source_arguments, read_source
 
 if TYPE_CHECKING:  # imported when the command runs
@@ -52,19 +52,9 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     )
     add_source_arguments(parser)
     method = parser.add_argument_group("method")
-    method.add_argument(
-        "--method",
-        metavar="NAME",
-        help="one of those that 'boxsup models' lists (default: boxmask, the network that ships, or that of --config)",
-    )
-    method.add_argument("--weights", metavar="F", help="trained weights; default: model_final.pth beside --config")
-    method.add_argument("--config", metavar="F", help="a config of a network, such as those that 'boxsup train' leaves")
+    add_method_arguments(method)
     method.add_argument("--crf", action="store_true", help="refine masks by a dense CRF: better edges, slower")
-    setting = method.add_mutually_exclusive_group()
-    setting.add_argument("--fast", action="store_true", help="a faster setting of the method, for somewhat worse masks")
-    setting.add_argument("--best", action="store_true", help="a slower setting, for somewhat better masks")
     method.add_argument("--overwrite-masks", action="store_true", help="label boxes that have a mask, too")
-    add_opts_argument(method)
     machine = parser.add_argument_group("machine")
     add_machine_arguments(machine)
     add_device_argument(machine)
@@ -166,34 +156,18 @@ def _claim(exports: dict[str, str], source: Source, work: str, *, force: bool) -
 def _job(args: argparse.Namespace, source: Source, out: str) -> "LabelJob":
     """The job, as every process needs it."""
     from boxsup_cli.label_job import LabelJob
-    from boxsup_d2.methods import DEFAULT_METHOD, methods
 
     work = _work_folder(out)
-    config, weights, method = args.config, args.weights, args.method
-    if method is None and config is None:
-        method = DEFAULT_METHOD
-    if config and not weights:
-        beside = os.path.join(os.path.dirname(os.path.abspath(config)), "model_final.pth")
-        weights = beside if os.path.isfile(beside) else None
-    if config and not os.path.isfile(config):
-        raise BadInput(f"--config: there is no file '{config}'.")
-    setting: tuple[Any, ...] = ()
-    for option in ("fast", "best"):
-        if getattr(args, option):
-            settings = {name: getattr(kind.info, option) for name, kind in methods().items()}
-            setting = settings.get(method, ())
-            if not setting:
-                able = ", ".join(name for name, known in settings.items() if known)
-                raise BadInput(f"--{option}: '{method or config}' has no such setting; there is one of: {able}.")
+    choice = chosen_method(args)
     return LabelJob(
         json_file=source.json_file(work),
         image_root=source.image_root,
         # Work on other images is not resumed, though labelling knows images by their names alone.
-        output_dir=os.path.join(work, source.sha256[:16], method or "network"),
-        method=method,
-        config=config,
-        weights=weights,
-        opts=(*setting, *args.opts),
+        output_dir=os.path.join(work, source.sha256[:16], choice.method or "network"),
+        method=choice.method,
+        config=choice.config,
+        weights=choice.weights,
+        opts=choice.opts,
         crf=args.crf,
         overwrite=args.overwrite_masks,
         device=args.device,

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from boxsup_cli import convert, evaluate, export, label, models, predict, report, tighten, train
+from boxsup_cli import convert, evaluate, export, label, models, predict, report, serve, tighten, train
 from boxsup_cli.arguments import TellAndEnd
 from boxsup_cli.errors import BAD_INPUT, exit_code_of
 
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=TellAndEnd, text=_version, help="show the version and end")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    for module in (label, train, predict, evaluate, report, tighten, models, export, convert):
+    for module in (label, train, predict, evaluate, report, tighten, serve, models, export, convert):
         command = module.add_parser(commands)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -195,7 +195,7 @@ def test_dialects_of_coco(tmp_path: Path) -> None:
         ({"segmentation": mask, "iscrowd": 1}, {"iscrowd": 1}),
         (
             {"bbox": [10, 4, 10, 4], "attributes": attributes},
-            {"bbox": pytest.approx([13, 1, 4, 10]), "rotated_box": [10, 4, 10, 4, 90.0]},
+            {"bbox": pytest.approx([13, 1, 4, 10]), "rotated_box": [15, 6, 10, 4, -90.0]},
         ),
         ({"id": "ann_7"}, {"source_id": "ann_7"}),
         ({"id": "12"}, {"id": 12}),
@@ -286,7 +286,7 @@ def test_cvat_xml(tmp_path: Path) -> None:
     ]  # fmt: skip
     first, turned, parts, brushed = data["annotations"]
     assert first["attributes"] == {"age": "old", "occluded": True}
-    assert turned["rotated_box"] == [10, 4, 10, 4, 90]
+    assert turned["rotated_box"] == [15, 6, 10, 4, -90]
     assert len(parts["segmentation"]) == 2
     expected = np.zeros((H, W), bool)
     expected[5, 5:7] = True

@@ -26,7 +26,7 @@ from boxsup_d2.report import MaskSet, write_report
 from boxsup_d2.report.drawing import Canvas, crop_window
 from boxsup_d2.report.mask_sets import load_collection, spread
 from boxsup_d2.report.render import Measured, Renderer, render_scenes
-from boxsup_d2.report.statistics import MEASURES, class_rows, histogram, summary_rows
+from boxsup_d2.report.statistics import MEASURES, class_rows, histogram, summary_rows, suspicions
 from boxsup_d2.same_work import Settings, split_settings
 
 
@@ -269,6 +269,21 @@ def test_summaries_are_means_over_what_is_there():
     assert classes[0]["sets"][0]["mean_iou"] == 0.3
 
 
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (Measured(area=50, fill=0.5, quality=0.71, confidence=0.1), [False, False, False]),
+        (Measured(area=50, fill=0.5, quality=0.69, confidence=1.0), [True, False, False]),
+        (Measured(area=50, fill=0.5, confidence=0.5), [True, False, False]),
+        (Measured(area=0, fill=0.0), [False, True, False]),
+        (Measured(area=98, fill=0.98, quality=0.9), [False, False, True]),
+        (Measured(), [False, False, False]),
+    ],
+)
+def test_what_makes_a_mask_suspicious(row, expected):
+    assert suspicions(row) == expected
+
+
 def test_histograms_count_every_value_once():
     values = [0.0, 0.049, 0.05, 0.999, 1.0, None]
     chart = histogram(MEASURES[0], [values, []])
@@ -425,6 +440,14 @@ def test_errors_name_the_file(tmp_path):
         write_report([MaskSet("m", str(tmp_path / "nowhere.json"))], images, out)
     with pytest.raises(FileNotFoundError, match=r"lacks 6 of its 6 images.*masks\.json"):
         write_report(sets, str(tmp_path), out)
+    truth = json.loads((tmp_path / "truth.json").read_text())
+    for annotation in truth["annotations"]:
+        annotation["segmentation"] = []
+    save(tmp_path, "boxes", truth)
+    boxes = str(tmp_path / "boxes.json")
+    for options in ({"mask_sets": [MaskSet("b", boxes)]}, {"mask_sets": sets, "truth": boxes}):
+        with pytest.raises(ValueError, match=r"boxes\.json' has no masks: 7 boxes alone.*boxsup label"):
+            write_report(image_root=images, out=out, **options)
     with pytest.raises(ValueError, match="at least one"):
         write_report([], images, out)
     with pytest.raises(ValueError, match="different names"):

@@ -91,10 +91,11 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def show(browser, folder) -> Iterator[Any]:
-    """Opens a page from its file; at the end, nothing may have failed, run or been fetched."""
+    """Opens a page from its file, by default with the worst objects first; at the end, nothing may have failed, run or
+    been fetched."""
     contexts, errors, asked = [], [], []
 
-    def opened(name: str, **options: Any) -> Any:
+    def opened(name: str, *, worst: bool = True, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, **options})
         contexts.append(context)
         page = context.new_page()
@@ -102,6 +103,8 @@ def show(browser, folder) -> Iterator[Any]:
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("request", lambda request: asked.append(request.url))
         page.goto((folder / f"{name}.html").as_uri())
+        if worst:
+            page.locator("#worst").click()
         return page
 
     yield opened
@@ -138,6 +141,40 @@ def values(page, label: str) -> list[float]:
         "(nodes, label) => nodes.filter((n) => n.textContent.startsWith(label)).map((n) => +n.lastChild.textContent)"
     )
     return page.locator("#cards .numbers > span").evaluate_all(script, label)
+
+
+def test_page_opens_on_images_and_the_worst_masks_are_a_click_away(show):
+    page = show("one", worst=False)
+    data = json.loads(page.locator("#data").text_content())
+    with_objects = list(dict.fromkeys(data["image"]))
+    assert page.locator("#cards").get_attribute("class") == "images"
+    names = [data["files"][image].split("/")[-1] for image in with_objects]
+    assert page.locator("#cards .file").all_text_contents() == names[:60], "in the order of the file"
+    top = cards(page).first.bounding_box()["y"]
+    assert top < 500, "no figures before them"
+    worst = page.locator("#worst")
+    for pressed, press in (("true", worst.click), ("false", lambda: page.keyboard.press("w"))):
+        press()
+        assert worst.get_attribute("aria-pressed") == pressed
+        shown = values(page, "conf")
+        assert bool(shown) == (pressed == "true"), "numbers are of objects"
+        assert shown == sorted(shown)
+    page.fill("#below", "0.5")
+    assert page.input_value("#sort") == "confidence:0", "below of what"
+
+
+def test_suspicious_masks_are_a_filter(show):
+    page = show("one", worst=False)
+    data = json.loads(page.locator("#data").text_content())
+    page.select_option("#view", "objects")
+    confidences = data["values"]["confidence"][0]
+    low = sum(value < 0.7 for value in confidences)
+    assert 0 < low < len(confidences)
+    for label, count in (("low quality", low), ("nearly empty", data["areas"][0].count(0))):
+        page.select_option("#masks", label=f"{label} ({count})")
+        assert page.locator("#status").text_content().startswith(f"{count} of ")
+    page.select_option("#masks", "any")
+    assert page.locator("#status").text_content().startswith(f"{sum(map(bool, data['suspect']))} of ")
 
 
 def test_worst_come_first_and_class_and_text_filter(show):
@@ -285,7 +322,7 @@ def test_phone_needs_no_sideways_scrolling(show):
     page = show("two", viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert not page.evaluate("document.getElementById('figures').open")
-    sides = page.locator("#toolbar input, #toolbar select").evaluate_all(
+    sides = page.locator("#toolbar input, #toolbar select, #toolbar button").evaluate_all(
         "(nodes) => nodes.filter((n) => n.checkVisibility()).map((n) => n.getBoundingClientRect().height)"
     )
     assert min(sides) >= 44, "large enough for a finger"

@@ -35,7 +35,7 @@ OUR_CODE = sorted([*PACKAGE.rglob("*.py"), *COMMAND.rglob("*.py"), *SCRIPTS, *SC
 ROOMS = [
     *("version", "compat", "utils", "config", "masks", "crf", "data", "toy", "checkpoint", "modeling", "plugins"),
     *("same_work", "methods", "model_zoo", "evaluation", "report", "labelling", "prediction", "engine", "rounds"),
-    *("export", "api", "__main__"),
+    *("export", "api", "serving", "__main__"),
 ]
 # Where config keys are made: the shared ones, and those of single methods.
 KEY_FILES = sorted([PACKAGE / "config" / "keys.py", *PACKAGE.glob("modeling/*/config.py")])

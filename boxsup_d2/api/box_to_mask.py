@@ -57,7 +57,9 @@ class BoxToMask:
         Args:
             image: a file; a PIL image; or H×W×3 uint8, channels R, G, B, of a tensor also 3×H×W.
             boxes: N×4 numbers, x0, y0, x1, y1 in pixels, x1 and y1 exclusive; N may be 0. They may reach beyond the
-                image, but not lie outside it.
+                image, but not lie outside it. Or N×5, rotated boxes: cx, cy, w, h in pixels and degrees
+                counter-clockwise, as Detectron2's ``RotatedBoxes`` has them. The method sees the upright boxes around
+                them; masks are cut to the rotated ones.
             classes: N class numbers, from 0, or N class names; None: all boxes are of one class. Only methods that see
                 all boxes of a class together ask for them (``lpg``, which takes one class for one thing; with a
                 segmenter it needs names).
@@ -69,13 +71,15 @@ class BoxToMask:
         """
         given, name = check_image(image)
         pixels, (height, width) = given, given.shape[:2]
-        corners = check_boxes(boxes, height, width)
+        corners, rotated = check_boxes(boxes, height, width)
         numbers, names = check_classes(classes, len(corners))
         if self.cfg.INPUT.FORMAT == "BGR":
             pixels = pixels[:, :, ::-1]
         prompt = Instances((height, width))
         prompt.gt_boxes = Boxes(torch.from_numpy(corners).float())
         prompt.gt_classes = torch.tensor(numbers, dtype=torch.int64)
+        if rotated is not None:
+            prompt.gt_rotated_boxes = torch.from_numpy(rotated).float()
         item = {
             "image": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
             "height": height,
@@ -95,6 +99,7 @@ class BoxToMask:
             quality=np.array(predicted_quality(output)) * (np.array(masks.areas()) > 0),
             boxes=corners,
             image=given,
+            rotated_boxes=rotated,
         )
 
 

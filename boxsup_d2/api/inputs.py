@@ -1,7 +1,7 @@
 """What people hand in: images, boxes and classes in any usual form, or an error that says what to do."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 
 from boxsup_d2.data.images import read_image
+from boxsup_d2.masks.rotated_boxes import enclosing_box
 
 __all__ = ["check_boxes", "check_classes", "check_image"]
 
@@ -50,8 +51,8 @@ def check_image(image: Any) -> tuple[np.ndarray, str]:
     return image, "image"
 
 
-def check_boxes(boxes: Any, height: int, width: int) -> np.ndarray:
-    """Boxes as N×4 float64."""
+def check_boxes(boxes: Any, height: int, width: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Boxes as N×4 float64 corners; of N×5 rotated ones the upright boxes around them, and these themselves."""
     if isinstance(boxes, torch.Tensor):
         boxes = boxes.detach().cpu().numpy()
     try:
@@ -59,11 +60,20 @@ def check_boxes(boxes: Any, height: int, width: int) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise ValueError(f"The boxes are not N×4 numbers: {error}.") from error
     if corners.size == 0:
-        return corners.reshape(0, 4)
-    if corners.ndim != 2 or corners.shape[1] != 4:
-        hint = " A single box is a list of one: [box]." if corners.shape == (4,) else ""
-        raise ValueError(f"The boxes have the shape {corners.shape}, not N×4.{hint}")
-    if corners.min() >= 0 and corners.max() <= 1 and max(height, width) > 1:
+        return corners.reshape(0, 4), None
+    if corners.ndim != 2 or corners.shape[1] not in (4, 5):
+        hint = " A single box is a list of one: [box]." if corners.shape in ((4,), (5,)) else ""
+        raise ValueError(
+            f"The boxes have the shape {corners.shape}, not N×4, or N×5 (cx, cy, w, h, degrees counter-clockwise) of "
+            f"rotated boxes.{hint}"
+        )
+    given, rotated = corners, None
+    if corners.shape[1] == 5:
+        rotated, given = corners, corners[:, :4]
+        finite, flat = np.isfinite(rotated).all(axis=1), (rotated[:, 2:4] <= 0).any(axis=1)
+        _refuse(rotated, {"are not finite": ~finite, "have no width or height": flat})
+        corners = np.array([enclosing_box(box) for box in rotated])
+    if given.min() >= 0 and given.max() <= 1 and max(height, width) > 1:
         raise ValueError(
             f"All boxes lie within 0..1, as shares of the sides do: give pixels, x times {width} and y times {height}."
         )
@@ -73,11 +83,16 @@ def check_boxes(boxes: Any, height: int, width: int) -> np.ndarray:
         "are inverted or empty; boxes are x0, y0, x1, y1, and not x, y, width, height": (x1 <= x0) | (y1 <= y0),
         f"lie outside the image of {width}×{height} pixels": (x1 <= 0) | (y1 <= 0) | (x0 >= width) | (y0 >= height),
     }
+    _refuse(corners, problems)
+    return corners, rotated
+
+
+def _refuse(boxes: np.ndarray, problems: Mapping[str, Any]) -> None:
+    """Raise an error of the boxes that have a problem (N bool each), if there are any."""
     for problem, bad in problems.items():
         if bad.any():
-            first = ", ".join(f"{index}: {corners[index].tolist()}" for index in np.flatnonzero(bad)[:_MAX_EXAMPLES])
-            raise ValueError(f"{bad.sum()} of {len(corners)} boxes {problem} (first {first}).")
-    return corners
+            first = ", ".join(f"{index}: {boxes[index].tolist()}" for index in np.flatnonzero(bad)[:_MAX_EXAMPLES])
+            raise ValueError(f"{bad.sum()} of {len(boxes)} boxes {problem} (first {first}).")
 
 
 def check_classes(classes: Sequence[int] | Sequence[str] | None, count: int) -> tuple[list[int], list[str]]:

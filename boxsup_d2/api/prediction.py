@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from boxsup_d2.data.formats.rotated_boxes import ROTATED_BOX
 from boxsup_d2.masks.box_masks import BoxMasks
 from boxsup_d2.masks.confidence import mask_confidence
 from boxsup_d2.masks.rle import encode_window
@@ -27,8 +28,9 @@ class Prediction:
         scores: N, 0..1, how sure the method is; 1 for those that know no probabilities.
         confidence: N, 0..1, the IoU of the smallest box around the mask and the given box; 0 for an empty mask.
         quality: N, 0..1, the IoU with the true mask to be expected of the mask; 0 for an empty one.
-        boxes: N×4, x0, y0, x1, y1 in pixels, as they were given.
+        boxes: N×4, x0, y0, x1, y1 in pixels, as they were given; around rotated boxes.
         image: H×W×3 uint8, R, G, B, that was asked about; needed to look at the masks alone.
+        rotated_boxes: N×5, cx, cy, w, h, degrees counter-clockwise, where such were given.
     """
 
     box_masks: BoxMasks
@@ -37,6 +39,7 @@ class Prediction:
     quality: np.ndarray
     boxes: np.ndarray
     image: np.ndarray | None = None
+    rotated_boxes: np.ndarray | None = None
 
     @cached_property
     def masks(self) -> np.ndarray:
@@ -64,8 +67,8 @@ class Prediction:
         Returns:
             Annotations with ``id``, ``image_id``, ``category_id``, ``bbox`` (x, y, width, height), ``iscrowd`` 0,
             ``segmentation`` (compressed RLE with str counts), ``area``, ``score``, and ``confidence``,
-            ``confidence_exact`` and ``quality`` with the meaning that they have in the files of :func:`label`. All are
-            plain Python values, ready for ``json.dump``.
+            ``confidence_exact`` and ``quality`` with the meaning that they have in the files of :func:`label`; of
+            rotated boxes also ``rotated_box``. All are plain Python values, ready for ``json.dump``.
 
         Raises:
             ValueError: there are not as many categories as masks.
@@ -89,6 +92,7 @@ class Prediction:
                 "confidence": published[index],
                 "confidence_exact": float(self.confidence[index]),
                 "quality": float(self.quality[index]),
+                **({} if self.rotated_boxes is None else {ROTATED_BOX: self.rotated_boxes[index].tolist()}),
             }
             for index, (part, corner) in enumerate(zip(self.box_masks.parts, self.box_masks.corners, strict=True))
         ]

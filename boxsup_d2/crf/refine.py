@@ -13,6 +13,7 @@ from torch import nn
 from boxsup_d2.crf.workers import default_workers, explain_dead_worker, start_workers
 from boxsup_d2.masks.box_masks import BoxMasks
 from boxsup_d2.masks.paste import MaskPatch
+from boxsup_d2.masks.rotated_boxes import cut_to_rotated_boxes
 
 
 class CRFParams(NamedTuple):
@@ -199,7 +200,11 @@ class CRFRefinedModel(nn.Module):
         refined = iter(self._foregrounds([window for own in windows for window in own]))
         for instances, own in zip(found, windows, strict=True):
             instances.pred_masks = _replace_masks(instances.pred_masks, own, islice(refined, len(own)))
-        return [{"instances": instances} for instances in found]
+        # The method's masks were cut already, but edges have moved since.
+        return [
+            cut_to_rotated_boxes(item["instances"], {"instances": instances})
+            for item, instances in zip(batched_inputs, found, strict=True)
+        ]
 
     def _foregrounds(self, windows: list[_MaskWindow]) -> list[np.ndarray]:
         self._refined += len(windows)

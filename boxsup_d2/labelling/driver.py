@@ -23,6 +23,7 @@ from boxsup_d2.crf.refine import CRFRefinedModel
 from boxsup_d2.data import build_label_loader
 from boxsup_d2.data.datasets import dataset_source, dataset_to_coco
 from boxsup_d2.data.formats.pseudo_masks import labels_path
+from boxsup_d2.data.formats.rotated_boxes import ROTATED_BOX
 from boxsup_d2.labelling.instance_writer import PseudoMaskWriter
 from boxsup_d2.labelling.report import write_label_report
 from boxsup_d2.labelling.sem_seg_writer import SemSegLabelWriter
@@ -166,7 +167,10 @@ def _source_sha256(name: str, dataset_dicts: list[dict[str, Any]]) -> str:
         digest.update(file_sha256(PathManager.get_local_path(json_file)).encode())
     for record in dataset_dicts:
         prompts = [
-            (obj.get("id"), [float(v) for v in obj["bbox"]], int(obj["bbox_mode"]), obj["category_id"])
+            (
+                *(obj.get("id"), [float(v) for v in obj["bbox"]], int(obj["bbox_mode"]), obj["category_id"]),
+                *([obj[ROTATED_BOX]] if ROTATED_BOX in obj else []),
+            )
             for obj in record.get("annotations", ())
         ]
         line = json.dumps([record["image_id"], os.path.basename(record["file_name"]), prompts])

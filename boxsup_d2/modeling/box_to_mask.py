@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from boxsup_d2.checkpoint.formats import CheckpointFormat
 from boxsup_d2.masks.box_masks import BoxMasks
+from boxsup_d2.masks.rotated_boxes import cut_to_rotated_boxes
 
 __all__ = [
     "AuxiliaryNetwork",
@@ -108,6 +109,8 @@ class BoxToMaskMethod(nn.Module):
     In evaluation, ``forward`` takes dicts of ``image`` (3×H×W uint8, not resized), ``height``, ``width`` and
     ``instances`` with ``gt_boxes`` (N×4: x0, y0, x1, y1 in the image's pixels) and ``gt_classes``; it returns a dict
     per image whose ``instances`` (:func:`box_to_mask_instances`) hold a mask for every box, in the order of the boxes.
+    Where prompts have ``gt_rotated_boxes`` (N×5: cx, cy, w, h, degrees counter-clockwise), ``gt_boxes`` are the boxes
+    around these, and what ``forward`` returns is cut to them.
     A method may add
 
     * ``instances.quality``: of every mask the IoU with the true one that it expects, in 0..1;
@@ -127,6 +130,7 @@ class BoxToMaskMethod(nn.Module):
         super().__init__(*args, **kwargs)
         if self.needs_prompts:
             self.register_forward_pre_hook(_check_prompts)
+        self.register_forward_hook(_cut_to_rotated_boxes)
 
     #: What an error says of a checkpoint whose first convolution takes more channels than the network's.
     input_help = ""
@@ -167,6 +171,14 @@ def _check_prompts(model: nn.Module, inputs: tuple[Any, ...]) -> None:
             f"{type(model).__name__} needs box prompts: every input of it has instances with gt_boxes and gt_classes. "
             "boxsup_d2.load(...).predict(image, boxes) makes them; DefaultPredictor cannot."
         )
+
+
+def _cut_to_rotated_boxes(model: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> Any:
+    """Methods see upright boxes; here, for all of them, their masks are cut to the rotated ones that were annotated."""
+    if model.training or not inputs or not all("instances" in item for item in inputs[0]):
+        return outputs
+    pairs = zip(inputs[0], outputs, strict=True)
+    return [cut_to_rotated_boxes(item["instances"], output) for item, output in pairs]
 
 
 def box_to_mask_classes() -> dict[str, type[BoxToMaskMethod]]:

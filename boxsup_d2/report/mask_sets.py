@@ -160,8 +160,12 @@ def load_collection(mask_sets: Sequence[MaskSet], truth: str | None = None) -> C
                 "measure label maps with TEST.TASKS sem_seg."
             )
         return _semantic_collection(list(mask_sets), files)
+    paths = [each.path for each in mask_sets]
     if truth is not None:
         files.append(_read(MaskSet("ground truth", truth)))
+        paths.append(truth)
+    for path, data in zip(paths, files, strict=True):
+        _check_has_masks(path, data)
     return _instance_collection(list(mask_sets), files)
 
 
@@ -170,6 +174,16 @@ def _read(mask_set: MaskSet) -> dict[str, Any]:
     if is_manifest(mask_set.path):
         return read_manifest(mask_set.path, mask_set.name)
     return read_coco_json(mask_set.path, mask_set.name, _FIX)
+
+
+def _check_has_masks(path: str, data: dict[str, Any]) -> None:
+    """Refuse a file of boxes alone; one of a labelling that left all of them as boxes shows that."""
+    objects = [annotation for annotation in data["annotations"] if not annotation.get("iscrowd")]
+    bare = not any(annotation.get("segmentation") not in (None, [], [[]], {}) for annotation in objects)
+    if objects and bare and provenance_of(data) is None:
+        raise ValueError(
+            f"'{path}' has no masks: {len(objects)} boxes alone. 'boxsup label --json' makes a json with masks of it."
+        )
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -18,12 +18,14 @@ from boxsup_d2.report.drawing import label_colors
 from boxsup_d2.report.mask_sets import Collection
 from boxsup_d2.report.render import Measured, Rendered
 from boxsup_d2.report.statistics import (
+    SUSPICIONS,
     Histogram,
     Measure,
     class_rows,
     histogram,
     present_measures,
     summary_rows,
+    suspicions,
 )
 from boxsup_d2.version import __version__
 
@@ -179,6 +181,9 @@ def _script_data(
         "labels": [scene.classes for scene in scenes] if collection.semantic else [obj.class_index for obj in objects],
         "ids": [str(obj.annotation_id) for obj in objects],
         "boxes": [[round(v, 1) for v in obj.box] for obj in objects],
+        "suspicions": [] if collection.semantic else list(SUSPICIONS),
+        # Of each object the numbers of those that a set's mask is under.
+        "suspect": [sorted({n for one in row for n, is_so in enumerate(suspicions(one)) if is_so}) for row in rows],
         "areas": [[row[n].area for row in rows] for n in range(len(collection.sets))],
         "values": values,
         # Quoted, since the name may have '#' or '%'.

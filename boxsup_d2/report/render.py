@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from boxsup_d2.data.formats.rotated_boxes import rotated_box_of
 from boxsup_d2.data.images import read_image, read_label_map
 from boxsup_d2.evaluation.metrics import mask_iou
 from boxsup_d2.masks.confidence import box_iou_exact
@@ -32,6 +33,7 @@ class Measured:
 
     Attributes:
         area: pixels of the mask, or of a label map's classes.
+        fill: the same as a share of the annotated box's area inside the image.
         quality: predicted IoU, 0..1.
         confidence: 0..1.
         box_iou: IoU of the mask's tight box and the annotated box, 0..1.
@@ -41,6 +43,7 @@ class Measured:
     """
 
     area: int | None = None
+    fill: float | None = None
     quality: float | None = None
     confidence: float | None = None
     box_iou: float | None = None
@@ -144,6 +147,7 @@ class Renderer:
             row = _stated(annotation)
             if mask is not None:
                 row.area = int(np.count_nonzero(mask))
+                row.fill = row.area / max(_box_area(obj, *mask.shape), 1.0)
                 row.box_iou = float(box_iou_exact(torch.from_numpy(mask)[None], [obj.box])[0])
                 row.iou = None if truth is None else float(mask_iou(mask, truth))
                 if rows and masks[0] is not None:
@@ -170,6 +174,15 @@ class Renderer:
             result.views.append(canvas.jpeg())
             result.measured[0].append(row)
         return result
+
+
+def _box_area(obj: SceneObject, height: int, width: int) -> float:
+    """Pixels of an object's box, of a rotated one whole, else of what is inside the image."""
+    rotated = rotated_box_of(dict(obj.annotations[0] or {}))
+    if rotated is not None:
+        return rotated[2] * rotated[3]
+    x, y, w, h = obj.box
+    return max(min(x + w, width) - max(x, 0), 0) * max(min(y + h, height) - max(y, 0), 0)
 
 
 def _stated(annotation: Mapping[str, Any] | None) -> Measured:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from boxsup_d2.evaluation.metrics import IOU_THRESHOLDS, summarize_box_to_mask
+from boxsup_d2.masks.confidence import DOUBTFUL_QUALITY
 from boxsup_d2.report.render import Measured
 
 #: Ends of the bins of object sizes in pixels; 32 and 96 are COCO's between small, medium and large.
@@ -61,6 +62,21 @@ SEMANTIC_MEASURES = (
     Measure("share", "Labelled share", "Share of the image's pixels that have a class."),
     Measure("agreement", "Agreement", "Share of pixels with the same label as in the first set."),
 )
+
+#: What makes a mask of an object suspicious, in words.
+SUSPICIONS = ("low quality", "nearly empty", "nearly the whole box")
+# Shares of a box below and above which its mask is nearly empty, or nearly all of it.
+_NEARLY_EMPTY, _NEARLY_ALL = 0.05, 0.95
+
+
+def suspicions(mask: Measured) -> list[bool]:
+    """Which of :data:`SUSPICIONS` a mask is under. Without a quality its confidence counts."""
+    worth = mask.quality if mask.quality is not None else mask.confidence
+    return [
+        worth is not None and worth < DOUBTFUL_QUALITY,
+        mask.fill is not None and mask.fill < _NEARLY_EMPTY,
+        mask.fill is not None and mask.fill > _NEARLY_ALL,
+    ]
 
 
 def present_measures(rows: Sequence[Sequence[Measured]], semantic: bool) -> list[Measure]:

@@ -10,6 +10,7 @@ from detectron2.data import detection_utils
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY
+from boxsup_d2.data.formats.rotated_boxes import ROTATED_BOX
 from boxsup_d2.data.images import read_image
 from boxsup_d2.masks.rle import tight_box
 
@@ -23,7 +24,8 @@ class BoxPromptDatasetMapper:
     * ``image``: uint8 tensor C×H×W in the channel order of ``INPUT.FORMAT``, original frame, upright;
     * ``height``, ``width``: of that image;
     * ``instances``: :class:`Instances` with ``gt_boxes`` (N×4, x0, y0, x1, y1 in pixels, x1 and y1 exclusive) and
-      ``gt_classes`` (N, int64) of the annotations that are no crowd regions, in their order; N may be 0;
+      ``gt_classes`` (N, int64) of the annotations that are no crowd regions, in their order; N may be 0; where one of
+      them has a rotated box, ``gt_rotated_boxes`` (N×5: cx, cy, w, h, degrees counter-clockwise);
     * ``annotation_ids``: the ids of these annotations, where all of them have one;
     * ``class_names`` (list of str) and ``num_classes``: what ``gt_classes`` count, where the data set is known.
     """
@@ -64,6 +66,12 @@ class BoxPromptDatasetMapper:
         instances = Instances((height, width))
         instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
         instances.gt_classes = torch.tensor([obj["category_id"] for obj in annotations], dtype=torch.int64)
+        if self.box_prompt == "xml" and any(ROTATED_BOX in obj for obj in annotations):
+            rotated = [
+                obj.get(ROTATED_BOX, [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0, 0])
+                for obj, (x0, y0, x1, y1) in zip(annotations, boxes, strict=True)
+            ]
+            instances.gt_rotated_boxes = torch.tensor(rotated, dtype=torch.float32)
 
         sample["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         sample["instances"] = instances

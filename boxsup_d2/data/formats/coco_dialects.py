@@ -5,22 +5,17 @@ Only the json is looked at. What is wrong with it, rather than written in anothe
 """
 
 import hashlib
-import math
-from collections.abc import Sequence
 from typing import Any
 
 from boxsup_d2.data.formats.coco_checks import box_fault, is_finite
 from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.data.formats.rotated_boxes import ROTATED_BOX, TURNED, rotated_box_of, rotated_fields, turned_box
 from boxsup_d2.masks.segmentation import usable_polygon
 
 # Longer texts of digits than these are no numbers that every json reader keeps exactly.
 _MAX_DIGITS = 15
 #: Where an id that was a text is kept.
 SOURCE_ID = "source_id"
-#: Where a rotated box, x, y, w, h and degrees clockwise around its centre, is kept.
-ROTATED_BOX = "rotated_box"
-#: What is said of rotated boxes, whatever the format.
-TURNED = "rotated boxes: the upright box around each is used"
 
 
 def tidy_coco(data: dict[str, Any], notes: Problems | None = None) -> dict[str, Any]:
@@ -31,8 +26,8 @@ def tidy_coco(data: dict[str, Any], notes: Problems | None = None) -> dict[str, 
     * A flat list of coordinates, or a list of points, is one polygon. Parts of fewer than three points are left out
       where there are others.
     * CVAT's brushed masks, whose ``iscrowd`` says that they are RLE, are objects.
-    * Of CVAT's rotated boxes, whose ``bbox`` is theirs before the rotation, the enclosing box is used; the rotated
-      one stays as ``rotated_box``.
+    * Rotated boxes (five numbers as Detectron2 has them, or a ``rotation`` in degrees clockwise, which CVAT has among
+      the attributes, beside the box before it) become their enclosing box; see :mod:`.rotated_boxes`.
 
     Args:
         data: of that form, see :func:`boxsup_d2.data.formats.coco.check_coco_form`; it is not changed.
@@ -58,15 +53,6 @@ def _note_crowds(annotations: list[dict[str, Any]], notes: Problems) -> None:
                 notes.add("images with crowd regions (iscrowd 1) alone, which are no objects", f"image {key}")
 
 
-def enclosing_box(box: Sequence[float], degrees: float) -> list[float]:
-    """The upright box x, y, w, h around a box that is turned clockwise around its centre."""
-    x, y, w, h = box
-    angle = math.radians(degrees)
-    cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
-    width, height = w * cos + h * sin, w * sin + h * cos
-    return [x + (w - width) / 2, y + (h - height) / 2, width, height]
-
-
 def _tidy_annotation(entry: dict[str, Any], notes: Problems) -> dict[str, Any]:
     entry = _with_numbers(entry, ("id", "image_id", "category_id"), notes)
     name = f"id {entry.get('id')}"
@@ -83,12 +69,28 @@ def _tidy_annotation(entry: dict[str, Any], notes: Problems) -> dict[str, Any]:
     if entry.get("iscrowd") == 1 and isinstance(entry.get("segmentation"), dict) and "occluded" in attributes:
         notes.add("brushed masks of CVAT, marked as crowds: read as objects", name)
         entry = {**entry, "iscrowd": 0}
-    rotation: Any = attributes.get("rotation")
-    if ROTATED_BOX not in entry and is_finite(rotation) and rotation % 180 and box_fault(entry) is None:
-        notes.add(TURNED, name)
-        box = entry["bbox"]
-        entry = {**entry, "bbox": enclosing_box(box, rotation), ROTATED_BOX: [*box, rotation]}
-    return entry
+    return _with_rotated_box(entry, attributes, notes)
+
+
+def _with_rotated_box(entry: dict[str, Any], attributes: dict[str, Any], notes: Problems) -> dict[str, Any]:
+    """The entry with its enclosing box for ``bbox``, and the rotated one in its field."""
+    box, name = entry.get("bbox"), f"id {entry.get('id')}"
+    if ROTATED_BOX in entry:
+        if rotated_box_of(entry) is None:
+            notes.add(f"fields '{ROTATED_BOX}' that do not fit their bbox: they count for nothing", name)
+        return entry
+    rotated = None
+    if isinstance(box, list) and len(box) == 5 and all(map(is_finite, box)) and min(box[2:4]) >= 0:
+        rotated = box
+    else:
+        angles: list[Any] = [attributes.get("rotation"), entry.get("rotation")]
+        angle = next((angle for angle in angles if is_finite(angle) and angle % 180), None)
+        if angle is not None and isinstance(box, list) and box_fault(entry) is None:
+            rotated = turned_box(box, angle)
+    if rotated is None:
+        return entry
+    notes.add(TURNED, name)
+    return {**entry, **rotated_fields(rotated)}
 
 
 def _with_numbers(entry: dict[str, Any], keys: tuple[str, ...], notes: Problems) -> dict[str, Any]:

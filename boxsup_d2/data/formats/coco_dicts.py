@@ -22,6 +22,7 @@ from boxsup_d2.data.formats.coco_checks import (
     size_fault,
 )
 from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.data.formats.rotated_boxes import ROTATED_BOX, rotated_box_of
 from boxsup_d2.data.paths import require_images
 from boxsup_d2.masks.rle import has_mask
 
@@ -45,7 +46,8 @@ def load_coco_boxes(
 
     Returns:
         Per image ``file_name``, ``height``, ``width``, ``image_id`` and ``annotations`` in the json's order: ``id``,
-        ``bbox`` (x, y, w, h), ``bbox_mode`` (XYWH_ABS), ``category_id`` (contiguous, 0-based), ``iscrowd`` 0.
+        ``bbox`` (x, y, w, h), ``bbox_mode`` (XYWH_ABS), ``category_id`` (contiguous, 0-based), ``iscrowd`` 0, and of a
+        rotated box ``rotated_box``, see :mod:`.rotated_boxes`.
         Images without boxes are kept, with an empty list.
 
     Raises:
@@ -164,6 +166,9 @@ def build_dicts(
             "category_id": contiguous[source["category_id"]],
             "iscrowd": iscrowd,
         }
+        rotated = rotated_box_of(source)
+        if rotated is not None:
+            target[ROTATED_BOX] = rotated
         if extra_keys is not None:
             extra = extra_keys(source, entries[source["image_id"]])
             if extra is None:

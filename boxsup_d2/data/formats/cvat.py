@@ -8,9 +8,9 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from boxsup_d2.data.formats.coco_dialects import ROTATED_BOX, TURNED, enclosing_box
 from boxsup_d2.data.formats.drawn import Shape, crop_to_rle, ellipse, objects_of, to_coco
 from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.data.formats.rotated_boxes import TURNED, turned_box
 from boxsup_d2.data.formats.voc import parse_xml
 
 _IMAGE_KEYS = ("name", "width", "height", "id")
@@ -81,8 +81,7 @@ def _shapes(element: Element, image: dict[str, Any], problems: Problems, notes: 
             shape.box = [x0, y0, x1 - x0, y1 - y0]
             if rotation % 180:
                 notes.add(TURNED, image["file_name"])
-                shape.fields[ROTATED_BOX] = [*shape.box, rotation]
-                shape.box = enclosing_box(shape.box, rotation)
+                shape.turn(turned_box(shape.box, rotation))
         elif element.tag == "polygon":
             points = [float(value) for point in element.get("points", "").split(";") for value in point.split(",")]
             shape.mask = [points]

@@ -7,7 +7,7 @@ one of them is a module beside this one.
 
 import base64
 import binascii
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from boxsup_d2.data.formats.coco_checks import is_int, unused_ids
 from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.data.formats.rotated_boxes import rotated_fields
 from boxsup_d2.masks.rle import area, encode_masks, encode_window, tight_box, union
 from boxsup_d2.masks.segmentation import segmentation_fault
 
@@ -42,6 +43,12 @@ class Shape:
     box: list[float] | None = None
     mask: list[list[float]] | dict[str, Any] | None = None
     fields: dict[str, Any] = field(default_factory=dict)
+
+    def turn(self, rotated: Sequence[float]) -> None:
+        """Make it a rotated box (cx, cy, w, h, degrees counter-clockwise)."""
+        fields = rotated_fields(rotated)
+        self.box = fields.pop("bbox")
+        self.fields |= fields
 
 
 def kept_fields(annotation: dict[str, Any]) -> dict[str, Any]:

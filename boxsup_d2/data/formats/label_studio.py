@@ -13,13 +13,15 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
+
 from boxsup_d2.data.formats.brush_rle import decode_brush, encode_brush
 from boxsup_d2.data.formats.coco_checks import is_finite, is_int
-from boxsup_d2.data.formats.coco_dialects import ROTATED_BOX, TURNED, enclosing_box
 from boxsup_d2.data.formats.drawn import KEPT, Shape, crop_to_rle, ellipse, kept_fields, objects_of, to_coco
 from boxsup_d2.data.formats.folders import by_image
 from boxsup_d2.data.formats.polygons import decode_mask
 from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.data.formats.rotated_boxes import ROTATED_BOX, TURNED, corner_of, rotated_box_of
 from boxsup_d2.utils.files import atomic_write
 
 # The names that the controls of the pre-annotations have in the labelling interface, and the picture.
@@ -56,11 +58,11 @@ def read_label_studio(data: list[Any], problems: Problems, notes: Problems) -> d
     found: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
     for task in data:
         content = _dict(_dict(task).get("data")) or _dict(task)
-        picture = _picture(content)
+        picture = task_picture(content)
         if picture is None:
             problems.add("tasks without an image", task)
             continue
-        regions = list(_regions(task, picture, notes))
+        regions = list(task_regions(task, picture, notes))
         size = _size(regions)
         kept = _dict(content.get(KEPT))
         image = {"file_name": picture, **_dict(kept.get("image"))}
@@ -69,7 +71,7 @@ def read_label_studio(data: list[Any], problems: Problems, notes: Problems) -> d
             continue
         height, width = size
         fields = _dict(kept.get("annotations"))
-        shapes = [shape for region in regions for shape in _shapes(region, height, width, problems, notes, picture)]
+        shapes = [shape for region in regions for shape in task_shapes(region, height, width, problems, notes, picture)]
         _join_parents(shapes, fields)
         found.append(
             ({**image, "height": height, "width": width}, objects_of(shapes, height, width, problems, picture))
@@ -81,15 +83,15 @@ def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _picture(content: dict[str, Any]) -> str | None:
+def task_picture(content: dict[str, Any]) -> str | None:
     """The first text of a task that names a picture: what its key is called is up to the project."""
     texts = [content[key] for key in ("image", "img", "url") if isinstance(content.get(key), str)]
     texts += [value for value in content.values() if isinstance(value, str) and ("/" in value or "." in value)]
     return texts[0] if texts else None
 
 
-def _regions(task: dict[str, Any], picture: str, notes: Problems) -> Iterator[dict[str, Any]]:
-    """Regions in the form of the full export."""
+def task_regions(task: dict[str, Any], picture: str, notes: Problems) -> Iterator[dict[str, Any]]:
+    """Regions of a task, of an export or as models get it, in the form of the full export; ``notes`` gains which."""
     if not isinstance(task.get("data"), dict):
         yield from _min_regions(task)
         return
@@ -121,9 +123,10 @@ def _size(regions: list[dict[str, Any]]) -> tuple[int, int] | None:
     return None
 
 
-def _shapes(
+def task_shapes(
     region: dict[str, Any], height: int, width: int, problems: Problems, notes: Problems, where: str
 ) -> list[Shape]:
+    """The shape of a region on an image of this size; none where it is no area, or cannot be read."""
     kind, value = region.get("type"), _dict(region.get("value"))
     labels = value.get(kind) if isinstance(kind, str) else None
     if kind not in _TYPES or not isinstance(labels, list) or not labels:
@@ -150,19 +153,17 @@ def _shapes(
             shape.box = [x, y, w, h]
             if rotation % 180:
                 notes.add(TURNED, where)
-                shape.fields[ROTATED_BOX], shape.box = _turned(x, y, w, h, rotation)
+                shape.turn(_turned(x, y, w, h, rotation))
     except (KeyError, TypeError, ValueError) as error:
         problems.add("regions that cannot be used", f"{where}, {region.get('id')}: {error}")
         return []
     return [shape]
 
 
-def _turned(x: float, y: float, w: float, h: float, degrees: float) -> tuple[list[float], list[float]]:
-    """A box that is turned around its corner, as one turned around its centre, and the upright box around it."""
+def _turned(x: float, y: float, w: float, h: float, degrees: float) -> list[float]:
+    """The rotated box of one that is turned clockwise around its corner."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    cx, cy = x + (w * cos - h * sin) / 2, y + (w * sin + h * cos) / 2
-    centred = [cx - w / 2, cy - h / 2, w, h]
-    return [*centred, degrees], enclosing_box(centred, degrees)
+    return [x + (w * cos - h * sin) / 2, y + (w * sin + h * cos) / 2, w, h, -degrees]
 
 
 def _join_parents(shapes: list[Shape], kept: dict[str, Any]) -> None:
@@ -220,16 +221,21 @@ def _task(image: dict[str, Any], objects: list[dict[str, Any]], names: dict[int,
     regions = []
     for annotation in objects:
         key, label = str(annotation["id"]), [names[annotation["category_id"]]]
-        x, y, w, h = annotation["bbox"]
+        (x, y, w, h), rotation = annotation["bbox"], 0.0
+        rotated = rotated_box_of(annotation)
+        if rotated is not None:
+            (x, y, rotation), (w, h) = corner_of(rotated), rotated[2:4]
         box = {"x": 100 * x / width, "y": 100 * y / height, "width": 100 * w / width, "height": 100 * h / height}
-        value: dict[str, Any] = {**box, "rotation": 0, "rectanglelabels": label}
+        value: dict[str, Any] = {**box, "rotation": rotation, "rectanglelabels": label}
         regions.append({**common, "id": key, "from_name": _BOXES, "type": "rectanglelabels", "value": value})
         mask = decode_mask(annotation, height, width)
         if mask.any():
-            value = {"format": "rle", "rle": encode_brush(mask), "brushlabels": label}
-            region = {"id": key + _OF_MASK, "parentID": key, "from_name": _MASKS, "type": "brushlabels", "value": value}
-            regions.append({**common, **region})
-    kept = {str(annotation["id"]): kept_fields(annotation) for annotation in objects}
+            regions.append(brush_region(mask, label[0], key, of_box=True))
+    # A rotated box is drawn as one: whoever turns it back means it.
+    kept = {
+        str(annotation["id"]): {key: v for key, v in kept_fields(annotation).items() if key != ROTATED_BOX}
+        for annotation in objects
+    }
     picture = f"/data/local-files/?d={quote(image['file_name'])}"
     return {
         "data": {_PICTURE: picture, KEPT: {"image": image, "annotations": kept}},
@@ -237,11 +243,37 @@ def _task(image: dict[str, Any], objects: list[dict[str, Any]], names: dict[int,
     }
 
 
+def brush_region(
+    mask: np.ndarray, label: str, key: str, *, of_box: bool, control: str = _MASKS, picture: str = _PICTURE
+) -> dict[str, Any]:
+    """A region that is a mask.
+
+    Args:
+        mask: H×W bool.
+        label: its class.
+        key: id of the region; with ``of_box`` that of the box whose mask it is.
+        of_box: whether it is the mask of a box beside it.
+        control, picture: names of the labelling interface's control and picture.
+    """
+    height, width = mask.shape
+    return {
+        "id": key + _OF_MASK if of_box else key,
+        **({"parentID": key} if of_box else {}),
+        "from_name": control,
+        "to_name": picture,
+        "type": "brushlabels",
+        "original_width": width,
+        "original_height": height,
+        "image_rotation": 0,
+        "value": {"format": "rle", "rle": encode_brush(mask), "brushlabels": [label]},
+    }
+
+
 def _config(names: Any) -> str:
-    """The labelling interface; Label Studio's own converters read such configs."""
+    """The labelling interface; Label Studio's own converters read such configs. Smart: models may answer boxes."""
     labels = "".join(f"\n    <Label value={quoteattr(name)}/>" for name in names)
     return (
         f'<View>\n  <Image name="{_PICTURE}" value="${_PICTURE}" zoom="true"/>\n'
-        f'  <RectangleLabels name="{_BOXES}" toName="{_PICTURE}">{labels}\n  </RectangleLabels>\n'
+        f'  <RectangleLabels name="{_BOXES}" toName="{_PICTURE}" smart="true">{labels}\n  </RectangleLabels>\n'
         f'  <BrushLabels name="{_MASKS}" toName="{_PICTURE}">{labels}\n  </BrushLabels>\n</View>\n'
     )

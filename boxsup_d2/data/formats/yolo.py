@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from boxsup_d2.data.formats.coco_checks import is_int
-from boxsup_d2.data.formats.coco_dialects import TURNED
 from boxsup_d2.data.formats.folders import ImageFinder, header_size, list_files, read_text, require_folder
 from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.data.formats.rotated_boxes import ROTATED_BOX, TURNED, box_of_corners
 
 # Where tools put the names of the classes, beside the labels or above.
 _NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "_darknet.labels")
@@ -166,11 +166,11 @@ def _is_number(text: str) -> bool:
 
 
 def _take_rotated_boxes(annotations: list[dict[str, Any]], notes: Problems) -> None:
-    """Take the masks away that are rotated boxes: the format does not tell them from polygons of four points."""
+    """Take masks for the rotated boxes that they are: the format does not tell these from polygons of four points."""
     polygons = [annotation for annotation in annotations if "segmentation" in annotation]
     if all(len(annotation["segmentation"][0]) == _CORNERS - 1 for annotation in polygons):
         for annotation in polygons:
-            del annotation["segmentation"]
+            annotation[ROTATED_BOX] = box_of_corners(annotation.pop("segmentation")[0])
             notes.add(TURNED, annotation["bbox"])
 
 

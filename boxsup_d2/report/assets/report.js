@@ -4,7 +4,9 @@
   const PAGE = 60;
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
-  const [find, classes, sort, order, below, view] = ["find", "class", "sort", "order", "below", "view"].map(byId);
+  const [find, classes, masks, sort, order, below, view, worst] = [
+    "find", "class", "masks", "sort", "order", "below", "view", "worst",
+  ].map(byId);
   const [cards, viewer, help] = ["cards", "viewer", "help"].map(byId);
   const columns = data.truth ? [...data.sets, "ground truth"] : data.sets;
   const SHORT = { iou: "IoU", quality: "quality", confidence: "conf", box_iou: "box", agreement: "agree", share: "share" };
@@ -47,6 +49,11 @@
     classes.append(option("", "all"));
     const present = new Set(data.labels.flat());
     data.classes.forEach((name, index) => present.has(index) && classes.append(option(index, name)));
+    const count = (test) => data.suspect.filter(test).length.toLocaleString("en");
+    masks.append(option("", "all"), option("any", `suspicious (${count((found) => found.length)})`));
+    data.suspicions.forEach((name, number) => {
+      masks.append(option(number, `${name} (${count((found) => found.includes(number))})`));
+    });
     for (const measure of data.measures) {
       if (!measure.perSet) sort.append(option(`${measure.key}:0`, measure.label));
       else {
@@ -57,11 +64,25 @@
       }
     }
     sort.append(option("", "file order"));
+    sort.value = "";
+  }
+
+  // Between all images as the file has them, and the worst masks first.
+  const worstFirst = () => sort.selectedIndex === 0 && sort.value !== "" && order.value === "1" && view.selectedIndex === view.options.length - 1;
+
+  function switchWorst() {
+    const on = !worstFirst();
+    sort.selectedIndex = on ? 0 : sort.options.length - 1;
+    order.value = "1";
+    view.selectedIndex = on ? view.options.length - 1 : 0;
+    update();
   }
 
   // ------------------------------------------------------------------ filter and sort
   function matches(item, words) {
     if (classes.value !== "" && ![data.labels[item]].flat().includes(Number(classes.value))) return false;
+    const suspect = data.suspect[item];
+    if (masks.value === "any" ? !suspect.length : masks.value !== "" && !suspect.includes(Number(masks.value))) return false;
     if (!words.length) return true;
     const text = [data.files[data.image[item]], data.ids[item] || "", ...labelsOf(item)].join("\n").toLowerCase();
     return words.every((word) => text.includes(word));
@@ -99,6 +120,7 @@
       });
     }
     page = 0;
+    worst.setAttribute("aria-pressed", worstFirst());
     draw();
   }
 
@@ -336,6 +358,7 @@
       "?": () => help.showModal(),
       n: () => turn(1, false),
       p: () => turn(-1, false),
+      w: () => worst.hidden || switchWorst(),
       v: () => {
         if (view.options.length < 2) return;
         view.selectedIndex = 1 - view.selectedIndex;
@@ -353,8 +376,12 @@
     clearTimeout(typing);
     typing = setTimeout(update, 120);
   });
-  below.addEventListener("input", update);
-  [classes, sort, order, view].forEach((control) => control.addEventListener("change", update));
+  below.addEventListener("input", () => {
+    if (!sort.value) sort.selectedIndex = 0; // below of what
+    update();
+  });
+  worst.addEventListener("click", switchWorst);
+  [classes, masks, sort, order, view].forEach((control) => control.addEventListener("change", update));
   byId("toolbar").addEventListener("submit", (event) => event.preventDefault());
   cards.addEventListener("click", (event) => {
     const button = event.target.closest("button");
@@ -372,8 +399,6 @@
   }
   document.addEventListener("keydown", pressed);
 
-  // Figures take the whole of a phone's screen; the pictures come first there.
-  if (matchMedia("(max-width: 40rem)").matches) byId("figures").open = false;
   fillSelects();
   update();
 })();
