@@ -152,6 +152,21 @@ def test_interrupted_and_damaged_work_goes_on(
     assert [image["file_name"] for image in read(tmp_path / "found.coco.json")["images"]] == ["a.png", "inner/c.png"]
 
 
+def test_boxinst_is_asked_for_its_own_classes(photos: Path, tmp_path: Path) -> None:
+    opts = ["MODEL.FCOS.NUM_CLASSES", 2, "MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", 64, "MODEL.WEIGHTS", ""]
+    cfg = load_config(get_config_file("quick/voc-boxinst.yaml"), [*opts, "TEST.DETECTIONS_PER_IMAGE", 5])
+    torch.manual_seed(1)
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model_final.pth")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    (tmp_path / "class_names.txt").write_text("cat\ndog\n")
+    out = tmp_path / "found.json"
+    command = ["predict", str(tmp_path), str(photos / "a.png"), "--out", str(out), "--min-score", "0.001"]
+    assert main([*command, "--num-gpus", "0"]) == 0
+    assert [category["name"] for category in read(tmp_path / "found.coco.json")["categories"]] == ["cat", "dog"]
+    assert read(out)
+    assert trained_network(tmp_path).cfg.MODEL.FCOS.SCORE_THRESH_TEST == 0.05
+
+
 def test_semantic_networks_give_a_region_per_class(photos: Path, tmp_path: Path) -> None:
     class Halves(DeepLabSegmenter):
         """Sees a dog in the left half of an image, and no class in the right one."""

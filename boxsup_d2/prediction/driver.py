@@ -120,7 +120,8 @@ def predict_images(
         cfg = network.cfg.clone()
         cfg.defrost()
         # What is left out is not worth a mask; a lower limit than the config's asks for more.
-        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = min_score
+        for section in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET, cfg.MODEL.FCOS):
+            section.SCORE_THRESH_TEST = min_score
         return _Skipping(load_model(cfg)), _loader(cfg, pending, batch_size, keep_going)
 
     return run_writer(writer, records, start)["pseudo_masks"]

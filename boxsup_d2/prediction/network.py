@@ -16,6 +16,7 @@ from boxsup_d2.data.datasets import register_from_cfg
 from boxsup_d2.data.formats.yolo import read_class_names
 from boxsup_d2.methods import prepare_inference
 from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod
+from boxsup_d2.modeling.boxinst.fcos import ControlledFCOS
 from boxsup_d2.utils.files import atomic_write
 
 __all__ = ["TrainedNetwork", "find_config", "trained_network", "training_classes", "write_class_names"]
@@ -113,7 +114,7 @@ def find_config(path: str) -> tuple[str, str]:
     Raises:
         FileNotFoundError, ValueError: as :func:`trained_network`.
     """
-    if path.endswith((".pth", ".pkl")):
+    if path.endswith((".pth", ".pkl", ".safetensors")):
         folder = os.path.dirname(path)
         config = os.path.join(folder, _CONFIG)
         if not os.path.isfile(config):
@@ -164,6 +165,7 @@ def _num_classes(cfg: CfgNode, kind: type) -> int | None:
     """How many classes a network tells apart; None where only its own code knows."""
     for base, section in (
         (SemanticSegmentor, cfg.MODEL.SEM_SEG_HEAD),
+        (ControlledFCOS, cfg.MODEL.FCOS),
         (DenseDetector, cfg.MODEL.RETINANET),
         (GeneralizedRCNN, cfg.MODEL.ROI_HEADS),
     ):
