@@ -19,6 +19,7 @@ from torch import nn
 from boxsup_d2.config import add_boxsup_config, load_config
 from boxsup_d2.data.build import build_train_loader
 from boxsup_d2.data.train_loader import ShuffledOrder, TrainLoader
+from boxsup_d2.engine.accumulation import AccumulatingAMPTrainer
 from boxsup_d2.engine.defaults import default_argument_parser
 from boxsup_d2.engine.trainer import Trainer
 from boxsup_d2.rounds.runner import run_rounds
@@ -205,6 +206,20 @@ def test_a_resumed_training_ends_with_the_same_weights(cfg, network, monkeypatch
     found = torch.load(output / "model_final.pth", weights_only=True)
     assert content(found["model"]) == content(expected["model"])
     assert content(found["trainer"]) == content(expected["trainer"])
+
+
+def test_the_loss_scale_goes_on_as_well(cfg, monkeypatch):
+    """Mixed precision with the CPU's own scaler, which grows in the third update: after the break, at two."""
+
+    def in_mixed_precision(*args, amp, batches):
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+        return AccumulatingAMPTrainer(*args, scaler, batches=batches)
+
+    monkeypatch.setattr("boxsup_d2.engine.trainer.build_inner_trainer", in_mixed_precision)
+    test_a_resumed_training_ends_with_the_same_weights(cfg, noisy_segmenter, monkeypatch)
+    trained = torch.load(Path(cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)
+    scaler = trained["trainer"]["_trainer"]["grad_scaler"]
+    assert (scaler["scale"], scaler["_growth_tracker"]) == (2048.0, 1)
 
 
 def run_demo(toy, output):

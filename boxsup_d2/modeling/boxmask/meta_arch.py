@@ -91,6 +91,8 @@ class BoxMask(BoxToMaskMethod):
         if ema_decay > 0:
             self.average = copy.deepcopy(self.net).requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        # The same on the host: to read the buffer is to wait for the GPU, which every update would do.
+        self._updates = 0
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self.loss_weights = loss_weights
@@ -174,7 +176,7 @@ class BoxMask(BoxToMaskMethod):
             torch.stack([x[key] for x in batched_inputs])[:, None].to(self.device).float() / 255
             for key in ("box", "mask", "void")
         )
-        side = next((s for step, s in reversed(self.train_sizes) if self.updates >= step), images.shape[-1])
+        side = next((s for step, s in reversed(self.train_sizes) if self._updates >= step), images.shape[-1])
         if side != images.shape[-1]:
             images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
             boxes = F.interpolate(boxes, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
@@ -186,7 +188,7 @@ class BoxMask(BoxToMaskMethod):
         pixel, overlap = losses.pixel_and_overlap_losses(logits[:known], masks, weights)
         unknown = logits[known:]
         teacher = unknown.sum() * 0
-        if self.average is not None and known < len(logits) and self.updates >= self.teacher_start:
+        if self.average is not None and known < len(logits) and self._updates >= self.teacher_start:
             taught = self.teach(self.average, images[known:], boxes[known:])
             teacher = losses.teacher_loss(unknown, taught, inner[known:])
         truth = losses.hard_iou(logits[:known], masks, counted)
@@ -213,12 +215,11 @@ class BoxMask(BoxToMaskMethod):
     @torch.no_grad()
     def update_average(self) -> None:
         """Move the averaged network towards the network; a young average forgets faster."""
-        if self.average is None:
-            self.updates += 1
-            return
-        count = int(self.updates)
-        decay = min(self.ema_decay, count / (count + 10))
+        decay = min(self.ema_decay, self._updates / (self._updates + 10))
         self.updates += 1
+        self._updates += 1
+        if self.average is None:
+            return
         for mean, value in zip(self.average.parameters(), self.net.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
         for mean_buffer, buffer in zip(self.average.buffers(), self.net.buffers(), strict=True):
@@ -241,6 +242,7 @@ class BoxMask(BoxToMaskMethod):
             net = prefix + "net."
             state_dict.update({average + k[len(net) :]: v for k, v in list(state_dict.items()) if k.startswith(net)})
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._updates = int(self.updates)
 
     def inference_state(self) -> dict[str, Tensor]:
         """The network that predicts, once; the average starts from it (:meth:`_load_from_state_dict`)."""
