@@ -406,6 +406,24 @@ def test_examples_of_the_document_run(tmp_path, monkeypatch, registered, capsys)
         registered.extend(set(DatasetCatalog) - known)
 
 
+def test_notebook_runs(tmp_path, monkeypatch, capsys):
+    """All cells in one process, in an empty folder; what is printed is what the notebook shows."""
+    pytest.importorskip("skimage", reason="the photographs are scikit-image's")
+    cells = json.loads((ROOT / "docs/boxes_to_masks.ipynb").read_text())["cells"]
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {"__name__": "notebook"}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            capsys.readouterr()
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), namespace)
+            printed = "".join("".join(output["text"]) for output in cell["outputs"] if "text" in output)
+            assert capsys.readouterr().out == printed
+            kept = [output["data"]["image/png"] for output in cell["outputs"] if "image/png" in output.get("data", {})]
+            assert bool(kept) == ("".join(cell["source"]).endswith("\nprediction")), "it shows what was predicted"
+    assert json.loads((tmp_path / "masks.json").read_text())["annotations"][1]["quality"] > 0.7
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
 def test_document_names_every_public_function():
     import boxsup_d2.api
 

@@ -561,6 +561,8 @@ def test_voc_and_yolo_come_in_and_go_out(tmp_path: Path, data: dict[str, Any]) -
     assert isinstance(read(tmp_path / "y.json")["annotations"][0]["segmentation"], list)
     assert list((tmp_path / "png").rglob("*.png"))
     assert list((tmp_path / "seg").rglob("90.txt"))
+    seg = ["--yolo", str(tmp_path / "seg"), "--images", str(tmp_path / "seg"), "--out", str(tmp_path / "again.json")]
+    assert main(["label", *seg, *common[2:]]) == 0, "what was written is read again"
     assert (tmp_path / "voc" / "SegmentationObject" / "90.png").is_file()
 
     (tmp_path / "xml").mkdir()

@@ -351,7 +351,12 @@ def test_device(monkeypatch, device, gpu, num_gpus, expected, tell):
 def quiet_setup(monkeypatch):
     """setup() without Detectron2's loggers, which would stay for all tests after this one."""
     calls = []
-    monkeypatch.setattr(defaults, "default_setup", lambda cfg, args: calls.append("default_setup"))
+
+    def default_setup(cfg, args):
+        calls.append("default_setup")
+        logging.getLogger("torch.utils.cpp_extension").warning("No CUDA runtime is found, using CUDA_HOME='x'")
+
+    monkeypatch.setattr(defaults, "default_setup", default_setup)
     monkeypatch.setattr(defaults, "setup_logger", lambda *arguments, **options: calls.append(options["name"]))
     return calls
 

@@ -90,6 +90,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be made: {error}. Name another one: OUTPUT_DIR <folder>."
         ) from error
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="boxsup_d2")
+    # Detectron2's report of the machine asks where CUDA is, and torch warns where there is a CUDA and no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     default_setup(cfg, args)
     if not getattr(args, "debug", False):
         _leave_tracebacks_to_log_files()

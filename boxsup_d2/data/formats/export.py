@@ -23,7 +23,8 @@ from boxsup_d2.masks.label_map import IGNORE_LABEL, MAX_CLASSES
 
 
 def write_yolo_seg(data: dict[str, Any], out_dir: str, image_root: str | None = None) -> dict[str, int]:
-    """Write a data set as ``yolo train`` takes it: text files, ``data.yaml``, and links to the images.
+    """Write a data set as ``yolo train`` takes it: text files, ``data.yaml``, and links to the images, hard
+    ones where the drive allows.
 
     Text files have a line "class x0 y0 x1 y1 ..." per object in 0..1 of the sides. They lie where these tools look for
     them: the last folder ``images`` in the path of an image becomes ``labels``. Images whose file names have no such
@@ -76,7 +77,7 @@ def write_yolo_seg(data: dict[str, Any], out_dir: str, image_root: str | None = 
     for link, picture in yolo_links(data, out_dir, image_root) if image_root else ():
         if not os.path.lexists(link):
             os.makedirs(os.path.dirname(link), exist_ok=True)
-            os.symlink(picture, link)
+            _link(picture, link)
     listed = sorted(folders) or ["images"]
     where = listed if len(listed) > 1 else listed[0]
     content = {"train": where, "val": where, "nc": len(names), "names": dict(enumerate(names))}
@@ -96,6 +97,14 @@ def yolo_links(data: dict[str, Any], out_dir: str, image_root: str) -> list[tupl
     pictures = (os.path.abspath(os.path.join(image_root, image["file_name"])) for image in data["images"])
     links = (os.path.join(root, path.lstrip("/")) for path in _yolo_paths(data))
     return list(zip(links, pictures, strict=True))
+
+
+def _link(picture: str, link: str) -> None:
+    """The same file under another name: a symbolic link out of the data set would be refused when it is read again."""
+    try:
+        os.link(os.path.realpath(picture), link)
+    except OSError:  # another drive, or one without such links
+        os.symlink(picture, link)
 
 
 def _without_images_of_crowds(data: dict[str, Any]) -> dict[str, Any]:
