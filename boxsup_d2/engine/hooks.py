@@ -49,7 +49,9 @@ class PseudoMaskHook(HookBase):
 
 
 class EMAHook(HookBase):
-    """Keeps the average of the weights (``MODEL.EMA``): before every step it moves towards the network.
+    """Keeps the average of the weights (``MODEL.EMA``): after every step it moves towards the network.
+
+    It stands before the hooks that save and evaluate.
 
     The state of the network that is trained is the hook's, since the model of a checkpoint is the average.
 
@@ -67,7 +69,7 @@ class EMAHook(HookBase):
         if not self._resumed:
             self._average.start()
 
-    def before_step(self) -> None:
+    def after_step(self) -> None:
         """Update."""
         self._average.update(self.trainer.iter)
 

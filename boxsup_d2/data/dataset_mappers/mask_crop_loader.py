@@ -77,7 +77,7 @@ def mask_samples(
         found = [s for a in record["annotations"] if (s := _object_sample(record, a, min_side))]
         if not found:
             continue
-        masks = [s["segmentations"][0] for s in found if "segmentations" in s and "confidence" not in s]
+        masks = [s["segmentations"][0] for s in found if "segmentations" in s and s.get("confidence", 1) >= 1]
         joint = union_prob if len(masks) > 1 else 0.0
         share = float(np.sqrt(len(found)))
         samples += found
