@@ -16,6 +16,8 @@ examples:
     $ boxsup train --json some_masks.json --images photos --out my
   BoxCaseg from its beginnings, with photographs of single objects with masks (DIR: DUTS, or images/ and masks/):
     $ boxsup train --size small --json boxes.json --images photos --salient DIR --out my
+  a network starts from another method's masks, and corrects them; the table at the end says what it gained
+    $ boxsup train --size small --teacher grabcut --json boxes.json --images photos --truth some_true.json --out my
   start from a network that was trained before:
     $ boxsup train --json boxes.json --images photos --init other/boxmask/model_final.pth --out my
 
@@ -61,6 +63,18 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     masks.add_argument(
         "--init", metavar="CKPT", help="weights of a box-to-mask network of the same --size to start from"
     )
+    masks.add_argument(
+        "--teacher",
+        metavar="METHOD",
+        help="a method whose masks of your boxes BoxMask starts from, weighted by their quality (see 'boxsup models'), "
+        "or a config or checkpoint of a network; with --size shipped or small",
+    )
+    masks.add_argument("--teacher-weights", metavar="F", help="its weights, where it needs some")
+    masks.add_argument(
+        "--truth",
+        metavar="F",
+        help="with --teacher: a json with true masks of some of the boxes to compare both with; nothing learns from it",
+    )
     networks = parser.add_argument_group("networks")
     networks.add_argument(
         "--size",
@@ -103,6 +117,12 @@ def run(args: argparse.Namespace) -> None:
     folders = _salient_folders(args)
     if args.mask_rcnn_iterations and not args.mask_rcnn:
         raise BadInput("--mask-rcnn-iterations without --mask-rcnn: there is no Mask R-CNN to train. Give both.")
+    if not args.teacher and (args.teacher_weights or args.truth):
+        raise BadInput("--teacher-weights and --truth are about a --teacher: name one.")
+    if args.teacher and args.size == "full":
+        raise BadInput("--teacher teaches BoxMask: use --size shipped or small.")
+    if args.truth and not os.path.isfile(args.truth):
+        raise BadInput(f"--truth: there is no file '{args.truth}'.")
     if args.init and not os.path.isfile(args.init) and "://" not in args.init:
         raise BadInput(f"--init: there is no file '{args.init}'.")
 
@@ -131,6 +151,11 @@ def run(args: argparse.Namespace) -> None:
                 process.join(_SECONDS_TO_SAVE)
         raise
     show(summary(short(out), args.images, plan.step, mask_rcnn=args.mask_rcnn))
+    if args.teacher:
+        from boxsup_cli.train_job import compare_with_teacher
+
+        with bad_input():
+            compare_with_teacher(out, plan.step, args.truth)
 
 
 def _salient_folders(args: argparse.Namespace) -> tuple[str, str] | None:

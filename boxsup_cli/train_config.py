@@ -19,6 +19,7 @@ from detectron2.config import CfgNode
 
 from boxsup_cli.errors import BadInput
 from boxsup_cli.sources import Source
+from boxsup_cli.train_teacher import TEACHER, teacher_settings
 from boxsup_d2.data.datasets.salient import load_salient
 from boxsup_d2.data.formats.coco import read_json
 from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY
@@ -86,6 +87,13 @@ _RECIPES = {
 }
 
 
+# Of networks that learn from a --teacher.
+_STUDENTS = {
+    "shipped": _Recipe("boxmask", "zoo/boxmask-student.yaml", "quick/Base-Mask-RCNN.yaml"),
+    "small": _Recipe("boxmask", "quick/boxmask-student.yaml", "quick/Base-Mask-RCNN.yaml"),
+}
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a training will be done.
@@ -118,9 +126,9 @@ def plan_training(
         processes: that share a batch; 0 counts as 1.
 
     Raises:
-        FileNotFoundError, ValueError: the salient folders do not fit each other.
+        FileNotFoundError, ValueError: the salient folders do not fit each other, or there is no such teacher.
     """
-    recipe, ranks = _RECIPES[args.size], max(processes, 1)
+    recipe, ranks = (_STUDENTS if args.teacher else _RECIPES)[args.size], max(processes, 1)
     info = source.data.get("info")
     predicted = isinstance(info, dict) and PROVENANCE_KEY in info
     objects = [annotation for annotation in source.usable["annotations"] if not annotation.get("iscrowd")]
@@ -131,16 +139,18 @@ def plan_training(
     few = (
         bool(recipe.boxes_alone) and 0 < taught < _FEW_MASKS * (len(objects) - masks + taught) and len(objects) > masks
     )
-    as_it_is = not recipe.boxes_alone and not taught and not args.iterations and not args.init
+    as_it_is = not (recipe.boxes_alone or taught or args.iterations or args.init or args.teacher)
     use_masks, classes = "none" if predicted else "kept", len(source.usable["categories"])
     network = recipe.boxes_alone if boxes_alone else recipe.network
     texts = {
         "rounds.yaml": _rounds(args, source, salient, out, use_masks, recipe.step, as_it_is=as_it_is),
         f"my-{recipe.step}.yaml": _network(
-            args, network, ranks, len(objects) + salient_images, salient is not None, few
+            args, network, recipe, ranks, len(objects) + salient_images, salient is not None, few
         ),
         **_with_bases(network),
     }
+    if args.teacher:
+        texts[f"my-{TEACHER}.yaml"] = _teacher(args)
     if args.mask_rcnn:
         texts[f"my-{MASK_RCNN}.yaml"] = _mask_rcnn(args, recipe.mask_rcnn, ranks, len(source.usable["images"]), classes)
         texts.update(_with_bases(recipe.mask_rcnn))
@@ -162,6 +172,9 @@ def plan_training(
         "as_it_is": as_it_is,
         "out": out,
     }
+    if args.teacher:  # not a key of all: a training of before, without one, is the same request
+        given = (args.teacher, args.teacher_weights or "")
+        request["teacher"] = [_init(name) if os.path.exists(name) else name for name in given]
     warnings = [COST_OF_BOXES_ALONE] if boxes_alone else [AS_IT_IS] if as_it_is else []
     if len(objects) < _FEW_BOXES and not as_it_is:
         warnings.append(_NOTE_ON_FEW_BOXES.format(len(objects), classes))
@@ -251,6 +264,9 @@ def _rounds(
     steps: list[dict[str, Any]] = [{"NAME": network, "CONFIG": f"my-{network}.yaml"}]
     if as_it_is:
         steps[0]["EVAL_ONLY"] = True
+    if args.teacher:
+        steps[0]["PSEUDO_MASKS"] = [TEACHER]
+        steps.insert(0, {"NAME": TEACHER, "CONFIG": f"my-{TEACHER}.yaml", "EVAL_ONLY": True})
     comments = [
         "Written by `boxsup train`. Edit it, and run the same command again, or from a checkout of boxsup_d2:",
         "  python train_net.py --config-file <this file>",
@@ -258,6 +274,8 @@ def _rounds(
         'MASKS: with "kept", boxes that have a mask teach by it, and keep it; with "none", boxes teach alone.',
         f"Step {network} {'' if as_it_is else 'learns from the boxes, then '}gives each of the boxes a mask.",
     ]
+    if args.teacher:
+        comments.append(f"Before it step {TEACHER} gave them masks, with which {network} starts.")
     if salient:
         data_sets.append({"NAME": SALIENT, "IMAGES": salient[0], "SALIENT_MASKS": salient[1]})
     if args.mask_rcnn:
@@ -272,8 +290,24 @@ def _rounds(
     return _yaml(comments, config)
 
 
-def _network(args: argparse.Namespace, name: str, ranks: int, samples: int, with_salient: bool, few_masks: bool) -> str:
-    recipe, base, sizes = get_config(name), posixpath.basename(name), _RECIPES[args.size]
+def _teacher(args: argparse.Namespace) -> str:
+    settings = teacher_settings(args.teacher, args.teacher_weights)
+    data_sets = {"DATASETS": {"TRAIN": [], "TEST": []}, "PSEUDO_MASKS": {"DATASETS": [BOXES]}}
+    return _yaml(
+        ["The method whose masks the box-to-mask network starts from."], {**settings, **data_sets, "VERSION": 2}
+    )
+
+
+def _network(
+    args: argparse.Namespace,
+    name: str,
+    sizes: _Recipe,
+    ranks: int,
+    samples: int,
+    with_salient: bool,
+    few_masks: bool,
+) -> str:
+    recipe, base = get_config(name), posixpath.basename(name)
     comments = [
         f"The box-to-mask network: what differs from the recipe, {base}.",
         "DATASETS.TEST is empty, since measuring would need true masks.",
@@ -285,7 +319,8 @@ def _network(args: argparse.Namespace, name: str, ranks: int, samples: int, with
     gently = bool(args.init and sizes.boxes_alone)
     if gently:
         comments.append("SOLVER.BASE_LR is a tenth of the recipe's: the weights are trained already.")
-    config["DATASETS"] = {"TRAIN": [BOXES, SALIENT] if with_salient else [BOXES], "TEST": []}
+    boxes = f"{BOXES}_pseudo" if args.teacher else BOXES
+    config["DATASETS"] = {"TRAIN": [boxes, SALIENT] if with_salient else [boxes], "TEST": []}
     config["PSEUDO_MASKS"] = {"DATASETS": [BOXES]}
     if few_masks:
         config["DATALOADER"] = {"BOX_RATIO": 0.6875}

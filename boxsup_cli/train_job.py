@@ -10,8 +10,9 @@ from detectron2.engine import hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 
-from boxsup_cli.console import quiet_setup
+from boxsup_cli.console import output, quiet_setup, show
 from boxsup_cli.train_config import BOXES, MASK_RCNN
+from boxsup_cli.train_teacher import TEACHER, comparison_table
 from boxsup_d2.checkpoint import WholeCheckpointer
 from boxsup_d2.config import load_config, merge_overrides
 from boxsup_d2.engine.defaults import setup
@@ -68,6 +69,25 @@ def check_init(config: str, checkpoint: str, opts: Sequence[str]) -> None:
     with explain_build_errors(cfg):
         model = build_model(cfg)
     WholeCheckpointer(model, what="--init", fix=fix).load_whole(checkpoint)
+
+
+def compare_with_teacher(out: str, network: str, truth: str | None) -> None:
+    """Print the table of the student's masks and its teacher's.
+
+    Args:
+        out: folder of the training.
+        network: name of the student's step.
+        truth: json with true masks, or None.
+
+    Raises:
+        ValueError: no object of theirs is in the truth.
+    """
+    teacher, student = (pseudo_mask_path(os.path.join(out, step), BOXES) for step in (TEACHER, network))
+    table = comparison_table(teacher, student, truth)
+    if table is None:
+        show("student and teacher cannot be compared: all their masks, or all that have a true one, are the json's own")
+    else:
+        output.print(table)
 
 
 def summary(out: str, images: str, network: str, *, mask_rcnn: bool) -> str:

@@ -6,14 +6,16 @@ import torch.nn.functional as F
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_model
-from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from boxsup_d2.checkpoint.formats import find_format
 from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.data.dataset_mappers import PseudoMaskDatasetMapper
+from boxsup_d2.modeling.average import WeightAverage
 from boxsup_d2.modeling.boxinst import PUBLISHED
+from boxsup_d2.modeling.boxinst.box_teacher import mask_scores, match_detections
 from boxsup_d2.modeling.boxinst.heads import DynamicMaskHead, aligned_bilinear
 from boxsup_d2.modeling.boxinst.meta_arch import resize_masks
 from boxsup_d2.modeling.boxinst.targets import mean_colors, rasterize_boxes, sample_locations, valid_cells
@@ -292,6 +294,90 @@ def test_clear_errors():
         build_model(config(MODEL__BOXINST__MASK_STRIDE=3))
     with pytest.raises(ValueError, match=r"MODEL.FCOS.IN_FEATURES has \['p7'\], but the backbone makes"):
         build_model(config(MODEL__FCOS__IN_FEATURES=["p3", "p7"]))
+
+
+# ---------------------------------------------------------------------------------------------------- BoxTeacher
+def greedy(detections, objects, least, classes=None):
+    """Slow reference of the matching."""
+    match = [-1] * len(objects)
+    for i, box in enumerate(detections):
+        found = [(pairwise_iou(Boxes(box[None]), Boxes(o[None])).item(), j) for j, o in enumerate(objects)]
+        free = [
+            (iou, -j)
+            for iou, j in found
+            if match[j] < 0 and iou >= least and (classes is None or classes[0][i] == classes[1][j])
+        ]
+        if free:
+            match[-max(free)[1]] = i
+    return match
+
+
+def test_detections_are_matched_one_to_one_the_first_ones_too():
+    corners = torch.rand(14, 2) * 30
+    boxes = torch.cat([corners, corners + 20 + 4 * torch.rand(14, 2)], dim=1)
+    detections, objects = boxes[:9], boxes[9:]
+    classes = torch.randint(0, 2, (9,)), torch.randint(0, 2, (5,))
+    for least, kinds in ((0.1, None), (0.1, classes), (0.3, None)):
+        found = match_detections(Boxes(detections), Boxes(objects), least, kinds)
+        assert found.tolist() == greedy(detections, objects, least, kinds)
+        assert (found == 0).any() or kinds is not None, "the best one takes its object"
+    assert match_detections(Boxes(detections[:0]), Boxes(objects), 0.5).tolist() == [-1] * 5
+    assert match_detections(Boxes(detections), Boxes(objects[:0]), 0.5).shape == (0,)
+    assert mask_scores(torch.tensor([0.7]), torch.tensor([0.9])).item() == pytest.approx(0.867752, abs=1e-5)
+
+
+def test_the_average_teaches_the_masks_of_its_boxes():
+    """A short training: the teacher finds the objects, its masks are learnt, and it is no part of the network."""
+    things = [(20, 18, 10, 0), (28, 29, 11, 1)]
+    batch = [sample((48, 48), [thing]) for thing in things] + [sample((48, 48), [])]
+    keys = {"MODEL__META_ARCHITECTURE": "BoxTeacher", "MODEL__EMA__ENABLED": True, "MODEL__BOXTEACHER__WARMUP": 0.0}
+    keys |= {"MODEL__BOXINST__PAIRWISE_WARMUP": 0.4, "MODEL__BOXINST__SAMPLES_PER_IMAGE": 8, "SOLVER__MAX_ITER": 150}
+    keys |= {"INPUT__MIN_SIZE_TEST": 64}
+    model = model_of(**keys).train()
+    average = WeightAverage(model, decay=0.7)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    history = []
+    for iteration in range(40):
+        with EventStorage(iteration):
+            losses = model(batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        assert all(p.grad is not None for p in model.parameters())
+        optimizer.step()
+        average.update(iteration)
+        history.append({name: value.item() for name, value in losses.items()})
+    assert {"loss_mask", "loss_mask_affinity", "loss_projection", "loss_pairwise"} <= history[0].keys()
+    taught = [losses["loss_mask"] for losses in history if losses["loss_mask"] > 0]
+    assert taught, "the teacher has found an object"
+    assert history[-1]["loss_projection"] < 0.7 * history[0]["loss_projection"]
+    masks, weights = model.taught_masks(batch, [x["instances"] for x in batch], (24, 24))
+    assert (masks.shape, weights.shape) == ((2, 1, 24, 24), (2,))
+    assert ((weights > 0) == (masks.flatten(1).amax(1) > 0)).all()
+    assert model.state_dict().keys() == model_of().state_dict().keys()
+    view = model.training_view(batch)
+    assert not torch.equal(view[0]["image"], batch[0]["image"])
+    for key, value, problem in (("MODEL__MASK_ON", True, "MASK_ON False"), ("MODEL__EMA__ENABLED", False, "EMA")):
+        with pytest.raises(ValueError, match=problem):
+            model_of(**{**keys, key: value})
+
+
+def test_scores_count_the_masks_where_asked():
+    item, found = sample(SIZE, OBJECTS), []
+    for rescore in (False, True):
+        model = model_of(MODEL__FCOS__SCORE_THRESH_TEST=0.0, MODEL__BOXINST__RESCORE_TEST=rescore).eval()
+        with torch.no_grad():
+            images = model.preprocess_image([item])
+            maps = model.backbone(images.tensor)
+            dense, features = (
+                model.dense_predictions([maps["p3"], maps["p4"]]),
+                model.mask_branch([maps["p2"], maps["p3"]]),
+            )
+            found.append((model([item])[0]["instances"], model.detections([item], images, dense, features)[0]))
+    (plain, _), (rescored, raw) = found
+    torch.testing.assert_close(plain.scores, raw.scores)
+    expected = (raw.scores * raw.mask_certainty).sqrt().sort(descending=True).values
+    torch.testing.assert_close(rescored.scores, expected)
+    assert set(rescored.get_fields()) == set(plain.get_fields())
 
 
 # ---------------------------------------------------------------------------------------------------- predictions

@@ -13,17 +13,20 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.events import EventStorage
 from pycocotools import mask as mask_util
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 import boxsup_d2  # noqa: F401
 from boxsup_d2.checkpoint.small import write_small
-from boxsup_d2.config import add_boxsup_config
+from boxsup_d2.config import add_boxsup_config, load_config
 from boxsup_d2.data.dataset_mappers.mask_crop import MaskCropDatasetMapper, cut_mask, tight_box
 from boxsup_d2.data.dataset_mappers.mask_crop_loader import MaskCropOrder, mask_samples
 from boxsup_d2.masks.windows import box_coverage, box_window, clip_box, cut_window
+from boxsup_d2.modeling.average import WeightAverage
 from boxsup_d2.modeling.boxmask import losses
+from boxsup_d2.modeling.boxmask.box_learning import BoxLearning
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
 from boxsup_d2.modeling.boxmask.network import QualityHead
 
@@ -46,7 +49,7 @@ def small_cfg(**keys):
 
 
 def training_batch(has_mask, size=64):
-    """Noise with a box in the middle, one per entry."""
+    """Noise with a box in the middle, one per entry: the confidence of its mask, or 0 for none."""
     box = torch.zeros(size, size, dtype=torch.uint8)
     box[size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 255
     return [
@@ -55,7 +58,9 @@ def training_batch(has_mask, size=64):
             "box": box,
             "mask": box if known else torch.zeros_like(box),
             "void": torch.zeros_like(box),
-            "has_mask": known,
+            "seen": torch.full_like(box, 255),
+            "has_mask": known > 0,
+            "confidence": known or 1.0,
         }
         for known in has_mask
     ]
@@ -105,8 +110,8 @@ class TestLosses:
     def test_true_masks_cost_nothing_and_wrong_ones_do(self):
         masks = (torch.rand(3, 1, 16, 16) > 0.5).float()
         weights = losses.boundary_weights(masks, 3.0)
-        good = losses.pixel_and_overlap_losses(40 * (masks - 0.5), masks, weights)
-        bad = losses.pixel_and_overlap_losses(40 * (0.5 - masks), masks, weights)
+        good = losses.pixel_and_overlap_losses(40 * (masks - 0.5), masks, weights, torch.ones(3))
+        bad = losses.pixel_and_overlap_losses(40 * (0.5 - masks), masks, weights, torch.ones(3))
         assert max(good) < 1e-3
         assert min(bad) > 0.9
 
@@ -122,8 +127,10 @@ class TestLosses:
         boxes[..., 4:12, 4:12] = 1
         cross = torch.full((1, 1, 16, 16), -20.0)
         cross[..., range(4, 12), range(4, 12)] = 20  # a diagonal touches all of them
-        assert losses.projection_loss(cross, boxes) < 1e-3
-        assert losses.projection_loss(cross.roll(4, -1), boxes) > 1
+        for name in ("cross_entropy", "dice"):
+            projection = BoxLearning(projection_loss=name).projection
+            assert projection(cross, boxes) < 1e-3
+            assert projection(cross.roll(4, -1), boxes) > 0.3
 
     def test_the_teacher_counts_where_it_is_certain_and_outside_the_box_is_background(self):
         boxes = torch.zeros(1, 1, 2, 2)
@@ -137,8 +144,7 @@ class TestLosses:
     def test_empty_batches_give_connected_zeros(self):
         logits = torch.zeros(0, 1, 8, 8, requires_grad=True)
         found = [
-            *losses.pixel_and_overlap_losses(logits, logits.detach(), logits.detach()),
-            losses.projection_loss(logits, logits.detach()),
+            *losses.pixel_and_overlap_losses(logits, logits.detach(), logits.detach(), torch.zeros(0)),
             losses.teacher_loss(logits, logits.detach(), logits.detach()),
         ]
         sum(found).backward()
@@ -155,10 +161,18 @@ class TestLosses:
     def test_pixels_that_do_not_count_change_nothing(self):
         logits, masks = torch.randn(2, 1, 8, 8), torch.rand(2, 1, 8, 8)
         counted = (torch.rand(2, 1, 8, 8) > 0.5).float()
-        found = losses.pixel_and_overlap_losses(logits, masks, counted)
+        sure = torch.ones(2)
+        found = losses.pixel_and_overlap_losses(logits, masks, counted, sure)
         other = torch.where(counted > 0, logits, -5 * logits)
-        assert losses.pixel_and_overlap_losses(other, masks, counted) == found
-        assert losses.pixel_and_overlap_losses(-logits, masks, counted) != found
+        assert losses.pixel_and_overlap_losses(other, masks, counted, sure) == found
+        assert losses.pixel_and_overlap_losses(-logits, masks, counted, sure) != found
+
+    def test_masks_count_by_their_confidence(self):
+        logits, masks, weights = torch.randn(2, 1, 8, 8), torch.rand(2, 1, 8, 8), torch.ones(2, 1, 8, 8)
+        first = torch.stack(losses.pixel_and_overlap_losses(logits[:1], masks[:1], weights[:1], torch.ones(1)))
+        for confidence in ([0.5, 0.0], [1.0, 0.0]):
+            found = losses.pixel_and_overlap_losses(logits, masks, weights, torch.tensor(confidence))
+            assert torch.allclose(torch.stack(found), confidence[0] * first)
 
 
 class TestEdges:
@@ -190,17 +204,53 @@ class TestEdges:
 
 
 class TestModel:
-    @pytest.mark.parametrize("has_mask", [(True, True, False), (True, True), (False, False)])
-    def test_the_losses_are_always_the_same_and_reach_every_parameter(self, has_mask):
-        model = build_model(small_cfg()).train()
-        found = {}
-        for _ in range(2):  # the teacher starts with the second update
-            found = model(training_batch(has_mask))
-        assert sorted(found) == ["loss_overlap", "loss_pixel", "loss_projection", "loss_quality", "loss_teacher"]
+    @pytest.mark.parametrize(
+        ("has_mask", "labels"),
+        [((1, 1, 0), "certain"), ((1, 1), "certain"), ((0, 0), "mean_field"), ((0, 0.5, 1), "mean_field")],
+    )
+    def test_the_losses_are_always_the_same_and_reach_every_parameter(self, has_mask, labels):
+        """Of true masks, boxes alone, and masks of another method; with a teacher and without."""
+        model = build_model(
+            small_cfg(
+                MODEL__BOXMASK__TEACHER_LABELS=labels,
+                MODEL__BOXMASK__PAIRWISE_WEIGHT=1.0,
+                MODEL__BOXMASK__COLOR_THRESHOLD=1e-9,
+            )
+        ).train()
+        average = WeightAverage(model, decay=0.9)
+        for iteration in (0, 1):  # the teacher starts with the second one
+            with EventStorage(iteration):
+                found = model(training_batch(has_mask))
+            boxes_teach = min(has_mask) < 1
+            assert bool(found["loss_teacher"] > 0) == (boxes_teach and iteration > 0)
+            assert bool(found["loss_pairwise"] > 0) == (boxes_teach and iteration > 0)
+            assert bool(found["loss_projection"] > 0) == boxes_teach
+            assert bool(found["loss_pixel"] > 0) == (max(has_mask) > 0)
+        names = ("overlap", "pairwise", "pixel", "projection", "quality", "teacher")
+        assert sorted(found) == [f"loss_{name}" for name in names]
         sum(found.values()).backward()
-        assert all(p.grad is not None for p in model.net.parameters())
-        assert all(p.grad is None for p in model.average.parameters())
-        assert all(torch.isfinite(p.grad).all() for p in model.net.parameters())
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+        assert all(p.grad is None for p in average.network.parameters())
+        assert model.state_dict().keys() == build_model(small_cfg()).state_dict().keys()
+
+    def test_predicted_masks_give_way_to_what_the_average_teaches(self):
+        keys = {"MODEL__BOXMASK__TEACHER_WARMUP": 1.0, "SOLVER__MAX_ITER": 10}
+        values = {}
+        for end in (1.0, 0.25):
+            torch.manual_seed(0)
+            model = build_model(small_cfg(MODEL__BOXMASK__PREDICTED_MASKS_END=end, **keys)).train()
+            average = WeightAverage(model, decay=0.9)
+            batch = training_batch((0.5, 0))
+            for iteration in (0, 10):
+                average.start()
+                with EventStorage(iteration), torch.no_grad():
+                    values[end, iteration] = model(batch)["loss_pixel"].item()
+        assert values[0.25, 0] == values[1.0, 0]
+        assert values[0.25, 10] == pytest.approx(values[1.0, 10] / 4)
+
+    def test_names_that_there_are_not(self):
+        with pytest.raises(ValueError, match=r"MODEL.BOXMASK.TEACHER_LABELS is 'hard': it must be certain or"):
+            build_model(small_cfg(MODEL__BOXMASK__TEACHER_LABELS="hard"))
 
     def test_the_quality_has_no_say_in_the_mask(self):
         head = QualityHead(4, 6)
@@ -211,34 +261,25 @@ class TestModel:
         assert context.grad is None
         assert logits.grad is None
 
-    def test_the_average_follows_the_network(self):
-        model = build_model(small_cfg()).train()
-        weight, mean = model.net.mask.weight, model.average.mask.weight
-        with torch.no_grad():
-            weight.add_(1.0)
-        model.update_average()
-        assert torch.allclose(mean, weight)  # nothing is kept of the start
-        with torch.no_grad():
-            weight.add_(1.0)
-        model.update_average()
-        assert (weight - mean).abs().max() < 0.1  # a young average forgets fast
-        assert not torch.equal(mean, weight)
-        assert not model.average.training
-
-    def test_weights_without_an_average_fill_it(self):
-        source, target = build_model(small_cfg(MODEL__BOXMASK__EMA_DECAY=0.0)), build_model(small_cfg())
-        assert source.average is None
-        target.load_state_dict(source.state_dict(), strict=True)
-        for name, value in source.net.state_dict().items():
-            assert torch.equal(target.average.state_dict()[name], value)
+    def test_of_checkpoints_of_before_the_average_is_used(self, tmp_path):
+        model = build_model(small_cfg())
+        state = model.state_dict()
+        theirs = {name: torch.zeros_like(value) for name, value in state.items()}
+        theirs |= {"average." + name.removeprefix("net."): value for name, value in state.items()}
+        other = build_model(small_cfg())
+        other.load_state_dict({**theirs, "updates": torch.tensor(3)}, strict=True)
+        assert all(torch.equal(other.state_dict()[name], value) for name, value in state.items())
+        (tmp_path / "config.yaml").write_text("MODEL: {BOXMASK: {EMA_DECAY: 0.9}}")
+        assert "EMA_DECAY" not in load_config(str(tmp_path / "config.yaml")).MODEL.BOXMASK
 
     def test_samples_shrink_from_the_updates_on_that_say_so(self):
         model = build_model(small_cfg(MODEL__BOXMASK__TRAIN_SIZES=[32, 64], MODEL__BOXMASK__TRAIN_SIZE_STEPS=[0, 2]))
         sides = []
         model.net.register_forward_pre_hook(lambda _, args: sides.append(args[0].shape[-1]))
-        for _ in range(3):
-            model.train()(training_batch((True, False)))
-        assert sides == [32, 64, 64]
+        for iteration in range(3):
+            with EventStorage(iteration):
+                model.train()(training_batch((1, 0)))
+        assert sides == [32, 32, 64]
 
     def test_the_prediction_is_in_order_and_stays_near_its_boxes(self):
         model = build_model(small_cfg()).eval()
@@ -282,19 +323,19 @@ class TestModel:
         assert torch.allclose(model([inputs])[0]["instances"].quality, expected, atol=1e-5)
         assert (looks[0.0] - looks[1.0]).abs().max() > 1e-4
 
-    def test_exported_weights_are_the_average_in_half_precision(self, tmp_path):
+    def test_exported_weights_are_in_half_precision(self, tmp_path):
         model = build_model(small_cfg()).eval()
         with torch.no_grad():
-            model.average.mask.bias.fill_(0.25)
+            model.net.mask.bias.fill_(0.25)
         path = tmp_path / "weights.safetensors"
-        digest = write_small(model.inference_state(), path, {"recipe": "none"})
+        digest = write_small(model.state_dict(), path, {"recipe": "none"})
         assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
         with safe_open(path, framework="pt") as file:
             assert file.metadata() == {"recipe": "none"}
         state = load_file(path)
         assert state["net.mask.bias"] == 0.25
         assert state["net.mask.weight"].dtype == torch.float16
-        other = build_model(small_cfg(MODEL__BOXMASK__EMA_DECAY=0.0)).eval()
+        other = build_model(small_cfg()).eval()
         other.load_state_dict(state, strict=False)
         inputs = prompt([[5, 5, 30, 40], [20, 2, 69, 30]])
         ours, theirs = (m([inputs])[0]["patches"] for m in (model, other))
@@ -334,7 +375,7 @@ class TestFolding:
         model.eval()
         inputs = torch.randn(2, 3, 64, 64), torch.rand(2, 1, 64, 64)
         with torch.no_grad():
-            expected = (model.net if model.average is None else model.average)(*inputs)
+            expected = model.net(*inputs)
             model.only_predict()
             for found, value in zip(model.net(*inputs), expected, strict=True):
                 torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
@@ -389,6 +430,29 @@ class TestSamples:
         assert expected.any()
         assert np.array_equal(void, expected) or np.array_equal(void, expected[:, ::-1])
         assert not MaskCropDatasetMapper(**kwargs, ignore_void=False)(samples[0])["void"].any()
+
+    def test_predicted_masks_keep_the_box_and_their_confidence(self, scene):
+        annotation = scene["annotations"][0]
+        annotation |= {"bbox": [10, 5, 70, 60], "confidence": 0.9, "quality": 0.5}
+        mapper = MaskCropDatasetMapper(
+            image_format="RGB", size=64, jitter_prob=0, paste_prob=1, plain_view=True, margin_jitter=0.9
+        )
+        (sample,), _ = mask_samples([scene], 8, union_prob=1.0)
+        sides = set()
+        for seed in range(8):
+            np.random.seed(seed)
+            found = mapper(sample, sample)
+            assert (found["has_mask"], found["confidence"]) == (True, 0.5)
+            blue = found["plain"].numpy()[2] > 190
+            inside = found["seen"].numpy() > 250
+            assert (blue | (found["mask"].numpy() > 10))[inside].all(), "nothing was pasted, colours are as they were"
+            x0, y0, x1, y1 = tight_box(found["box"].numpy())
+            assert (x1 - x0) * (y1 - y0) > 2 * (found["mask"] > 127).sum(), "the box is the annotated one"
+            sides.add((x0, y0))
+        assert len(sides) > 6, "margins differ"
+        annotation["quality"] = 0.0
+        (sample,), _ = mask_samples([scene], 8)
+        assert not mapper(sample)["has_mask"], "an empty mask is none"
 
     def test_turned_samples_stay_whole(self, scene):
         mapper = MaskCropDatasetMapper(image_format="RGB", size=64, color_jitter=0, turn_prob=1, coarse_prob=1)

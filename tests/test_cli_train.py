@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -23,6 +24,7 @@ from boxsup_cli.main import build_parser
 from boxsup_cli.sources import Source
 from boxsup_cli.train_config import AS_IT_IS, COST_OF_BOXES_ALONE, MASK_RCNN, Plan, plan_training, write_configs
 from boxsup_cli.train_job import check_init
+from boxsup_cli.train_teacher import teacher_settings
 from boxsup_d2.config import load_config
 from boxsup_d2.model_zoo import config_names, get_config_file
 from boxsup_d2.modeling.boxcaseg.checkpoint import PIXEL_MEAN, PIXEL_STD
@@ -57,7 +59,8 @@ def planned(folder: Path, source: Source, *options: str, salient: Any = None, pr
     assert json.loads(json.dumps(plan.request)) == plan.request
     write_configs(str(folder), plan, force=False)
     configs = {name.removesuffix(".yaml").removeprefix("my-"): load_config(str(folder / name)) for name in plan.files}
-    assert (COST_OF_BOXES_ALONE in plan.warnings) == (configs[plan.step].MODEL.BOXCASEG.TEST_HEAD == "box")
+    from_nothing = plan.step == "boxcaseg" and configs[plan.step].MODEL.BOXCASEG.TEST_HEAD == "box"
+    assert (COST_OF_BOXES_ALONE in plan.warnings) == from_nothing
     return configs
 
 
@@ -273,6 +276,9 @@ def test_from_boxes_to_masks_by_a_network_of_ones_own(
     ("options", "message"),
     [
         (["--salient", "absent"], "no folder 'absent'"),
+        (["--teacher", "grabcat"], "Did you mean 'grabcut'"),
+        (["--teacher", "grabcut", "--size", "full"], "--size shipped or small"),
+        (["--truth", "absent.json"], "--teacher"),
         (["--salient", "."], "has no folders of images and of masks"),
         (["--salient-images", "."], "--salient-masks"),
         (["--salient", ".", "--salient-masks", "."], "both folders"),
@@ -311,6 +317,50 @@ def test_the_network_that_ships_learns_from_masks(tmp_path: Path, masks: int, op
     as_it_is = not masks and not options
     assert step.get("EVAL_ONLY", False) == as_it_is
     assert (AS_IT_IS in plan.warnings) == as_it_is
+
+
+@pytest.mark.parametrize(("size", "weights"), [("shipped", "boxmask"), ("small", "efficientnet")])
+def test_a_teacher_labels_first_and_its_student_starts_from_the_masks(tmp_path: Path, size: str, weights: str) -> None:
+    configs = planned(tmp_path, source_of(2), "--teacher", "grabcut", "--size", size, "--mask-rcnn")
+    steps = configs["rounds"].ROUNDS[0]["STEPS"]
+    assert [step["NAME"] for step in steps] == ["teacher", "boxmask", "mask-rcnn"]
+    assert [step.get("PSEUDO_MASKS") for step in steps] == [None, ["teacher"], ["boxmask"]]
+    assert [step.get("EVAL_ONLY", False) for step in steps] == [True, False, False]
+    assert configs["teacher"].MODEL.META_ARCHITECTURE == "GrabCut"
+    student = load_config(str(tmp_path / "my-boxmask.yaml"))
+    assert (list(student.DATASETS.TRAIN), list(student.PSEUDO_MASKS.DATASETS)) == (["my_boxes_pseudo"], ["my_boxes"])
+    assert weights in student.MODEL.WEIGHTS
+    assert student.MODEL.EMA.ENABLED
+    assert student.MODEL.BOXMASK.TEACHER_START_SHARE == 0.3
+
+
+def test_a_teacher_may_be_a_network(tmp_path: Path) -> None:
+    config, weights = tmp_path / "config.yaml", tmp_path / "model_final.pth"
+    config.write_text("MODEL: {META_ARCHITECTURE: BoxMask, EMA: {ENABLED: True}}\nSOLVER: {MAX_ITER: 7}")
+    weights.touch()
+    for given in (config, weights):
+        settings = teacher_settings(str(given), None)
+        assert settings["MODEL"]["WEIGHTS"] == str(weights)
+        assert settings["MODEL"]["META_ARCHITECTURE"] == "BoxMask"
+        assert "SOLVER" not in settings
+    with pytest.raises(BadInput, match=r"is a checkpoint already"):
+        teacher_settings(str(weights), str(weights))
+
+
+def test_a_student_is_compared_with_its_teacher(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = json.loads((scene / "boxes.json").read_text())
+    for annotation in truth["annotations"]:
+        annotation["segmentation"] = [[8, 8, 38, 8, 38, 38]]
+    (scene / "truth.json").write_text(json.dumps(truth))
+    boxes = ["--json", str(scene / "boxes.json"), "--images", str(scene / "images"), "--num-gpus", "0"]
+    train = ["train", *boxes, "--size", "small", "--teacher", "box", "--out", str(scene / "my"), "--iterations", "2"]
+    assert main([*train, "--truth", str(scene / "truth.json"), "--opts", *TINY, "INPUT.MASK_CROP.SIZE", "32"]) == 0
+    told = capsys.readouterr().out
+    assert "student against teacher: IoU with the truth" in told
+    (line,) = (line for line in told.splitlines() if " all " in line)
+    assert " 3 " in line, "the mask that was there is kept by both, and compares nothing"
+    assert re.search(r" (4[6-9]|5[0-4])\.\d ", line), "of half a box"
+    assert (scene / "my/boxmask/pseudo_masks/my_boxes_pseudo.json").is_file()
 
 
 def test_the_network_that_ships_is_fine_tuned(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_util
 
+from boxsup_d2.evaluation.label_comparison import compare_labellings
 from boxsup_d2.evaluation.mask_files import MaskFileScores, compare_mask_files
 from boxsup_d2.evaluation.mask_matching import match_images, match_objects
 from boxsup_d2.masks.rle import encode_masks
@@ -331,3 +332,34 @@ def test_number_in_common_takes_nobodys_partner() -> None:
     ours = [{"id": 5, "file_name": "x.jpg"}, {"id": 9, "file_name": "y.jpg"}]
     theirs = [{"id": 5, "file_name": "y.jpg"}]
     assert match_images(ours, theirs, "id") == [None, 0]
+
+
+# ------------------------------------------------------------------------------------------------- two labellings
+def test_a_student_is_compared_with_its_teacher_object_by_object(tmp_path: Path) -> None:
+    teacher, true = make_files()
+    student = copy.deepcopy(teacher)
+    for ours, theirs, truth in zip(student["annotations"], teacher["annotations"], true["annotations"], strict=True):
+        ours |= {"segmentation": truth["segmentation"], "quality": 0.9, "confidence_exact": 0.8}
+        theirs |= {"quality": 0.8, "confidence_exact": 0.5}
+    kept = student["annotations"][0]["id"]
+    for file in (student, teacher):
+        file["annotations"][0] |= {"quality": 1.0, "segmentation": true["annotations"][0]["segmentation"]}
+    teacher["annotations"][1]["bbox"][2:] = student["annotations"][1]["bbox"][2:] = [40, 40]
+    paths = []
+    for name, file in (("teacher", teacher), ("student", student), ("true", true)):
+        paths.append(str(tmp_path / f"{name}.json"))
+        Path(paths[-1]).write_text(json.dumps(file))
+    rows = [row for row in compare_mask_files(paths[0], paths[2]).rows if row.annotation_id != kept]
+    compared = {row.name: row for row in compare_labellings(*paths)}
+    assert list(compared) == ["all", "small", "medium", "mean of classes"]
+    whole = compared["all"]
+    assert whole.count == len(rows) == compared["small"].count + 1
+    assert whole.student == 1
+    assert whole.teacher == whole.agreement == pytest.approx(np.mean([row.iou for row in rows]))
+    by_class = [np.mean([row.iou for row in rows if row.class_name == name]) for name in "ab"]
+    assert compared["mean of classes"].teacher == pytest.approx(np.mean(by_class))
+    assert 0 < whole.low <= whole.student - whole.teacher <= whole.high
+    alone = compare_labellings(*paths[:2])[0]
+    assert (alone.teacher, alone.student) == pytest.approx((0.5, 0.8))
+    assert alone.agreement == whole.agreement
+    assert compare_labellings(paths[1], paths[1], paths[2])[0].low == 0

@@ -19,6 +19,7 @@ from boxsup_d2.config import load_config
 from boxsup_d2.engine.defaults import default_argument_parser
 from boxsup_d2.engine.step import _joined, run_step
 from boxsup_d2.engine.trainer import Trainer
+from boxsup_d2.modeling.average import WeightAverage, average_decay
 from boxsup_d2.rounds.runner import run_rounds
 from boxsup_d2.toy.scenes import write_toy_datasets
 
@@ -160,6 +161,64 @@ def test_resuming_restores_weights_optimizer_schedule_and_iteration(cfg):
         assert torch.equal(again["model"][name], value), name
 
 
+def test_the_average_is_what_is_kept_and_resumes_bit_for_bit(cfg):
+    cfg.PSEUDO_MASKS.DATASETS, cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD = (), 4, 2
+    cfg.MODEL.EMA.ENABLED, cfg.MODEL.EMA.DECAY = True, 0.9
+    tested = []
+
+    class Recorder(Trainer):
+        @classmethod
+        def test(cls, cfg, model, evaluators=None):
+            tested.append({name: value.clone() for name, value in model.state_dict().items()})
+            return {}
+
+    def run(resume):
+        Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+        run_step(cfg, resume=resume, eval_only=False, trainer_class=Recorder)
+        return torch.load(Path(cfg.OUTPUT_DIR, "model_final.pth"), weights_only=True)
+
+    whole = run(resume=False)
+    Path(cfg.OUTPUT_DIR, "last_checkpoint").write_text("model_0000001.pth")
+    again = run(resume=True)
+    assert again["weights"] == "average"
+    for name, value in whole["model"].items():
+        assert torch.equal(again["model"][name], value), name
+        assert torch.equal(tested[0][name], value), name
+    trained = [content["trainer"]["hooks"]["EMAHook"]["trained"] for content in (whole, again)]
+    assert all(torch.equal(trained[1][name], value) for name, value in trained[0].items())
+    assert any(not torch.equal(whole["model"][name], value) for name, value in trained[0].items())
+    cfg.TEST.PRECISE_BN.ENABLED = True
+    with pytest.raises(ValueError, match=r"TEST.PRECISE_BN .*MODEL.EMA"):
+        Trainer(cfg)
+
+
+@pytest.mark.parametrize("average_buffers", [False, True])
+def test_average_of_weights_is_the_sum_that_it_should_be(average_buffers):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    average = WeightAverage(model, decay=0.6, ramp=1.0, average_buffers=average_buffers)
+    weights, variances, expected = [], [], []
+    for i, alpha in enumerate([0, 1 / 2, 0.6, 0.6]):
+        with torch.no_grad():
+            model[0].weight.normal_()
+            model[1].running_var.uniform_()
+            model[1].num_batches_tracked.add_(1)
+        weights.append(model[0].weight.clone())
+        variances.append(model[1].running_var.clone())
+        for values in (weights, variances):
+            expected.append(values[-1] if i == 0 else alpha * expected[-2] + (1 - alpha) * values[-1])
+        average.update(i)
+    assert torch.allclose(average.network[0].weight, expected[-2])
+    assert torch.allclose(average.network[1].running_var, expected[-1] if average_buffers else variances[-1])
+    assert average.network[1].num_batches_tracked == 4
+    assert not average.network.training
+    assert not any(p.requires_grad for p in average.network.parameters())
+    for i, ramp, alpha in ((999, 1, 0.999), (99, 1, 0.99), (9, 1, 0.9), (0, 10, 0), (10, 10, 0.5)):
+        assert average_decay(i, 0.999, ramp) == pytest.approx(alpha)
+    for wrong in ({"decay": 1.0}, {"decay": 0.5, "ramp": 0.0}):
+        with pytest.raises(ValueError, match=r"MODEL.EMA.DECAY"):
+            WeightAverage(model, **wrong)
+
+
 def test_a_run_killed_just_before_its_last_checkpoint_can_finish(cfg):
     train(cfg)
     final = Path(cfg.OUTPUT_DIR, "model_final.pth")
@@ -282,7 +341,7 @@ def test_killed_training_goes_on_from_its_checkpoint(toy, tmp_path):
 
 def test_two_cpu_processes_train_label_and_evaluate_together(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", toy)
-    program, opts = command(tmp_path / "out", "DATALOADER.BOX_RATIO", 0.5)
+    program, opts = command(tmp_path / "out", "DATALOADER.BOX_RATIO", 0.5, "MODEL.EMA.ENABLED", True)
     done = subprocess.run(
         [*program, "--num-gpus", "2", "--dist-url", "auto", *opts],
         env={**os.environ, "DETECTRON2_DATASETS": toy, "CUDA_VISIBLE_DEVICES": ""},

@@ -36,7 +36,7 @@ def main() -> None:
     load_trained(model, args.checkpoint)
     metadata = {"recipe": Path(args.config_file).name, "version": __version__, "licence": "see the model card"}
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    digest = write_small(model.inference_state(), args.output, metadata)
+    digest = write_small(model.state_dict(), args.output, metadata)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, sha256 {digest}")
     if args.check:
         half = build_model(cfg).eval()

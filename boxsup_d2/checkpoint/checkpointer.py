@@ -30,13 +30,10 @@ class PromptedNetwork(Protocol):
         input_convolution: name of its first convolution's weight, which grows where a checkpoint's takes fewer
             channels; "": it has none.
         input_help: what an error says of a checkpoint with other channels.
-        pretrained_prefix: where a backbone's own checkpoint belongs, in a model that holds the same network twice;
-            "": the ends of the names say it.
     """
 
     input_convolution: str
     input_help: str
-    pretrained_prefix: str
 
 
 class BoxSupCheckpointer(DetectionCheckpointer):
@@ -47,7 +44,13 @@ class BoxSupCheckpointer(DetectionCheckpointer):
 
     No file runs code (:mod:`boxsup_d2.checkpoint.reading`). Checkpoints are written under a temporary name and moved
     into place, so that a kill or a full disk never leaves half a checkpoint as the last one.
+
+    Attributes:
+        average: network that is saved instead of the model: the average of its weights. The checkpoint then says so:
+            its ``weights`` are "average".
     """
+
+    average: nn.Module | None = None
 
     # What an error calls the checkpoint, and what it says about what to do.
     _what, _fix = "Checkpoint", "Correct MODEL.WEIGHTS."
@@ -60,7 +63,9 @@ class BoxSupCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict()}
+        data: dict[str, Any] = {"model": (self.model if self.average is None else self.average).state_dict()}
+        if self.average is not None:
+            data["weights"] = "average"
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
         path = Path(self.save_dir) / f"{name}.pth"
@@ -121,11 +126,6 @@ class BoxSupCheckpointer(DetectionCheckpointer):
         return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        prefix = self.model.pretrained_prefix if isinstance(self.model, PromptedNetwork) else ""
-        if prefix and checkpoint.get("matching_heuristics", False):
-            # Names' ends say nothing where a model holds the same network twice.
-            checkpoint["model"] = {prefix + key: value for key, value in checkpoint["model"].items()}
-            checkpoint["matching_heuristics"] = False
         if isinstance(self.model, PromptedNetwork) and self.model.input_convolution:
             self._grow_input(checkpoint, self.model.input_convolution)
         return super()._load_model(checkpoint)

@@ -119,6 +119,18 @@ def _add_shared_config(cfg: CN) -> None:
     # the CPU, where torch has no synchronised batch norm.
     cfg.MODEL.SYNC_BN = False
 
+    # ---------------------------------------------------------------- mean teacher
+    # An exponential average of the weights, of any network. It is what is evaluated, labels data sets, and is the
+    # "model" of checkpoints, which keep the trained weights beside it to resume from.
+    cfg.MODEL.EMA = CN()
+    cfg.MODEL.EMA.ENABLED = False
+    # Share of the average that update i = 0, 1, ... keeps: min(DECAY, i / (i + RAMP)). With RAMP 1 (BoxTeacher) a young
+    # average is the plain mean of all weights so far; with 10, that of about the last tenth: for short trainings.
+    cfg.MODEL.EMA.DECAY = 0.999
+    cfg.MODEL.EMA.RAMP = 1.0
+    # Average the statistics of batch norms as well, instead of copying the network's last ones.
+    cfg.MODEL.EMA.AVERAGE_BUFFERS = False
+
     # ---------------------------------------------------------------- timm backbones
     cfg.MODEL.TIMM = CN()
     # Any timm network that supports features_only.

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 
 from boxsup_d2.data.train_loader import TrainLoader
 from boxsup_d2.labelling.driver import label_datasets
+from boxsup_d2.modeling.average import WeightAverage
 from boxsup_d2.utils.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,42 @@ class PseudoMaskHook(HookBase):
             return
         final = os.path.join(self._cfg.OUTPUT_DIR, "model_final.pth")
         checkpoint = final if os.path.isfile(final) else ""
-        self.trainer.label_results = label_datasets(self._cfg, self.trainer.model, checkpoint)
+        self.trainer.label_results = label_datasets(self._cfg, self.trainer.kept_model, checkpoint)
+
+
+class EMAHook(HookBase):
+    """Keeps the average of the weights (``MODEL.EMA``): after every step it moves towards the network.
+
+    It stands before the hooks that save and evaluate.
+
+    The state of the network that is trained is the hook's, since the model of a checkpoint is the average.
+
+    Args:
+        average: of the trainer's model.
+    """
+
+    def __init__(self, average: WeightAverage) -> None:
+        self._average = average
+        self._resumed = False
+
+    def before_train(self) -> None:
+        """Begin with the weights that were loaded, or go on with the average of a checkpoint."""
+        logger.info("MODEL.EMA: the average of the weights is what is evaluated, labels, and is saved as the model")
+        if not self._resumed:
+            self._average.start()
+
+    def after_step(self) -> None:
+        """Update."""
+        self._average.update(self.trainer.iter)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The trained weights."""
+        return {"trained": self._average.trained_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint, whose model was loaded before."""
+        self._average.restore(state_dict["trained"])
+        self._resumed = True
 
 
 class RepeatedPreciseBN(PreciseBN):

@@ -20,10 +20,11 @@ from boxsup_d2.crf.refine import CRFRefinedModel
 from boxsup_d2.data import build_test_loader, build_train_loader
 from boxsup_d2.data.train_loader import TrainLoader
 from boxsup_d2.engine.accumulation import build_inner_trainer
-from boxsup_d2.engine.hooks import InterruptHook, PseudoMaskHook, RepeatedPreciseBN, ctrl_c_spared
+from boxsup_d2.engine.hooks import EMAHook, InterruptHook, PseudoMaskHook, RepeatedPreciseBN, ctrl_c_spared
 from boxsup_d2.engine.solver import build_lr_scheduler, build_optimizer, set_max_iter
 from boxsup_d2.evaluation import build_evaluator
 from boxsup_d2.labelling.driver import broadcast_buffers
+from boxsup_d2.modeling.average import WeightAverage
 from boxsup_d2.modeling.build import explain_build_errors
 from boxsup_d2.modeling.deeplab import SemanticSegmenterWithTTA
 from boxsup_d2.utils.seeding import seed_all
@@ -42,6 +43,7 @@ class Trainer(DefaultTrainer):
     weights bit for bit. It needs as many ranks as before and as large batches.
 
     Attributes:
+        average: of the weights, where ``MODEL.EMA`` is enabled.
         seed: ``SEED``, or what was drawn instead of a negative one, the same on all ranks and in checkpoints.
     """
 
@@ -67,13 +69,20 @@ class Trainer(DefaultTrainer):
             self._trainer = build_inner_trainer(
                 model, data_loader, optimizer, amp=use_amp, batches=cfg.SOLVER.ACCUMULATE
             )
+        self.average = WeightAverage.from_config(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = BoxSupCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer.average = None if self.average is None else self.average.network
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.label_results: dict[str, Any] = {}
         self.register_hooks(self.build_hooks())
+
+    @property
+    def kept_model(self) -> nn.Module:
+        """The network that training leaves: the average of the weights, where there is one."""
+        return self.model if self.average is None else self.average.network
 
     def state_dict(self) -> dict[str, Any]:
         """Iteration, seed, hooks (with the schedule), and the inner trainer's state with the optimizer's."""
@@ -124,12 +133,26 @@ class Trainer(DefaultTrainer):
             )
 
     def build_hooks(self) -> list[hooks.HookBase]:
+        if self.average is not None and self.cfg.TEST.PRECISE_BN.ENABLED:
+            raise ValueError(
+                "TEST.PRECISE_BN estimates the statistics of the trained weights, but MODEL.EMA keeps their average: "
+                "disable one of them."
+            )
         built = [
             RepeatedPreciseBN.of(hook) if isinstance(hook, hooks.PreciseBN) else hook for hook in super().build_hooks()
         ]
+        if self.average is not None:
+            evaluates = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+            built[evaluates] = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test_average)
+            built.insert(0, EMAHook(self.average))
         at = self.first_hook_at_the_end(built)
         built[at:at] = [InterruptHook(), PseudoMaskHook(self.cfg)]
         return built
+
+    def _test_average(self) -> OrderedDict:
+        logger.info("What is evaluated is the average of the weights (MODEL.EMA)")
+        self._last_eval_results = self.test(self.cfg, self.kept_model)
+        return self._last_eval_results
 
     @staticmethod
     def first_hook_at_the_end(built: Sequence[hooks.HookBase | None]) -> int:

@@ -66,7 +66,7 @@ class _BoxMaskWindows(WindowNetwork):
     def __init__(self, model: BoxMask, channels: str) -> None:
         windows = model.windows
         super().__init__(model, max(windows.sizes), windows.margin, windows.max_aspect, channels)
-        self.network = model.net if model.average is None else model.average
+        self.network = model.net
 
     def forward(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         logits, quality = self.network((images - self.mean) / self.std, boxes)

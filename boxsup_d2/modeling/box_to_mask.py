@@ -141,18 +141,9 @@ class BoxToMaskMethod(nn.Module):
         grows where a checkpoint's takes fewer channels; "" of any other."""
         return ""
 
-    @property
-    def pretrained_prefix(self) -> str:
-        """Of a model that holds the same network twice: where the parameters of a backbone's own checkpoint belong."""
-        return ""
-
     def lr_factors(self) -> dict[str, float]:
         """Learning rates as multiples of ``SOLVER.BASE_LR``, by beginnings of parameter names."""
         return {}
-
-    def inference_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, as far as predictions need them: what of a trained network ships."""
-        return self.state_dict()
 
     def only_predict(self) -> None:
         """Take on the form that predicts fastest; the network will not be trained or saved any more."""

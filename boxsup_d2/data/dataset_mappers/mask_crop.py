@@ -18,7 +18,7 @@ from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY, Sample
 from boxsup_d2.data.dataset_mappers.mask_crop_loader import build_mask_crop_train_loader
 from boxsup_d2.data.images import ImageCache, read_image
 from boxsup_d2.masks.rle import decode
-from boxsup_d2.masks.windows import Box, box_coverage, box_window, clip_box, cut_window
+from boxsup_d2.masks.windows import Box, Window, box_coverage, box_window, clip_box, cut_window
 
 # An object of which less than this is left by what was pasted over it is no longer that object.
 _MIN_VISIBLE = 0.5
@@ -37,12 +37,14 @@ class MaskCropDatasetMapper(SampleMapper):
         size: int = 128,
         margin: float = 0.25,
         max_aspect: float = 2.0,
+        margin_jitter: float = 0.0,
         box_jitter: float = 0.15,
         jitter_prob: float = 0.5,
         paste_prob: float = 0.35,
         turn_prob: float = 0.0,
         coarse_prob: float = 0.0,
         color_jitter: float = 0.4,
+        plain_view: bool = False,
         min_side: float = 8,
         cache_mb: int = 0,
     ) -> None:
@@ -52,12 +54,14 @@ class MaskCropDatasetMapper(SampleMapper):
             ignore_void: False: pixels of unknown label are background.
             size: side of the samples, pixels.
             margin, max_aspect: see :func:`boxsup_d2.masks.windows.box_window`.
+            margin_jitter: largest relative change of the margin, of each side by itself.
             box_jitter: largest move of an edge of the box, as a share of its side.
             jitter_prob: how often the box is jittered at all.
             paste_prob: how often another sample's object is pasted in.
             turn_prob: how often a sample is turned by a quarter or a half.
             coarse_prob: how often the pixels, not the mask, lose their detail, see :func:`coarsen`.
             color_jitter: largest relative change of brightness, contrast and saturation.
+            plain_view: also give the sample before its colours are changed.
             min_side: an object that pasting leaves smaller than this, in pixels, is left as it was.
             cache_mb: memory for decoded images, in MiB.
         """
@@ -66,12 +70,14 @@ class MaskCropDatasetMapper(SampleMapper):
         self.size = size
         self.margin = margin
         self.max_aspect = max_aspect
+        self.margin_jitter = margin_jitter
         self.box_jitter = box_jitter
         self.jitter_prob = jitter_prob
         self.paste_prob = paste_prob
         self.turn_prob = turn_prob
         self.coarse_prob = coarse_prob
         self.color_jitter = color_jitter
+        self.plain_view = plain_view
         self.min_side = min_side
         self.cache_mb = cache_mb
         self._read: ImageCache | None = None
@@ -91,12 +97,14 @@ class MaskCropDatasetMapper(SampleMapper):
             "size": node.SIZE,
             "margin": node.MARGIN,
             "max_aspect": node.MAX_ASPECT,
+            "margin_jitter": node.MARGIN_JITTER,
             "box_jitter": node.BOX_JITTER,
             "jitter_prob": node.JITTER_PROB,
             "paste_prob": node.PASTE_PROB,
             "turn_prob": node.TURN_PROB,
             "coarse_prob": node.COARSE_PROB,
             "color_jitter": node.COLOR_JITTER,
+            "plain_view": node.PLAIN_VIEW,
             "min_side": node.MIN_SIDE,
             "cache_mb": node.CACHE_MB,
         }
@@ -113,41 +121,60 @@ class MaskCropDatasetMapper(SampleMapper):
 
         Returns:
             ``image`` (3 x S x S uint8), ``box`` (S x S uint8, coverage by the box in 0..255), ``mask`` (S x S uint8,
-            in 0..255; zeros without one), ``void`` (S x S uint8, coverage by pixels of unknown label) and ``has_mask``.
+            in 0..255; zeros without one), ``void`` (S x S uint8, coverage by pixels of unknown label), ``has_mask`` and
+            ``confidence`` (0..1: of a predicted mask; 1 of any other). With ``plain_view`` also ``plain``, the image
+            before its colours were changed, and ``seen`` (S x S uint8, coverage by the image).
 
         Raises:
             FileNotFoundError, ValueError: the image or mask is missing, damaged, or their sizes differ.
         """
         image = self._image(sample["file_name"])
         mask = self._mask(sample, *image.shape[:2])
+        confidence = sample.get("confidence", 1.0)
         void = self._void(sample, *image.shape[:2])
         box = sample.get("box")
-        if mask is not None and (box is None or "segmentations" in sample):
+        if mask is not None and confidence >= 1 and (box is None or "segmentations" in sample):
             box = tight_box(mask)
         if box is None:
             # An empty mask has no box: the whole image then is background.
             box = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
-        if mask is not None and donor is not None and np.random.rand() < self.paste_prob:
+        if mask is not None and confidence >= 1 and donor is not None and np.random.rand() < self.paste_prob:
             image, mask, void, box = self._paste(image, mask, void, box, donor)
         if np.random.rand() < self.jitter_prob:
             box = self.jitter(box)
         box = clip_box(box, *image.shape[:2])
-        window = box_window(box, self.margin, self.max_aspect)
+        window = self.window(box)
         crop = cut_window(image, window, self.size)
         cover = np.rint(box_coverage(box, window, self.size) * 255).astype(np.uint8)
         maps = [np.zeros_like(cover) if m is None else cut_mask(m, window, self.size) for m in (mask, void)]
-        arrays = [crop, cover, *maps]
+        arrays = {"image": crop, "box": cover, **dict(zip(("mask", "void"), maps, strict=True))}
+        if self.plain_view:
+            whole = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
+            arrays["seen"] = np.rint(box_coverage(whole, window, self.size) * 255).astype(np.uint8)
         if np.random.rand() < 0.5:
-            arrays = [a[:, ::-1] for a in arrays]
+            arrays = {key: a[:, ::-1] for key, a in arrays.items()}
         if np.random.rand() < self.turn_prob:
             quarters = np.random.randint(1, 4)
-            arrays = [np.rot90(a, quarters) for a in arrays]
-        crop, *maps = arrays
+            arrays = {key: np.rot90(a, quarters) for key, a in arrays.items()}
         if np.random.rand() < self.coarse_prob:
-            crop = coarsen(crop, np.random.uniform(0.2, 0.6))
-        crop = jitter_colors(crop, self.color_jitter)
-        tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in (crop.transpose(2, 0, 1), *maps)]
-        return {**dict(zip(("image", "box", "mask", "void"), tensors, strict=True)), "has_mask": mask is not None}
+            arrays["image"] = coarsen(arrays["image"], np.random.uniform(0.2, 0.6))
+        if self.plain_view:
+            arrays["plain"] = arrays["image"]
+        arrays["image"] = jitter_colors(arrays["image"], self.color_jitter)
+        tensors = {
+            key: torch.from_numpy(np.ascontiguousarray(a.transpose(2, 0, 1) if a.ndim == 3 else a))
+            for key, a in arrays.items()
+        }
+        return {**tensors, "has_mask": mask is not None, "confidence": confidence}
+
+    def window(self, box: Box) -> Window:
+        """What is seen of a box: the margin of each side is drawn by itself."""
+        if self.margin_jitter <= 0:
+            return box_window(box, self.margin, self.max_aspect)
+        left, top, right, bottom = self.margin * np.random.uniform(1 - self.margin_jitter, 1 + self.margin_jitter, 4)
+        width, height = box[2] - box[0], box[3] - box[1]
+        around = box[0] - left * width, box[1] - top * height, box[2] + right * width, box[3] + bottom * height
+        return box_window(around, 0.0, self.max_aspect)
 
     def jitter(self, box: Box) -> Box:
         """The box with every edge moved by up to the same random share of its side."""

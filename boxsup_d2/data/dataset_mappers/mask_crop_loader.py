@@ -16,6 +16,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
 from boxsup_d2.data.dataset_mappers.build import build_ordered_loader, rank_batch_size
+from boxsup_d2.data.dataset_mappers.pseudo_mask import mask_confidence
 from boxsup_d2.data.train_loader import TrainLoader
 
 logger = logging.getLogger(__name__)
@@ -58,12 +59,13 @@ def mask_samples(
     Args:
         dataset_dicts: Detectron2's, with or without masks, or of salient images.
         min_side: boxes with a smaller side, in pixels, are left out, and crowd regions.
-        union_prob: share of an image's draws in which all its masks together are one sample.
+        union_prob: share of an image's draws in which all its true masks together are one sample.
 
     Returns:
         Dicts of ``file_name`` and ``mask_file_name``, or ``box`` (x0, y0, x1, y1 in pixels) and maybe
-        ``segmentations`` (a list: together they are the mask) with ``void`` (the image's, an RLE); and their shares,
-        which sum to 1. An image's share grows with the square root of its samples: a crowd is not fifty portraits.
+        ``segmentations`` (a list: together they are the mask) with ``void`` (the image's, an RLE) and, if it was
+        predicted, its ``confidence`` (the file's quality, 0..1); and their shares, which sum to 1. An image's share
+        grows with the square root of its samples: a crowd is not fifty portraits.
     """
     samples: list[dict[str, Any]] = []
     shares: list[float] = []
@@ -75,7 +77,7 @@ def mask_samples(
         found = [s for a in record["annotations"] if (s := _object_sample(record, a, min_side))]
         if not found:
             continue
-        masks = [s["segmentations"][0] for s in found if "segmentations" in s]
+        masks = [s["segmentations"][0] for s in found if "segmentations" in s and s.get("confidence", 1) >= 1]
         joint = union_prob if len(masks) > 1 else 0.0
         share = float(np.sqrt(len(found)))
         samples += found
@@ -98,8 +100,11 @@ def _object_sample(record: dict[str, Any], annotation: dict[str, Any], min_side:
     if min(box[2] - box[0], box[3] - box[1]) < min_side:
         return None
     sample = {"file_name": record["file_name"], "box": tuple(float(v) for v in box)}
-    if annotation.get("segmentation"):
+    confidence = mask_confidence(annotation, "quality", record["file_name"])
+    if annotation.get("segmentation") and confidence != 0:
         sample |= {"segmentations": [annotation["segmentation"]], **_void(record)}
+        if confidence is not None:
+            sample["confidence"] = confidence
     return sample
 
 

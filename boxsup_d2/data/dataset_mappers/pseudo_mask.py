@@ -78,7 +78,7 @@ class PseudoMaskDatasetMapper(DatasetMapper):
             return
         void = _void(dataset_dict, transforms) if self.ignore_void else None
         annotations = [obj for obj in dataset_dict.pop("annotations") if not obj.get("iscrowd", 0)]
-        confidences = [_confidence(obj, self.confidence_key, dataset_dict["file_name"]) for obj in annotations]
+        confidences = [mask_confidence(obj, self.confidence_key, dataset_dict["file_name"]) for obj in annotations]
         for obj in annotations:
             if not obj.get("segmentation"):
                 obj.pop("segmentation", None)
@@ -119,8 +119,12 @@ def _void(dataset_dict: dict[str, Any], transforms: T.TransformList) -> torch.Te
     return torch.from_numpy(transforms.apply_segmentation(void.astype(np.uint8)).copy()).bool()
 
 
-def _confidence(annotation: dict[str, Any], key: str, file_name: str) -> float | None:
-    """Confidence of the annotation's pseudo mask; None where it has none, which means a true mask."""
+def mask_confidence(annotation: dict[str, Any], key: str, file_name: str) -> float | None:
+    """Confidence of an annotation's pseudo mask, in 0..1; None where it has none, which means a true mask.
+
+    Raises:
+        ValueError: it is not in 0..1.
+    """
     # Older files have no quality; a predicted mask must not pass for a true one there.
     key = key if annotation.get(key) is not None else "confidence"
     value = annotation.get(key)

@@ -7,7 +7,7 @@ from boxsup_d2.config import register_config
 
 @register_config
 def add_boxinst_config(cfg: CN) -> None:
-    """Add ``MODEL.FCOS`` and ``MODEL.BOXINST``. ``MODEL.MASK_ON`` says whether masks are learnt from: see there."""
+    """Add ``MODEL.FCOS``, ``MODEL.BOXINST`` and ``MODEL.BOXTEACHER``; ``MODEL.MASK_ON`` is explained there."""
     # Detectron2 has FCOS as a class, without keys of its own.
     cfg.MODEL.FCOS = CN()
     # Of the data set; COCO's.
@@ -65,3 +65,27 @@ def add_boxinst_config(cfg: CN) -> None:
     # Lowest rows, in pixels of the original image, whose cells are nobody's neighbours (published for COCO: 10, whose
     # annotations there are said to be wrong).
     cfg.MODEL.BOXINST.IGNORED_BOTTOM = 0
+    # At test a score is the root of FCOS's times the mean probability inside the mask (BoxTeacher does so): a sure
+    # detection with an unsure mask comes later.
+    cfg.MODEL.BOXINST.RESCORE_TEST = False
+
+    # What BoxTeacher adds. Its teacher is the average of MODEL.EMA, and sees images of INPUT.MIN_SIZE_TEST.
+    cfg.MODEL.BOXTEACHER = CN()
+    # Weights of the dice with the teacher's masks, and of neighbours that these have on one side.
+    cfg.MODEL.BOXTEACHER.MASK_WEIGHT = 0.5
+    cfg.MODEL.BOXTEACHER.AFFINITY_WEIGHT = 0.1
+    # Neighbours belong together where the teacher has them on one side with at least this probability.
+    cfg.MODEL.BOXTEACHER.AFFINITY_THRESHOLD = 0.5
+    # Share of SOLVER.MAX_ITER over which both weights rise from 0 (published: 10,000 of at least 90,000 iterations).
+    cfg.MODEL.BOXTEACHER.WARMUP = 1 / 9
+    # A detection of the teacher is an object's from this IoU of their boxes on ...
+    cfg.MODEL.BOXTEACHER.MATCH_IOU = 0.5
+    # ... and if it is of its class, which the published code does not ask.
+    cfg.MODEL.BOXTEACHER.MATCH_CLASSES = True
+    # The student sees other colours than the teacher: with JITTER_PROB brightness, contrast, saturation and hue are
+    # changed by up to JITTER (the first three relative to 1, hue in turns of the circle), GREY_PROB takes the colours
+    # away, BLUR_PROB blurs (published for the 3x schedule: 0.5).
+    cfg.MODEL.BOXTEACHER.JITTER_PROB = 0.8
+    cfg.MODEL.BOXTEACHER.JITTER = [0.4, 0.4, 0.4, 0.1]
+    cfg.MODEL.BOXTEACHER.GREY_PROB = 0.2
+    cfg.MODEL.BOXTEACHER.BLUR_PROB = 0.0

@@ -16,6 +16,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from boxsup_d2.modeling.affinity import color_similarity
+from boxsup_d2.modeling.box_to_mask import mean_foreground
 from boxsup_d2.modeling.boxinst.fcos import ControlledFCOS, Dense, fcos_arguments
 from boxsup_d2.modeling.boxinst.heads import DynamicMaskHead, MaskBranch, aligned_bilinear
 from boxsup_d2.modeling.boxinst.targets import (
@@ -56,6 +57,7 @@ class MaskSettings:
     ignored_bottom: int
     confidence_threshold: float
     confidence_weighting: bool
+    rescore_test: bool
 
 
 @META_ARCH_REGISTRY.register()
@@ -143,6 +145,7 @@ class BoxInst(ControlledFCOS):
                 ignored_bottom=boxinst.IGNORED_BOTTOM,
                 confidence_threshold=roi.CONFIDENCE_THRESHOLD,
                 confidence_weighting=roi.CONFIDENCE_WEIGHTING,
+                rescore_test=boxinst.RESCORE_TEST,
             ),
             "image_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
@@ -167,13 +170,17 @@ class BoxInst(ControlledFCOS):
         if self.training:
             self._check(batched_inputs)
         batched_inputs = [{**x, "image": x["image"].to(self.device)} for x in batched_inputs]
-        images = self.preprocess_image(batched_inputs)
+        images = self.preprocess_image(self.training_view(batched_inputs) if self.training else batched_inputs)
         maps = self.backbone(images.tensor)
         dense = self.dense_predictions([maps[name] for name in self.head_in_features])
         features = self.mask_branch([maps[name] for name in self.mask_in_features])
         if self.training:
             return self.training_losses(batched_inputs, images, dense, features)
         return self.inference(batched_inputs, images, dense, features)
+
+    def training_view(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The inputs, on the device, as the network sees them in training; colours are compared in them as they are."""
+        return batched_inputs
 
     def _check(self, batched_inputs: list[dict[str, Any]]) -> None:
         """Raise an error that names file and key, before anything is on the device."""
@@ -250,17 +257,11 @@ class BoxInst(ControlledFCOS):
             image, owner: image and object of the K masks.
         """
         settings = self.mask_settings
-        stride, dilation = settings.stride, settings.pairwise_dilation
-        boxes = torch.cat([x.gt_boxes.tensor for x in targets])
-        boxes = rasterize_boxes(boxes, (logits.shape[-2], logits.shape[-1]), stride).index_select(0, owner)
-
+        dilation = settings.pairwise_dilation
+        boxes = self.box_cells(logits, targets).index_select(0, owner)
         padded = (images.tensor.shape[-2], images.tensor.shape[-1])
-        colors = mean_colors([x["image"] for x in batched_inputs], padded, stride)
-        ignored = [
-            settings.ignored_bottom * size[0] // x.get("height", size[0])
-            for x, size in zip(batched_inputs, images.image_sizes, strict=True)
-        ]
-        valid = valid_cells(images.image_sizes, ignored, colors, stride)
+        colors = mean_colors([x["image"] for x in batched_inputs], padded, settings.stride)
+        valid = self.neighbour_cells(logits, batched_inputs, images)
         colors = colors.flip(1) if self.image_format == "BGR" else colors
         edges = color_similarity(colors, valid, dilation=dilation) >= settings.color_threshold
 
@@ -270,6 +271,19 @@ class BoxInst(ControlledFCOS):
             "loss_projection": settings.projection_weight * projection_dice_loss(logits, boxes),
             "loss_pairwise": settings.pairwise_weight * warmup * pairwise,
         }
+
+    def box_cells(self, logits: Tensor, targets: list[Instances]) -> Tensor:
+        """The boxes of the batch, filled, on the grid of K x 1 x h x w logits: G x 1 x h x w float32, 0 or 1."""
+        boxes = torch.cat([x.gt_boxes.tensor for x in targets])
+        return rasterize_boxes(boxes, (logits.shape[-2], logits.shape[-1]), self.mask_settings.stride)
+
+    def neighbour_cells(self, logits: Tensor, batched_inputs: list[dict[str, Any]], images: ImageList) -> Tensor:
+        """Cells of each image that may be neighbours: N x 1 x h x w float32, 0 or 1."""
+        ignored = [
+            self.mask_settings.ignored_bottom * size[0] // x.get("height", size[0])
+            for x, size in zip(batched_inputs, images.image_sizes, strict=True)
+        ]
+        return valid_cells(images.image_sizes, ignored, logits, self.mask_settings.stride)
 
     def mask_losses(self, logits: Tensor, targets: list[Instances], owner: Tensor) -> dict[str, Tensor]:
         """CondInst's loss of masks, weighted by their confidence; void pixels count for neither side.
@@ -315,6 +329,19 @@ class BoxInst(ControlledFCOS):
         self, batched_inputs: list[dict[str, Any]], images: ImageList, dense: Dense, features: Tensor
     ) -> list[dict[str, Instances]]:
         """Detections with masks; arguments and results as of :meth:`forward`."""
+        results = []
+        for instances in self.detections(batched_inputs, images, dense, features):
+            if self.mask_settings.rescore_test:
+                instances.scores = (instances.scores * instances.mask_certainty).sqrt()
+                instances = instances[instances.scores.argsort(descending=True)]
+            instances.remove("mask_certainty")
+            results.append({"instances": instances})
+        return results
+
+    def detections(
+        self, batched_inputs: list[dict[str, Any]], images: ImageList, dense: Dense, features: Tensor
+    ) -> list[Instances]:
+        """Detections of each image, with FCOS's scores and ``mask_certainty``: mean probability inside the mask."""
         found = [self.detect(dense, i, size) for i, size in enumerate(images.image_sizes)]
         image = torch.cat([x.locations.new_full((len(x),), i) for i, x in enumerate(found)])
         logits = self.mask_logits(dense, features, image, torch.cat([x.locations for x in found]))
@@ -324,11 +351,12 @@ class BoxInst(ControlledFCOS):
             size = instances.image_size
             instances.remove("locations")
             instances.cells = cells
+            instances.mask_certainty = mean_foreground(cells, cells > 0.5)
             instances = detector_postprocess(instances, item.get("height", size[0]), item.get("width", size[1]))
             masks = resize_masks(instances.cells, self.mask_settings.stride, size, instances.image_size)
             instances.remove("cells")
             instances.pred_masks = masks
-            results.append({"instances": instances})
+            results.append(instances)
         return results
 
 

@@ -17,6 +17,9 @@ def add_boxmask_config(cfg: CN) -> None:
     # Windows longer than this many times their width are widened to it before they are squeezed into the square: an
     # encoder knows things of natural shapes.
     cfg.INPUT.MASK_CROP.MAX_ASPECT = 2.0
+    # In training the margin of each side is drawn from MARGIN times 1 +- this. A network that does not see the box
+    # (BOX_CHANNEL) then cannot know where it is but by what is in it: the filled box is no way out.
+    cfg.INPUT.MASK_CROP.MARGIN_JITTER = 0.0
     # Users' boxes are not tight: with JITTER_PROB every edge of a box is moved by up to BOX_JITTER of its side.
     cfg.INPUT.MASK_CROP.BOX_JITTER = 0.15
     cfg.INPUT.MASK_CROP.JITTER_PROB = 0.5
@@ -35,6 +38,8 @@ def add_boxmask_config(cfg: CN) -> None:
     cfg.INPUT.MASK_CROP.COARSE_PROB = 0.0
     # Largest relative change of brightness, contrast and saturation.
     cfg.INPUT.MASK_CROP.COLOR_JITTER = 0.4
+    # Where boxes teach by colours: also give the sample before its colours are changed.
+    cfg.INPUT.MASK_CROP.PLAIN_VIEW = False
     # Boxes with a side below this many pixels teach nothing.
     cfg.INPUT.MASK_CROP.MIN_SIDE = 8
     # Memory in MiB that each loader worker gives to decoded images: a picture is decoded once and not once per object.
@@ -44,6 +49,8 @@ def add_boxmask_config(cfg: CN) -> None:
     cfg.DATALOADER.SOURCE_WEIGHTS = ()
 
     cfg.MODEL.BOXMASK = CN()
+    # Configs of before: the average is MODEL.EMA's.
+    cfg.register_deprecated_key("MODEL.BOXMASK.EMA_DECAY")
     # Backbone features, finest first, of strides 2 to 32.
     cfg.MODEL.BOXMASK.IN_FEATURES = ["res1", "res2", "res3", "res4", "res5"]
     # Channels of the decoder at strides 4 and more, and at stride 2.
@@ -51,24 +58,44 @@ def add_boxmask_config(cfg: CN) -> None:
     cfg.MODEL.BOXMASK.FINE_CHANNELS = 24
     # Tell the network where the box is, by a channel in front of the image's.
     cfg.MODEL.BOXMASK.BOX_CHANNEL = True
-    # Weights of the losses: pixels and overlap where there is a mask; projections where there is only a box, and the
-    # averaged network's own prediction there; the predicted quality.
+    # Weights of the losses: pixels and overlap where there is a mask; where only a box is true, its projections, like
+    # colours on one side of the mask (BoxInst's pairwise loss), and what the averaged network (MODEL.EMA) teaches; the
+    # predicted quality.
     cfg.MODEL.BOXMASK.PIXEL_WEIGHT = 1.0
     cfg.MODEL.BOXMASK.OVERLAP_WEIGHT = 1.0
     cfg.MODEL.BOXMASK.PROJECTION_WEIGHT = 0.5
+    cfg.MODEL.BOXMASK.PAIRWISE_WEIGHT = 0.0
     cfg.MODEL.BOXMASK.TEACHER_WEIGHT = 0.5
     cfg.MODEL.BOXMASK.QUALITY_WEIGHT = 0.5
     # How much more a pixel at a boundary counts than one amid object or background (0: the same).
     cfg.MODEL.BOXMASK.BOUNDARY_WEIGHT = 3.0
-    # The averaged network teaches from this update on: before, it knows too little.
+    # How far a mask's projections are from the box's: "cross_entropy" of their lines, or "dice" (BoxInst, Mask
+    # Auto-Labeler), which pulls hard while a mask is empty and little when it nearly fills its box.
+    cfg.MODEL.BOXMASK.PROJECTION_LOSS = "cross_entropy"
+    # Share of SOLVER.MAX_ITER over which the weight of the pairwise loss rises from 0; distance of the neighbours in
+    # pixels of the logits, which have half the sample's side; likeness of colours from which on neighbours belong
+    # together, see MODEL.BOXINST.COLOR_THRESHOLD.
+    cfg.MODEL.BOXMASK.PAIRWISE_WARMUP = 0.3
+    cfg.MODEL.BOXMASK.PAIRWISE_DILATION = 1
+    cfg.MODEL.BOXMASK.COLOR_THRESHOLD = 0.3
+    # The averaged network teaches from this iteration, and this share of SOLVER.MAX_ITER, on: before, it knows too
+    # little. Its weight rises over TEACHER_WARMUP of the schedule, and that of predicted masks (pseudo masks of another
+    # method) meanwhile falls to PREDICTED_MASKS_END of theirs.
     cfg.MODEL.BOXMASK.TEACHER_START = 500
-    # Snap what it teaches to the image's edges: the network learns what refinement would add.
+    cfg.MODEL.BOXMASK.TEACHER_START_SHARE = 0.0
+    cfg.MODEL.BOXMASK.TEACHER_WARMUP = 0.0
+    cfg.MODEL.BOXMASK.PREDICTED_MASKS_END = 1.0
+    # What it teaches: "certain": its own prediction where that is certain; "mean_field" (Mask Auto-Labeler): what is
+    # left of its and the network's mean prediction after foreground was spread along like colours, which a root of the
+    # summed squares of 1.4 times MEAN_FIELD_COLOR grey values of difference weakens to a third.
+    cfg.MODEL.BOXMASK.TEACHER_LABELS = "certain"
+    cfg.MODEL.BOXMASK.MEAN_FIELD_STEPS = 100
+    cfg.MODEL.BOXMASK.MEAN_FIELD_COLOR = 5.8
+    # With "certain", snap what it teaches to the image's edges: the network learns what refinement would add.
     cfg.MODEL.BOXMASK.TEACHER_EDGES = False
-    # Decay per update of the exponential average of the weights, which predicts at inference; 0 averages nothing.
-    cfg.MODEL.BOXMASK.EMA_DECAY = 0.998
     # Learning rate of the pretrained backbone, as a multiple of SOLVER.BASE_LR.
     cfg.MODEL.BOXMASK.BACKBONE_LR_FACTOR = 0.5
-    # Sides in pixels that training samples are shrunk to, and the update from which each counts: small ones first
+    # Sides in pixels that training samples are shrunk to, and the iteration from which each counts: small ones first
     # learn the same from fewer pixels. Empty: as they are.
     cfg.MODEL.BOXMASK.TRAIN_SIZES = []
     cfg.MODEL.BOXMASK.TRAIN_SIZE_STEPS = []

@@ -3,9 +3,10 @@
 Shape legend: N samples, H x W the side lengths of logits and masks.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from boxsup_d2.modeling.losses import mean_of_counted
 
 
 def boundary_weights(masks: Tensor, weight: float) -> Tensor:
@@ -25,43 +26,27 @@ def boundary_weights(masks: Tensor, weight: float) -> Tensor:
     return 1 + 2 * weight * (around - masks).abs()
 
 
-def pixel_and_overlap_losses(logits: Tensor, masks: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def pixel_and_overlap_losses(
+    logits: Tensor, masks: Tensor, weights: Tensor, confidence: Tensor
+) -> tuple[Tensor, Tensor]:
     """Weighted binary cross-entropy, and one minus the soft IoU, both averaged over samples.
 
     Args:
         logits: N x 1 x H x W, unbounded.
         masks: N x 1 x H x W in 0..1.
         weights: N x 1 x H x W, >= 0.
+        confidence: N, >= 0, by which the samples count.
     """
-    if logits.numel() == 0:
-        return logits.sum(), logits.sum()
     logits = logits.float()
     dims = (1, 2, 3)
     entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
-    pixel = ((entropy * weights).sum(dims) / weights.sum(dims).clamp(min=1)).mean()
+    pixel = (entropy * weights).sum(dims) / weights.sum(dims).clamp(min=1)
     prob = logits.sigmoid()
     intersection = (prob * masks * weights).sum(dims)
     union = ((prob + masks - prob * masks) * weights).sum(dims)
     # One pixel on both sides: an empty mask has a gradient, too.
-    overlap = (1 - (intersection + 1) / (union + 1)).mean()
-    return pixel, overlap
-
-
-def projection_loss(logits: Tensor, boxes: Tensor) -> Tensor:
-    """What a box says of its mask: every row and column that crosses the box holds foreground, no other one does.
-
-    Args:
-        logits: N x 1 x H x W, unbounded.
-        boxes: N x 1 x H x W coverage by the box, in 0..1.
-
-    Returns:
-        Scalar: binary cross-entropy of the rows' and columns' maxima.
-    """
-    if logits.numel() == 0:
-        return logits.sum()
-    bags = torch.cat([logits.amax(dim=3), logits.amax(dim=2)], dim=2).float()
-    labels = torch.cat([boxes.amax(dim=3), boxes.amax(dim=2)], dim=2)
-    return F.binary_cross_entropy_with_logits(bags, labels)
+    overlap = 1 - (intersection + 1) / (union + 1)
+    return mean_of_counted(pixel, confidence), mean_of_counted(overlap, confidence)
 
 
 def teacher_loss(logits: Tensor, teacher: Tensor, boxes: Tensor, *, certainty: float = 0.75) -> Tensor:

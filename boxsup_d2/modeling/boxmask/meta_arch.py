@@ -1,12 +1,12 @@
 """BoxMask: a class-agnostic network for the box-to-mask contract, trained on whatever masks there are.
 
 It sees a box with some of its surroundings and is told where the box is; it predicts a mask and the IoU that
-it expects of it. Boxes without masks teach by their projections and by what the averaged network thinks of them.
+it expects of it. Boxes without masks teach by their projections, by the colours of the image, and by what the averaged
+network (``MODEL.EMA``) thinks of them.
 
 Shape legend: N samples, S their side, h = S / 2, B the boxes of one image.
 """
 
-import copy
 from typing import Any
 
 import torch
@@ -14,23 +14,22 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from boxsup_d2.masks.paste import cut_patches
+from boxsup_d2.modeling.average import TaughtByAverage
 from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, MethodInfo, box_to_mask_instances
 from boxsup_d2.modeling.boxmask import losses
-from boxsup_d2.modeling.boxmask.edges import snap_to_edges
+from boxsup_d2.modeling.boxmask.box_learning import BoxLearning
 from boxsup_d2.modeling.boxmask.inference import WindowInference
 from boxsup_d2.modeling.boxmask.network import BoxMaskNetwork
 from boxsup_d2.modeling.fold import fold_batch_norms
 
 
 @META_ARCH_REGISTRY.register()
-class BoxMask(BoxToMaskMethod):
-    """The network, its exponential average, the losses, and inference from boxes to masks.
-
-    The average is part of the model, so that checkpoints, resuming and several processes need nothing special.
-    """
+class BoxMask(TaughtByAverage, BoxToMaskMethod):
+    """The network, its losses, and inference from boxes to masks."""
 
     info = MethodInfo(
         name="boxmask",
@@ -47,7 +46,6 @@ class BoxMask(BoxToMaskMethod):
 
     pixel_mean: Tensor
     pixel_std: Tensor
-    updates: Tensor
 
     @configurable
     def __init__(
@@ -62,9 +60,9 @@ class BoxMask(BoxToMaskMethod):
         loss_weights: dict[str, float],
         box_channel: bool = True,
         boundary_weight: float = 3.0,
-        teacher_start: int = 500,
-        teacher_edges: bool = False,
-        ema_decay: float = 0.998,
+        predicted_end: float = 1.0,
+        box_learning: BoxLearning | None = None,
+        image_format: str = "RGB",
         backbone_lr_factor: float = 1.0,
         train_sizes: list[int] | None = None,
         train_size_steps: list[int] | None = None,
@@ -75,31 +73,25 @@ class BoxMask(BoxToMaskMethod):
             backbone: gives the maps ``in_features``, of strides 2 to 32, finest first.
             decoder_channels, fine_channels: see :class:`boxsup_d2.modeling.boxmask.network.Decoder`.
             pixel_mean, pixel_std: per channel, for images in 0..255.
-            loss_weights: of "pixel", "overlap", "projection", "teacher" and "quality".
+            loss_weights: of "pixel", "overlap", "projection", "pairwise", "teacher" and "quality".
             box_channel: whether the backbone sees the box, in a channel in front of the image's.
             boundary_weight: see :func:`boxsup_d2.modeling.boxmask.losses.boundary_weights`.
-            teacher_start: updates before the averaged network teaches.
-            teacher_edges: snap what it teaches to the image's edges.
-            ema_decay: of the averaged network, per update; 0: there is none.
+            predicted_end: share of their weight that predicted masks keep when the averaged network teaches fully.
+            box_learning: how boxes without true masks teach.
+            image_format: order of the image's channels, "RGB" or "BGR".
             backbone_lr_factor: see :meth:`lr_factors`.
-            train_sizes, train_size_steps: sides that samples are shrunk to, and the updates from which they count.
+            train_sizes, train_size_steps: sides that samples are shrunk to, and the iterations from which they count.
             windows: how boxes are looked at in evaluation.
         """
         super().__init__()
         self.net = BoxMaskNetwork(backbone, in_features, decoder_channels, fine_channels, box_channel)
-        self.average: BoxMaskNetwork | None = None
-        if ema_decay > 0:
-            self.average = copy.deepcopy(self.net).requires_grad_(False)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        # The same on the host: to read the buffer is to wait for the GPU, which every update would do.
-        self._updates = 0
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self.loss_weights = loss_weights
         self.boundary_weight = boundary_weight
-        self.teacher_start = teacher_start
-        self.teacher_edges = teacher_edges
-        self.ema_decay = ema_decay
+        self.predicted_end = predicted_end
+        self.box_learning = box_learning or BoxLearning()
+        self.image_format = image_format
         self.backbone_lr_factor = backbone_lr_factor
         self.train_sizes = list(zip(train_size_steps or [], train_sizes or [], strict=True))
         self.windows = windows or WindowInference()
@@ -118,14 +110,15 @@ class BoxMask(BoxToMaskMethod):
                 "pixel": node.PIXEL_WEIGHT,
                 "overlap": node.OVERLAP_WEIGHT,
                 "projection": node.PROJECTION_WEIGHT,
+                "pairwise": node.PAIRWISE_WEIGHT,
                 "teacher": node.TEACHER_WEIGHT,
                 "quality": node.QUALITY_WEIGHT,
             },
             "box_channel": node.BOX_CHANNEL,
             "boundary_weight": node.BOUNDARY_WEIGHT,
-            "teacher_start": node.TEACHER_START,
-            "teacher_edges": node.TEACHER_EDGES,
-            "ema_decay": node.EMA_DECAY,
+            "predicted_end": node.PREDICTED_MASKS_END,
+            "box_learning": BoxLearning.from_config(cfg),
+            "image_format": cfg.INPUT.FORMAT,
             "backbone_lr_factor": node.BACKBONE_LR_FACTOR,
             "train_sizes": list(node.TRAIN_SIZES),
             "train_size_steps": list(node.TRAIN_SIZE_STEPS),
@@ -141,11 +134,6 @@ class BoxMask(BoxToMaskMethod):
         """Weight of the first convolution, which ImageNet weights of three channels are grown to."""
         return "net.backbone.net.conv_stem.weight"
 
-    @property
-    def pretrained_prefix(self) -> str:
-        """Where the parameters of a backbone's own checkpoint belong; the average takes them from there."""
-        return "net.backbone.net."
-
     def lr_factors(self) -> dict[str, float]:
         """The backbone comes trained and learns more slowly than the rest."""
         return {"net.backbone": self.backbone_lr_factor}
@@ -154,7 +142,9 @@ class BoxMask(BoxToMaskMethod):
         """
         Args:
             batched_inputs: in training, dicts of ``image`` (3 x S x S uint8), ``box``, ``mask`` and ``void`` (S x S
-                uint8, coverage in 0..255) and ``has_mask`` (bool; False: ``mask`` says nothing). In evaluation, dicts
+                uint8, coverage in 0..255), ``has_mask`` (bool; False: ``mask`` says nothing), ``confidence`` (0..1;
+                below 1 the mask is a prediction, and the box teaches as well), and, where boxes teach by colours,
+                ``plain`` and ``seen``: see ``MaskCropDatasetMapper``. In evaluation, dicts
                 of ``image`` (3 x H x W uint8, not resized), ``height``, ``width``, and ``instances`` with ``gt_boxes``
                 (B x 4, in ``image``'s pixels) and ``gt_classes``.
 
@@ -167,92 +157,78 @@ class BoxMask(BoxToMaskMethod):
 
     def losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
         """The weighted losses of a training batch, always the same keys."""
-        self.update_average()
-        # Those with masks first, so that they are a slice.
-        batched_inputs = sorted(batched_inputs, key=lambda x: not x["has_mask"])
+        iteration, learning = get_event_storage().iter, self.box_learning
+        # True masks first and then predicted ones, so that each kind is a slice.
+        batched_inputs = sorted(batched_inputs, key=lambda x: (not x["has_mask"], x["confidence"] < 1))
         known = sum(bool(x["has_mask"]) for x in batched_inputs)
+        true = sum(bool(x["has_mask"]) and x["confidence"] >= 1 for x in batched_inputs)
         images = self.normalize(torch.stack([x["image"] for x in batched_inputs]))
-        boxes, masks, void = (
-            torch.stack([x[key] for x in batched_inputs])[:, None].to(self.device).float() / 255
-            for key in ("box", "mask", "void")
-        )
-        side = next((s for step, s in reversed(self.train_sizes) if self._updates >= step), images.shape[-1])
-        if side != images.shape[-1]:
-            images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
-            boxes = F.interpolate(boxes, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
+        boxes, masks, void = (self._maps([x[key] for x in batched_inputs]) for key in ("box", "mask", "void"))
+        side = next((s for step, s in reversed(self.train_sizes) if iteration >= step), images.shape[-1])
+        images, boxes = resized(images, side), resized(boxes, side).clamp(0, 1)
 
         logits, quality = self.net(images, boxes)
         masks, void, inner = (F.interpolate(maps, logits.shape[-2:], mode="area") for maps in (masks, void, boxes))
         masks, counted = masks[:known], 1 - void[:known]
+        teaches = 0.0 if self.teacher is None else learning.teacher_share(iteration)
+        confidence = masks.new_tensor([x["confidence"] for x in batched_inputs[:known]])
+        confidence[true:] *= 1 - (1 - self.predicted_end) * teaches
         weights = losses.boundary_weights(masks, self.boundary_weight) * counted
-        pixel, overlap = losses.pixel_and_overlap_losses(logits[:known], masks, weights)
-        unknown = logits[known:]
-        teacher = unknown.sum() * 0
-        if self.average is not None and known < len(logits) and self._updates >= self.teacher_start:
-            taught = self.teach(self.average, images[known:], boxes[known:])
-            teacher = losses.teacher_loss(unknown, taught, inner[known:])
-        truth = losses.hard_iou(logits[:known], masks, counted)
-        judged = F.binary_cross_entropy_with_logits(quality[:known], truth) if known else quality.sum() * 0
-        found = {
-            "pixel": pixel,
-            "overlap": overlap,
-            "projection": losses.projection_loss(unknown, inner[known:]),
-            "teacher": teacher,
-            "quality": judged,
-        }
+        pixel, overlap = losses.pixel_and_overlap_losses(logits[:known], masks, weights, confidence)
+
+        found = {"pixel": pixel, "overlap": overlap}
+        unknown, inner, labels = logits[true:], inner[true:], None
+        found["projection"] = learning.projection(unknown, inner)
+        found["pairwise"] = found["teacher"] = unknown.sum() * 0
+        if len(unknown) and (self.loss_weights["pairwise"] > 0 or teaches > 0):
+            pixels = resized(self._plain(batched_inputs[true:]), side)
+            if self.loss_weights["pairwise"] > 0:
+                seen = self._maps([x["seen"] for x in batched_inputs[true:]])
+                seen = F.interpolate(seen, inner.shape[-2:], mode="area")
+                rgb = pixels.flip(1) if self.image_format == "BGR" else pixels
+                colors = F.interpolate(rgb, inner.shape[-2:], mode="area")
+                share = learning.pairwise_share(iteration)
+                found["pairwise"] = share * learning.pairwise(unknown, colors, seen, inner)
+            if teaches > 0:
+                with torch.no_grad():
+                    taught = self.teacher.net(self.normalize(pixels), boxes[true:])[0]
+                labels = learning.labels(unknown, taught, pixels, inner)
+                found["teacher"] = teaches * learning.teacher(unknown, labels, inner)
+        found["quality"] = self._judged(quality, logits, masks, counted, true, labels)
         return {f"loss_{name}": self.loss_weights[name] * value for name, value in found.items()}
 
-    @torch.no_grad()
-    def teach(self, network: BoxMaskNetwork, images: Tensor, boxes: Tensor) -> Tensor:
-        """N x 1 x h x h probabilities that the network gives normalised images, for another one to learn from."""
-        logits = network(images, boxes)[0].float()
-        if self.teacher_edges:
-            pixels = images * self.pixel_std + self.pixel_mean
-            # Not by the EDGE_ keys, which decide predictions and no weights.
-            logits = F.interpolate(snap_to_edges(logits, pixels), logits.shape[-2:], mode="area")
-        return logits.sigmoid()
+    def _judged(
+        self, quality: Tensor, logits: Tensor, masks: Tensor, counted: Tensor, true: int, labels: Tensor | None
+    ) -> Tensor:
+        """Loss of the predicted IoU: with the true masks; without any with what the averaged network teaches, or with
+        the predicted masks."""
+        if not true and labels is not None:
+            iou = losses.hard_iou(logits, labels, torch.ones_like(labels))
+        else:
+            judged = true or len(masks)
+            iou = losses.hard_iou(logits[:judged], masks[:judged], counted[:judged])
+        if not len(iou):
+            return quality.sum() * 0
+        return F.binary_cross_entropy_with_logits(quality[: len(iou)], iou)
 
-    @torch.no_grad()
-    def update_average(self) -> None:
-        """Move the averaged network towards the network; a young average forgets faster."""
-        decay = min(self.ema_decay, self._updates / (self._updates + 10))
-        self.updates += 1
-        self._updates += 1
-        if self.average is None:
-            return
-        for mean, value in zip(self.average.parameters(), self.net.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
-        for mean_buffer, buffer in zip(self.average.buffers(), self.net.buffers(), strict=True):
-            if mean_buffer.is_floating_point():
-                mean_buffer.lerp_(buffer, 1 - decay)
-            else:
-                mean_buffer.copy_(buffer)
-        self.average.eval()
+    def _maps(self, maps: list[Tensor]) -> Tensor:
+        """S x S coverages in 0..255 as N x 1 x S x S in 0..1, on the device."""
+        return torch.stack(maps)[:, None].to(self.device).float() / 255
 
-    def train(self, mode: bool = True) -> "BoxMask":
-        super().train(mode)
-        if self.average is not None:
-            self.average.eval()
-        return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        # Shipped and pretrained weights hold one network, which both start from.
-        average = prefix + "average."
-        if self.average is not None and not any(key.startswith(average) for key in state_dict):
-            net = prefix + "net."
-            state_dict.update({average + k[len(net) :]: v for k, v in list(state_dict.items()) if k.startswith(net)})
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._updates = int(self.updates)
-
-    def inference_state(self) -> dict[str, Tensor]:
-        """The network that predicts, once; the average starts from it (:meth:`_load_from_state_dict`)."""
-        network = self.net if self.average is None else self.average
-        return {"updates": self.updates, **{f"net.{name}": value for name, value in network.state_dict().items()}}
+    def _plain(self, batched_inputs: list[dict]) -> Tensor:
+        """The samples in their own colours, where the mapper gives them: N x 3 x S x S float32 in 0..255."""
+        return torch.stack([x.get("plain", x["image"]) for x in batched_inputs]).to(self.device).float()
 
     def only_predict(self) -> None:
-        self.net, self.average = self.net if self.average is None else self.average, None
         example = [self.pixel_mean.new_zeros((1, channels, 64, 64)) for channels in (3, 1)]
         fold_batch_norms(self.net.eval(), *example)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # Checkpoints of before hold two networks, of which the average predicts, and count updates.
+        state_dict.pop(prefix + "updates", None)
+        for key in [key for key in state_dict if key.startswith(prefix + "average.")]:
+            state_dict[prefix + "net." + key.removeprefix(prefix + "average.")] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def normalize(self, images: Tensor) -> Tensor:
         """N x 3 x S x S images in 0..255, on any device, as the network's input."""
@@ -261,8 +237,7 @@ class BoxMask(BoxToMaskMethod):
 
     def look(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """The network that predicts; see :data:`boxsup_d2.modeling.boxmask.inference.Look`."""
-        network = self.net if self.average is None else self.average
-        return network(self.normalize(images), boxes.to(self.device))
+        return self.net(self.normalize(images), boxes.to(self.device))
 
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
@@ -280,3 +255,10 @@ class BoxMask(BoxToMaskMethod):
             instances.quality = quality
             predictions.append({"instances": instances, "patches": patches})
         return predictions
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """N x C x S x S images as N x C x side x side."""
+    if side == images.shape[-1]:
+        return images
+    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)

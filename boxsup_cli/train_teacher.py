@@ -1,0 +1,82 @@
+"""``boxsup train --teacher``: the config of the method that labels first, and what its student made of the labels."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from boxsup_cli.errors import BadInput
+from boxsup_d2.evaluation.label_comparison import ComparedObjects, compare_labellings
+from boxsup_d2.methods import file_config, method_config
+from boxsup_d2.same_work import changed_settings
+
+if TYPE_CHECKING:  # imported when the command runs
+    from rich.table import Table
+
+TEACHER = "teacher"  # name of its step
+
+# What of a method's config decides its masks; the rest is the machine's, or of how it was trained.
+_SECTIONS = ("MODEL.", "INPUT.")
+_NOT_OURS = ("MODEL.DEVICE",)
+
+
+def teacher_settings(method: str, weights: str | None) -> dict[str, Any]:
+    """The config of a teacher as a step's yaml holds it: what differs from the defaults, in sections.
+
+    Args:
+        method: name of a method, or path of a network's config or checkpoint.
+        weights: of the method or config; None: those that ship, or lie beside the config.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`boxsup_d2.methods.method_config`.
+    """
+    weights = os.path.abspath(weights) if weights and os.path.exists(weights) else weights
+    if not os.path.isfile(method):
+        cfg = method_config(method, weights)
+    else:
+        folder = os.path.dirname(os.path.abspath(method))
+        if not method.endswith((".yaml", ".yml")):
+            if weights:
+                raise BadInput(f"--teacher '{method}' is a checkpoint already: leave --teacher-weights out.")
+            method, weights = os.path.join(folder, "config.yaml"), os.path.abspath(method)
+        elif not weights:
+            beside = os.path.join(folder, "model_final.pth")
+            weights = beside if os.path.isfile(beside) else None
+        cfg = file_config(method, weights)
+    settings: dict[str, Any] = {}
+    for key, value in changed_settings(cfg).items():
+        if key.startswith(_SECTIONS) and key not in _NOT_OURS:
+            *sections, name = key.split(".")
+            node = settings
+            for section in sections:
+                node = node.setdefault(section, {})
+            node[name] = value
+    return settings
+
+
+def comparison_table(teacher: str, student: str, truth: str | None) -> "Table | None":
+    """The student's masks beside its teacher's, in percent; None where all masks were kept from the json.
+
+    Args:
+        teacher, student: the files of their masks.
+        truth: json with true masks, or None.
+
+    Raises:
+        ValueError: no object of theirs is in the truth.
+    """
+    from rich.table import Table
+
+    compared = compare_labellings(teacher, student, truth)
+    if not compared:
+        return None
+    measure = "IoU with the truth" if truth else "IoU of box and tight box of the mask; no --truth"
+    table = Table(title=f"student against teacher: {measure}, percent", title_justify="left")
+    for column in ("boxes", "objects", "teacher", "student", "difference", "95 %", "agreement"):
+        table.add_column(column, justify="left" if column == "boxes" else "right", no_wrap=True)
+    for row in compared:
+        table.add_row(row.name, str(row.count), *_figures(row))
+    return table
+
+
+def _figures(row: ComparedObjects) -> list[str]:
+    interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
+    values = [f"{100 * value:.1f}" for value in (row.teacher, row.student, row.agreement)]
+    return [*values[:2], f"{100 * (row.student - row.teacher):+.1f}", interval, values[2]]

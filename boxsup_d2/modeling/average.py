@@ -1,0 +1,110 @@
+"""The exponential average of a network's weights (mean teacher), and networks that learn from their own.
+
+Training keeps it (``MODEL.EMA``, :class:`boxsup_d2.engine.hooks.EMAHook`), of any meta-architecture.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def average_decay(update: int, decay: float, ramp: float = 1.0) -> float:
+    """Share of the average that an update keeps: min(decay, update / (update + ramp)); the first one copies.
+
+    Args:
+        update: number of the update, from 0.
+        decay: largest share, in 0..1.
+        ramp: above 0. With 1 the average of the first updates is their plain mean (BoxTeacher); with 10 it is that of
+            about the last tenth of them.
+    """
+    return min(decay, update / (update + ramp))
+
+
+class WeightAverage:
+    """An average of a network's parameters that follows it.
+
+    Attributes:
+        network: a network of its own, without gradients and in evaluation mode, whose weights are the average.
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float, ramp: float = 1.0, average_buffers: bool = False) -> None:
+        """
+        Args:
+            model: the network that is trained; may be wrapped in DDP.
+            decay, ramp: see :func:`average_decay`.
+            average_buffers: average floating-point buffers (the statistics of batch norms) as well; False copies them.
+
+        Raises:
+            ValueError: ``decay`` is not in 0..1, or ``ramp`` not above 0.
+        """
+        if not 0 <= decay < 1 or ramp <= 0:
+            raise ValueError(
+                f"MODEL.EMA.DECAY is {decay} and RAMP {ramp}: the first must be at least 0 and below 1, the second "
+                "above 0."
+            )
+        self._model = model.module if isinstance(model, DistributedDataParallel) else model
+        self._decay, self._ramp, self._average_buffers = decay, ramp, average_buffers
+        self.network = copy.deepcopy(self._model).requires_grad_(False).eval()
+        if isinstance(self._model, TaughtByAverage):
+            self._model.set_teacher(self.network)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, model: nn.Module) -> "WeightAverage | None":
+        """As ``MODEL.EMA`` says; None where it is not enabled.
+
+        Raises:
+            ValueError: its values are out of range.
+        """
+        ema = cfg.MODEL.EMA
+        if not ema.ENABLED:
+            return None
+        return cls(model, decay=ema.DECAY, ramp=ema.RAMP, average_buffers=ema.AVERAGE_BUFFERS)
+
+    @torch.no_grad()
+    def update(self, number: int) -> None:
+        """Move towards the network; ``number``: of the update, from 0."""
+        share = 1 - average_decay(number, self._decay, self._ramp)
+        for mean, value in zip(self.network.parameters(), self._model.parameters(), strict=True):
+            mean.lerp_(value, share)
+        for mean, value in zip(self.network.buffers(), self._model.buffers(), strict=True):
+            if self._average_buffers and mean.is_floating_point():
+                mean.lerp_(value, share)
+            else:
+                mean.copy_(value)
+
+    def start(self) -> None:
+        """Take the network's weights, loaded ones for instance, as the average."""
+        self.network.load_state_dict(self._model.state_dict())
+
+    def trained_state(self) -> dict[str, Any]:
+        """State of the network that is trained."""
+        return self._model.state_dict()
+
+    def restore(self, trained: dict[str, Any]) -> None:
+        """Go on from a checkpoint, whose model is the average, after that was loaded into the network.
+
+        Args:
+            trained: :meth:`trained_state` of then.
+        """
+        self.start()
+        self._model.load_state_dict(trained)
+
+
+class TaughtByAverage(nn.Module):
+    """Base of networks that learn from the average of their own weights while ``MODEL.EMA`` keeps one."""
+
+    # In a tuple, so that it is no part of the network: its parameters are neither trained nor saved as such.
+    _teachers: tuple[nn.Module, ...] = ()
+
+    @property
+    def teacher(self) -> Any:
+        """The averaged network, of the same class, in evaluation mode; None where there is none."""
+        return self._teachers[0] if self._teachers else None
+
+    def set_teacher(self, teacher: nn.Module) -> None:
+        """Learn from this network, which must not have a teacher."""
+        self._teachers = (teacher,)
