@@ -49,8 +49,9 @@ def add_boxmask_config(cfg: CN) -> None:
     cfg.DATALOADER.SOURCE_WEIGHTS = ()
 
     cfg.MODEL.BOXMASK = CN()
-    # Configs of before: the average is MODEL.EMA's.
+    # Configs of before: the average is MODEL.EMA's, and TEST_FLIP_BELOW says what is mirrored.
     cfg.register_deprecated_key("MODEL.BOXMASK.EMA_DECAY")
+    cfg.register_deprecated_key("MODEL.BOXMASK.TEST_FLIP")
     # Backbone features, finest first, of strides 2 to 32.
     cfg.MODEL.BOXMASK.IN_FEATURES = ["res1", "res2", "res3", "res4", "res5"]
     # Channels of the decoder at strides 4 and more, and at stride 2.
