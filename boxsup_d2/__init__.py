@@ -11,6 +11,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from boxsup_d2.utils.imports import quick_imports
 from boxsup_d2.version import __version__
 
 # Before torch starts its threads: on a busy machine, threads that spin while they wait for others without a core made a
@@ -18,7 +19,7 @@ from boxsup_d2.version import __version__
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Imported for what they register.
-with warnings.catch_warnings():
+with warnings.catch_warnings(), quick_imports():
     # Detectron2 and timm use it where they are imported, which nobody who runs a command can change.
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
     from boxsup_d2 import modeling

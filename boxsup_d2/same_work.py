@@ -5,6 +5,7 @@ the command line (is this output what was asked for?). What a method's own setti
 :class:`boxsup_d2.modeling.box_to_mask.MethodInfo`.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -125,7 +126,12 @@ def _declared_keys(meta_architecture: str) -> tuple[list[str], list[str]]:
 
 def _is_of_a_section_of_ours(key: str) -> bool:
     section = key.split(".")[1:2]
-    return key.startswith("MODEL.") and bool(section) and section[0] not in get_cfg().MODEL
+    return key.startswith("MODEL.") and bool(section) and section[0] not in _sections_of_detectron2()
+
+
+@functools.cache
+def _sections_of_detectron2() -> frozenset[str]:
+    return frozenset(get_cfg().MODEL)
 
 
 def _is_one_of(key: str, declared: Sequence[str]) -> bool:

@@ -137,8 +137,8 @@ def test_every_package_folder_is_a_package() -> None:
     assert [relative(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
 
 
-def test_optional_packages_stay_optional() -> None:
-    """The extras of pyproject.toml are needed by what uses them, not by an import."""
+def test_imports_take_what_they_need() -> None:
+    """Not torch's compiler, until something calls it, nor the extras of pyproject.toml, which their users import."""
     blocked = [
         "pydensecrf",
         "skimage",
@@ -149,8 +149,13 @@ def test_optional_packages_stay_optional() -> None:
         "pytest",
     ]
     code = (
-        f"import sys, importlib\nfor name in {blocked}: sys.modules[name] = None\n"
+        f"import gc, sys, importlib\nfor name in {blocked}: sys.modules[name] = None\n"
+        "import boxsup_d2, torch, torchvision\n"
+        "assert gc.isenabled() and not {'torch._dynamo', 'torch._dynamo.utils'} & sys.modules.keys()\n"
+        "assert torch.compiler.disable.__module__ == 'torch.compiler'\n"
         f"for name in {MODULES}: importlib.import_module(name)\n"
+        "assert importlib.import_module('torchvision.ops.roi_align').is_compile_supported('cpu') in (False, True)\n"
+        "assert sys.modules['torch._dynamo'].utils is sys.modules['torch._dynamo.utils']\n"
     )
     result = run_python("-c", code)
     assert result.returncode == 0, result.stderr
