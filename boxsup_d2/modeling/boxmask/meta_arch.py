@@ -39,6 +39,7 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
         weights_sha256="11ee411cd0bf2c1a8cc3da7d48e97f0fd597d420001ada48d9ce9b7bed671c6e",
         recipe="zoo/boxmask.yaml",
         fast=("MODEL.BOXMASK.TEST_FLIP_BELOW", 0.0, "MODEL.BOXMASK.EDGE_STEPS", 0),
+        best=("MODEL.BOXMASK.TEST_FLIP_BELOW", 1.0),
         neutral_keys=("MODEL.BOXMASK.TEST_WINDOWS_PER_FORWARD", "INPUT.MASK_CROP.CACHE_MB"),
         inference_keys=("MODEL.BOXMASK.EDGE_",),
     )
