@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"--out is the file that is labelled, '{out}': name another one.")
 
     from boxsup_cli.console import short, show
-    from boxsup_cli.label_job import check_classes, job_config, label, request_of
+    from boxsup_cli.label_job import check_classes, job_config, label, move_earlier_work, request_of
     from boxsup_cli.label_output import export, finish, is_done, missing_exports
     from boxsup_d2.engine.launch import launch
     from boxsup_d2.utils.lock import acquire_lock
@@ -122,6 +122,7 @@ def run(args: argparse.Namespace) -> None:
             os.makedirs(job.output_dir, exist_ok=True)
         with acquire_lock(work, "lock"):
             source.write(work)
+            move_earlier_work(job, work)
             launch(label, args.num_gpus, args=(job,), join=False)
             summary = finish(
                 job.result,

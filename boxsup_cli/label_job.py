@@ -135,6 +135,27 @@ def request_of(
     return request if min_quality is None else {**request, "min_quality": min_quality}
 
 
+def move_earlier_work(job: LabelJob, work: str) -> None:
+    """Put what commands of other boxes left unfinished where the writer looks for images that are labelled already.
+
+    Args:
+        job: the labelling that is about to start.
+        work: folder of the unfinished work of all commands of the same output.
+    """
+    own = f"{os.path.splitext(job.result)[0]}.partial"
+    inner = os.path.relpath(own, os.path.dirname(os.path.dirname(job.output_dir)))
+    for source in os.scandir(work):
+        partial = os.path.join(source.path, *inner.split(os.sep)[1:])
+        if partial == own or not os.path.isdir(partial):
+            continue
+        for labelling in os.scandir(partial):
+            # Under another name, for it is not to be resumed: images of one name may be others.
+            target = os.path.join(own, f"{source.name}-{labelling.name}")
+            if labelling.is_dir() and not os.path.exists(target):
+                os.makedirs(own, exist_ok=True)
+                os.rename(labelling.path, target)
+
+
 def label(job: LabelJob) -> None:
     """Label this process's share of the images; rank 0 writes :attr:`LabelJob.result`. All ranks call it together."""
     quiet_libraries()

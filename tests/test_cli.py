@@ -34,7 +34,7 @@ from boxsup_d2.modeling.baselines.meta_arch import BoxFill
 from boxsup_d2.utils import files, progress
 from boxsup_d2.utils.errors import message_of
 
-COMMANDS = ("label", "train", "predict", "eval", "report", "tighten", "export", "convert")
+COMMANDS = ("label", "train", "predict", "eval", "report", "tighten", "serve", "export", "convert")
 
 # A method that is slow enough to be killed, and notes the images that it was asked about.
 SLOW = """
@@ -548,6 +548,31 @@ def test_failure_in_the_work_ends_with_1_and_the_rest_is_kept(
     assert label(tmp_path, *one_by_one) == 0
     assert sorted(asked) == [83, 84, 85, 85, 86, 88, 89, 90], "only the one that failed is asked again"
     assert len(read(tmp_path / "masks.json")["annotations"]) == len(data["annotations"])
+
+
+def test_keep_going_goes_on_from_the_run_that_failed(
+    tmp_path: Path, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def forward(self: Any, batched_inputs: list[dict[str, Any]]) -> Any:
+        asked.extend(item["image_id"] for item in batched_inputs)
+        return prediction(self, batched_inputs)
+
+    prediction = BoxFill.forward
+    monkeypatch.setattr(BoxFill, "forward", forward)
+    path = tmp_path / "images" / "84.png"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    one_by_one = ("--opts", "PSEUDO_MASKS.IMS_PER_BATCH", "1")
+    assert label(tmp_path, *one_by_one) == 1
+    failed, asked[:] = list(asked), []
+    assert {90, 89} < set(failed)
+    Image.new("RGB", (60, 40)).save(tmp_path / "images" / "90.png")  # another picture of that name
+    assert label(tmp_path, "--keep-going", *one_by_one) == 0
+    assert sorted(asked) == sorted({90, *({83, 85, 86, 88, 89} - set(failed))})
+    assert [a["id"] for a in read(tmp_path / "masks.json")["annotations"] if "confidence" not in a] == [1, 494]
 
 
 def test_voc_and_yolo_come_in_and_go_out(tmp_path: Path, data: dict[str, Any]) -> None:

@@ -97,6 +97,7 @@ def show(browser, folder) -> Iterator[Any]:
 
     def opened(name: str, *, worst: bool = True, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, **options})
+        context.set_default_timeout(120_000)  # milliseconds; machines that test are busy
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))

@@ -68,6 +68,10 @@ def exports() -> dict[str, tuple[str, str]]:
         "value": {**percent, "rotation": CLOCKWISE, "rectanglelabels": ["ship"]},
     }  # fmt: skip
     task = {"id": 1, "data": {"image": "/data/upload/1/a.png"}, "annotations": [{"result": [region]}]}
+    shapes = {
+        "shapes": [{"label": "ship", "shape_type": "rotation", "points": corners(), "direction": 0.5}],
+        "imagePath": "a.png", "imageHeight": H, "imageWidth": W,
+    }  # fmt: skip
     xml = (
         f'<annotations><image name="a.png" width="{W}" height="{H}"><box label="ship" xtl="{left}" ytl="{top}" '
         f'xbr="{left + WIDTH}" ybr="{top + HEIGHT}" rotation="{CLOCKWISE}"/></image></annotations>'
@@ -78,6 +82,7 @@ def exports() -> dict[str, tuple[str, str]]:
         "CVAT's COCO": ("boxes.json", json.dumps(coco(bbox=upright, attributes={"rotation": CLOCKWISE}))),
         "a rotation": ("boxes.json", json.dumps(coco(bbox=upright, rotation=CLOCKWISE))),
         "five numbers": ("boxes.json", json.dumps(coco(bbox=ROTATED))),
+        "X-AnyLabeling": ("a.json", json.dumps(shapes)),
         "Label Studio": ("boxes.json", json.dumps([task])),
     }
 

@@ -1,16 +1,30 @@
 """Turn the predictions of a box-to-mask method into a pseudo-mask data set, as evaluators make metrics."""
 
+import glob
+import json
+import logging
 import math
+import os
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
-from boxsup_d2.data.formats.pseudo_masks import labels_path, provenance_of, write_pseudo_masks
+from detectron2.data import MetadataCatalog
+
+from boxsup_d2.data.formats.pseudo_masks import labels_path, provenance_digest, provenance_of, write_pseudo_masks
+from boxsup_d2.data.formats.rotated_boxes import ROTATED_BOX
 from boxsup_d2.labelling.shards import MaskShardIndex, mask_record
 from boxsup_d2.labelling.writer import LabelWriter, label_task, labelled_rows
 from boxsup_d2.masks.confidence import DOUBTFUL_QUALITY
 from boxsup_d2.masks.merge import MergedInstance, merge_image
 from boxsup_d2.masks.rle import empty_rle
 from boxsup_d2.modeling.box_to_mask import predicted_quality
+from boxsup_d2.utils.files import atomic_write, json_sha256
+
+logger = logging.getLogger(__name__)
+
+# Key of a noted result: the hash of what it was made of.
+_OF = "of"
 
 
 class PseudoMaskWriter(LabelWriter):
@@ -18,6 +32,9 @@ class PseudoMaskWriter(LabelWriter):
 
     Which annotations are labelled is read off the data set's dicts: crowd regions are not, nor annotations that
     already have a mask there (a box-only data set's have none, whatever its json holds).
+
+    Results of a labelling that was not finished are taken over by another one, of other boxes, where nothing that an
+    image's masks depend on is another: whoever leaves a damaged image out need not label the rest again.
     """
 
     def __init__(
@@ -45,6 +62,9 @@ class PseudoMaskWriter(LabelWriter):
         self._prompts: dict[Any, dict[Any, list[float]]] = {}
         self._kept: dict[Any, list[Any]] = {}
         self._kept_ids: set[Any] = set()
+        self._records = {record["image_id"]: record for record in dataset_dicts}
+        names = list(MetadataCatalog.get(dataset_name).get("thing_classes", ()))
+        self._method = provenance_digest({**provenance, "source_sha256": names})
         for record in dataset_dicts:
             task = label_task(record, dataset_name, overwrite)
             if task.prompts:
@@ -57,6 +77,44 @@ class PseudoMaskWriter(LabelWriter):
 
     def _open_index(self) -> MaskShardIndex:
         return MaskShardIndex(self._folder)
+
+    def _look_up(self) -> tuple[bool, set[Any], int]:
+        if not os.path.isdir(self._folder):
+            self._take_over()
+        return super()._look_up()
+
+    def _take_over(self) -> None:
+        """Copy what other labellings have noted of the images that are the same here."""
+        partial = os.path.dirname(self._folder)
+        taken: dict[Any, str] = {}
+        for path in sorted(glob.glob(os.path.join(glob.escape(partial), "*", "*.jsonl"))):
+            with open(path, encoding="utf-8") as file:
+                for line in file:
+                    try:
+                        image_id, noted = itemgetter("image_id", _OF)(json.loads(line))
+                    except (ValueError, KeyError, TypeError):  # torn
+                        continue
+                    if image_id in self._prompts and image_id not in taken and noted == self._content(image_id):
+                        taken[image_id] = line
+        if taken:
+            logger.info("%d images were labelled alike before: '%s'", len(taken), partial)
+            os.makedirs(self._folder)
+            with atomic_write(os.path.join(self._folder, "0000-before.jsonl")) as file:
+                file.writelines(taken.values())
+
+    def _content(self, image_id: Any) -> str:
+        """Hash of all that the masks of an image depend on; of its file the size."""
+        record = self._records[image_id]
+        path = record["file_name"]
+        # All objects are prompts, whether they get a mask or keep one.
+        prompts = [
+            (obj.get("id"), obj["category_id"], list(obj["bbox"]), obj.get(ROTATED_BOX))
+            for obj in record["annotations"]
+            if not obj.get("iscrowd")
+        ]
+        size = os.path.getsize(path) if os.path.isfile(path) else None
+        facts = [os.path.basename(path), size, prompts, self._prompts[image_id], self._kept.get(image_id)]
+        return json_sha256([self._method, repr(facts)])[:16]
 
     def _label(self, item: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
         """Merge the masks of an image."""
@@ -74,7 +132,7 @@ class PseudoMaskWriter(LabelWriter):
             )
         except ValueError as error:
             raise ValueError(f"'{item.get('file_name', image_id)}' in '{self.dataset_name}': {error}") from error
-        return mask_record(ids, merged)
+        return {_OF: self._content(image_id), **mask_record(ids, merged)}
 
     def _write(self, index: MaskShardIndex) -> dict[str, float]:
         """Write the file; the summary holds ``images`` and ``instances`` that were labelled, ``kept`` masks,

@@ -16,6 +16,7 @@ from boxsup_d2.data.formats.drawn import KEPT, Shape, crop_to_rle, decode_png, e
 from boxsup_d2.data.formats.folders import ImageFinder, by_image, header_size, output_stems, write_file
 from boxsup_d2.data.formats.polygons import decode_mask, mask_to_polygons
 from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.data.formats.rotated_boxes import TURNED, box_of_corners
 
 
 def read_labelme(folder: str, files: Sequence[str], images: str, problems: Problems, notes: Problems) -> dict[str, Any]:
@@ -84,6 +85,9 @@ def _shapes(entry: Any, size: tuple[int, int], where: str, notes: Problems) -> l
     elif kind == "rectangle" and len(flat) == 4:
         x0, x1, y0, y1 = (*sorted(flat[0::2]), *sorted(flat[1::2]))
         shape.box = [x0, y0, x1 - x0, y1 - y0]
+    elif kind == "rotation" and len(flat) == 8:  # of X-AnyLabeling, which writes these files, too
+        notes.add(TURNED, where)
+        shape.turn(box_of_corners(flat))
     elif kind == "circle" and len(flat) == 4:
         radius = math.hypot(flat[2] - flat[0], flat[3] - flat[1])
         shape.mask = [ellipse(flat[0], flat[1], radius, radius)]
