@@ -146,6 +146,7 @@ def test_optional_packages_stay_optional() -> None:
         "onnxruntime",
         "onnx",
         "transformers",
+        "rasterio",
         "pytest",
     ]
     code = (
