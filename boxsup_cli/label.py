@@ -32,6 +32,8 @@ examples:
     $ boxsup label --json boxes.json --images photos --method boxcaseg --weights boxcaseg.pth --crf --num-gpus 4
   from Pascal VOC's files to YOLO's:
     $ boxsup label --voc-xml Annotations --images JPEGImages --yolo-seg dataset
+  boxes on a GeoTIFF, in WGS84 or its own coordinates (pip install 'boxsup_d2[geo]'):
+    $ boxsup label --geojson boxes.geojson --images ortho.tif --out masks.geojson
 
 The output is your json: its ids, order, crowd regions and unknown fields are unchanged; every other annotation has
 'segmentation' (run lengths, which any COCO tool reads), 'area', and between 0 and 1 'quality', the IoU with the true
@@ -50,7 +52,12 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         description="Give every box of a json its mask.",
         epilog=_EPILOG,
     )
-    add_source_arguments(parser)
+    formats = add_source_arguments(parser)
+    formats.add_argument(
+        "--geojson",
+        metavar="F",
+        help="boxes as polygons of a GeoJSON; --images is then one raster of any size, and --out a GeoJSON with masks",
+    )
     method = parser.add_argument_group("method")
     add_method_arguments(method)
     method.add_argument("--crf", action="store_true", help="refine masks by a dense CRF: better edges, slower")
@@ -89,9 +96,14 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(
             f"--out: '{out}' is a folder; name a file in it, such as '{os.path.join(args.out, 'masks.json')}'."
         )
-    given = args.json or args.annotations
+    given = args.json or args.annotations or args.geojson
     if given and os.path.exists(out) and os.path.exists(given) and os.path.samefile(out, given):
         raise BadInput(f"--out is the file that is labelled, '{out}': name another one.")
+    if args.geojson:
+        from boxsup_cli.label_geo import run_geo
+
+        run_geo(args, out)
+        return
 
     from boxsup_cli.console import short, show
     from boxsup_cli.label_job import check_classes, job_config, label, move_earlier_work, request_of
@@ -102,11 +114,11 @@ def run(args: argparse.Namespace) -> None:
     exports = {option: getattr(args, option.replace("-", "_")) for option in EXPORTS}
     exports = {option: os.path.abspath(folder) for option, folder in exports.items() if folder}
     source = read_source(args)
-    job = _job(args, source, out)
+    job = make_job(args, source, out)
     with bad_input():
         check_classes(job, source.usable["categories"])
         request = request_of(job, job_config(job), source.sha256, polygons=args.polygons, min_quality=args.min_quality)
-    work = _work_folder(out)
+    work = work_folder(out)
     if is_done(out, request, force=args.force):
         show(f"'{short(out)}' is done: the same command has written it. Nothing was labelled.")
         exports = missing_exports(out, exports)
@@ -136,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
             )
             shutil.rmtree(work, ignore_errors=True)
         crowds = sum(bool(annotation.get("iscrowd")) for annotation in source.usable["annotations"])
-        show(_summary_line(summary, short(out), crowds))
+        show(summary_line(summary, short(out), crowds))
         look = _look_line(summary, short(out), short(source.image_root), report=bool(args.report))
         if look:
             show(look)
@@ -154,11 +166,11 @@ def _claim(exports: dict[str, str], source: Source, work: str, *, force: bool) -
     claim_folders(exports, source.path, work, force=force)
 
 
-def _job(args: argparse.Namespace, source: Source, out: str) -> "LabelJob":
+def make_job(args: argparse.Namespace, source: Source, out: str) -> "LabelJob":
     """The job, as every process needs it."""
     from boxsup_cli.label_job import LabelJob
 
-    work = _work_folder(out)
+    work = work_folder(out)
     choice = chosen_method(args)
     return LabelJob(
         json_file=source.json_file(work),
@@ -176,12 +188,12 @@ def _job(args: argparse.Namespace, source: Source, out: str) -> "LabelJob":
     )
 
 
-def _work_folder(out: str) -> str:
+def work_folder(out: str) -> str:
     """Folder of unfinished work."""
     return f"{out}.work"
 
 
-def _summary_line(summary: dict[str, Any], out: str, crowds: int) -> str:
+def summary_line(summary: dict[str, Any], out: str, crowds: int) -> str:
     kept = f", {summary['kept']} masks kept" if summary.get("kept") else ""
     kept += f", {crowds} crowd regions (iscrowd 1) left as they are" if crowds else ""
     boxes = f", {summary['left_as_boxes']} of them left as boxes" if summary.get("left_as_boxes") else ""

@@ -70,8 +70,8 @@ def add_outside_argument(group: argparse._ActionsContainer) -> None:
     )
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name boxes and images to the parser of a subcommand."""
+def add_source_arguments(parser: argparse.ArgumentParser) -> Group:
+    """Add the options that name boxes and images to the parser of a subcommand; returns those that name boxes."""
     group = parser.add_argument_group("boxes and images")
     formats = group.add_mutually_exclusive_group(required=True)
     formats.add_argument(
@@ -88,6 +88,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--images", metavar="DIR", required=True, help="folder that the file names are relative to")
     add_keep_going_argument(group)
     add_outside_argument(group)
+    return formats
 
 
 def read_source(args: argparse.Namespace) -> Source:

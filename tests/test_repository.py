@@ -146,6 +146,7 @@ def test_imports_take_what_they_need() -> None:
         "onnxruntime",
         "onnx",
         "transformers",
+        "rasterio",
         "pytest",
     ]
     code = (

@@ -102,26 +102,37 @@ def read_image(file_name: str, format: str = "BGR") -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if format == "RGB" else image
 
 
-def stretch(image: np.ndarray) -> np.ndarray:
+def stretch(image: np.ndarray, levels: tuple[float, float] | None = None) -> np.ndarray:
     """An image of any numbers as uint8; one of uint8 as it is.
 
-    Its 0.5 and 99.5 percentiles, over all channels together, become 0 and 255; where these are the same number, its
-    least and greatest value do. What is no number becomes 0.
+    ``levels`` become 0 and 255, by default its own :func:`grey_levels`. What is no number becomes 0.
     """
     if image.dtype == np.uint8:
         return image
+    levels = levels or grey_levels(image)
+    if levels is None:
+        return np.zeros(image.shape, np.uint8)
+    black, white = levels
+    # In float32, which holds 24 bits: half of the memory, and far more than is left.
+    scaled = (image.astype(np.float32) - np.float32(black)) * np.float32(255 / ((white - black) or 1))
+    return np.nan_to_num(scaled, nan=0, posinf=255, neginf=0).clip(0, 255).round().astype(np.uint8)
+
+
+def grey_levels(image: np.ndarray) -> tuple[float, float] | None:
+    """What is to be black and white in an image of any numbers; None where nothing in it is a number.
+
+    The 0.5 and 99.5 percentiles over all channels together; where these are the same number, the least and greatest.
+    """
     values = image.reshape(-1)
     sample = values[:: max(1, len(values) // _SAMPLES)]
     sample = sample[np.isfinite(sample)]
     if not len(sample):
-        return np.zeros(image.shape, np.uint8)
+        return None
     black, white = np.percentile(sample.astype(np.float64), (_BLACK, _WHITE))
     if black == white:
         finite = values[np.isfinite(values)]
-        black, white = float(finite.min()), float(finite.max())
-    # In float32, which holds 24 bits: half of the memory, and far more than is left.
-    scaled = (image.astype(np.float32) - np.float32(black)) * np.float32(255 / ((white - black) or 1))
-    return np.nan_to_num(scaled, nan=0, posinf=255, neginf=0).clip(0, 255).round().astype(np.uint8)
+        black, white = finite.min(), finite.max()
+    return float(black), float(white)
 
 
 def _open(file_name: str) -> BinaryIO:

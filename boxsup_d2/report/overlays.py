@@ -75,17 +75,17 @@ def write_overlays(data: dict[str, Any], out_dir: str, image_root: str) -> int:
     stems = output_stems(data["images"])
     for (image, annotations), stem in zip(by_image(data), stems, strict=True):
         pixels = read_image(os.path.join(image_root, image["file_name"]), "BGR")
-        objects = (_drawn(annotation, *pixels.shape[:2], names, class_of) for annotation in annotations)
+        objects = (_drawn(annotation, pixels.shape[:2], names, class_of) for annotation in annotations)
         write_file(os.path.join(out_dir, f"{stem}.jpg"), encode_jpeg(draw_objects(pixels, objects)))
     return len(stems)
 
 
 def _drawn(
-    annotation: dict[str, Any], height: int, width: int, names: Sequence[str], class_of: Mapping[int, int]
+    annotation: dict[str, Any], size: Sequence[int], names: Sequence[str], class_of: Mapping[int, int]
 ) -> DrawnObject:
     number = class_of[annotation["category_id"]]
     score = annotation.get("score", annotation.get("quality"))
-    mask = decode_mask(annotation, height, width) if annotation.get("segmentation") else None
+    mask = decode_mask(annotation, size[0], size[1]) if annotation.get("segmentation") else None
     return DrawnObject(mask, annotation["bbox"], number, _text(names[number], score))
 
 

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode, configurable
 from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY, SampleMapper
 from boxsup_d2.data.dataset_mappers.mask_crop_loader import build_mask_crop_train_loader
 from boxsup_d2.data.images import ImageCache, read_image
-from boxsup_d2.masks.rle import decode
+from boxsup_d2.masks.rle import decode, union
 from boxsup_d2.masks.windows import Box, Window, box_coverage, box_window, clip_box, cut_window
 
 # An object of which less than this is left by what was pasted over it is no longer that object.
@@ -252,10 +252,10 @@ class MaskCropDatasetMapper(SampleMapper):
         if not segmentations:
             return None
         try:
-            masks = [decode(segmentation, height, width).T for segmentation in segmentations]
+            mask = union(segmentations, height, width)
         except ValueError as error:
             raise ValueError(f"A mask of '{sample['file_name']}' cannot be used: {error}") from error
-        return np.where(np.logical_or.reduce(masks), np.uint8(255), np.uint8(0))
+        return mask * np.uint8(255)
 
     def _void(self, sample: dict[str, Any], height: int, width: int) -> np.ndarray | None:
         """H x W uint8, 255 where the label is unknown; None where it nowhere is."""

@@ -7,7 +7,7 @@ when it is whole.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
 
 from boxsup_d2.data.formats.coco import read_coco_json, read_json
@@ -65,8 +65,8 @@ def write_pseudo_masks(
 
     Args:
         path: of the file, replaced atomically.
-        source: COCO json or manifest; it is not changed. Its keys, their values and the order of its lists are kept,
-            but for NaN and infinities, which become null.
+        source: COCO json, manifest or another json; it is not changed. Its keys, their values and the order of its
+            lists, which may be iterators, are kept, but for NaN and infinities, which become null.
         provenance: goes to ``info``.
         annotate: maps each annotation of the source to the one that is written; None writes them as they are.
         hint: appended to the message where the disk is full.
@@ -86,7 +86,7 @@ def write_pseudo_masks(
             file.write(f",\n{strict_json(key)}: ")
             if key == "annotations" and annotate is not None:
                 _write_list(file, (annotate(annotation) for annotation in value))
-            elif isinstance(value, list):
+            elif isinstance(value, list | Iterator):
                 _write_list(file, value)
             else:
                 file.write(strict_json(value))
