@@ -24,6 +24,7 @@ from boxsup_d2.config import add_boxsup_config, load_config
 from boxsup_d2.data.dataset_mappers.mask_crop import MaskCropDatasetMapper, cut_mask, tight_box
 from boxsup_d2.data.dataset_mappers.mask_crop_loader import MaskCropOrder, mask_samples
 from boxsup_d2.masks.windows import box_coverage, box_window, clip_box, cut_window
+from boxsup_d2.methods import load_model, method_config
 from boxsup_d2.modeling.average import WeightAverage
 from boxsup_d2.modeling.boxmask import losses
 from boxsup_d2.modeling.boxmask.box_learning import BoxLearning
@@ -380,6 +381,18 @@ class TestFolding:
             for found, value in zip(model.net(*inputs), expected, strict=True):
                 torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
         assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_masks_of_a_cpu():
+    inputs = prompt([[5, 5, 30, 40], [20, 2, 69, 45]])
+    found, expected = (
+        load_model(method_config("boxmask", device=device))([inputs])[0]["instances"].to("cpu")
+        for device in ("cuda", "cpu")
+    )
+    assert (found.pred_masks.full() == expected.pred_masks.full()).float().mean() > 0.98
+    torch.testing.assert_close(found.quality, expected.quality, rtol=0, atol=0.02)
 
 
 class TestSamples:

@@ -190,24 +190,30 @@ def averaged_box_mask(cfg):
     cfg.MODEL.BOXMASK.TEACHER_START = 1
 
 
-@pytest.mark.parametrize("network", [noisy_segmenter, averaged_box_mask])
-def test_a_resumed_training_ends_with_the_same_weights(cfg, network, monkeypatch):
-    network(cfg)
+def unbroken_and_resumed(cfg, monkeypatch):
+    """Checkpoints of a training at its end, and of one that went on from the second of four iterations."""
     monkeypatch.setattr(Trainer, "test", lambda *_: {})
     Trainer(cfg).train()
     output = Path(cfg.OUTPUT_DIR)
-    expected = torch.load(output / "model_final.pth", weights_only=True)
+    expected = torch.load(output / "model_final.pth", map_location="cpu", weights_only=True)
     (output / "last_checkpoint").write_text("model_0000001.pth")
     seed_all(8)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == 2
     trainer.train()
-    found = torch.load(output / "model_final.pth", weights_only=True)
+    return expected, torch.load(output / "model_final.pth", map_location="cpu", weights_only=True)
+
+
+@pytest.mark.parametrize("network", [noisy_segmenter, averaged_box_mask])
+def test_a_resumed_training_ends_with_the_same_weights(cfg, network, monkeypatch):
+    network(cfg)
+    expected, found = unbroken_and_resumed(cfg, monkeypatch)
     assert content(found["model"]) == content(expected["model"])
     assert content(found["trainer"]) == content(expected["trainer"])
 
 
+@pytest.mark.gpu
 def test_the_loss_scale_goes_on_as_well(cfg, monkeypatch):
     """Mixed precision with the CPU's own scaler, which grows in the third update: after the break, at two."""
 
@@ -216,10 +222,27 @@ def test_the_loss_scale_goes_on_as_well(cfg, monkeypatch):
         return AccumulatingAMPTrainer(*args, scaler, batches=batches)
 
     monkeypatch.setattr("boxsup_d2.engine.trainer.build_inner_trainer", in_mixed_precision)
-    test_a_resumed_training_ends_with_the_same_weights(cfg, noisy_segmenter, monkeypatch)
-    trained = torch.load(Path(cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)
-    scaler = trained["trainer"]["_trainer"]["grad_scaler"]
+    noisy_segmenter(cfg)
+    expected, found = unbroken_and_resumed(cfg, monkeypatch)
+    scaler = found["trainer"]["_trainer"]["grad_scaler"]
     assert (scaler["scale"], scaler["_growth_tracker"]) == (2048.0, 1)
+    assert content(found["model"]) == content(expected["model"])
+    assert content(found["trainer"]) == content(expected["trainer"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("network", [noisy_segmenter, averaged_box_mask])
+@pytest.mark.parametrize("batches", [1, 2])
+def test_mixed_precision_on_a_gpu_goes_on(cfg, network, batches, monkeypatch):
+    network(cfg)
+    cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.ACCUMULATE = "cuda", True, batches
+    expected, found = unbroken_and_resumed(cfg, monkeypatch)
+    scalers = [x["trainer"]["_trainer"]["grad_scaler"] for x in (expected, found)]
+    assert scalers[0] == scalers[1]
+    assert scalers[0]["scale"] > 0
+    # A GPU sums up in any order.
+    torch.testing.assert_close(found["model"], expected["model"], rtol=0.01, atol=0.01)
 
 
 def run_demo(toy, output):

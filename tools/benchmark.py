@@ -7,10 +7,13 @@
   mask-head        what the confidence-governed mask head adds to a training step of Mask R-CNN
   crf              DenseCRF of class probabilities: one process, and a pool of them
   labels           labelling by LPG's generator, images and classes batched or one by one
+  commands         boxsup label, report and eval, and plain loops over the same images
+  start            a process until boxsup label has made one mask, and until it has imported torch
   all              all of them, one after the other
 
 Variants take turns and medians are printed, so that a busy machine slows all of them alike. Everything but the CRF's
-pool runs in one process on one thread. CPU time is printed as well, since other processes distort wall time.
+pool, and the processes of ``start``, runs in one process on one thread. CPU time is printed as well, since other
+processes distort wall time.
 
 Examples:
 
@@ -32,6 +35,7 @@ from typing import Any
 
 import cv2
 import torch
+from _benchmark_commands import benchmark_commands, benchmark_start
 from _benchmark_crf import benchmark_crf
 from _benchmark_loader import benchmark_loader
 from _benchmark_lpg import benchmark_lpg
@@ -66,6 +70,8 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "mask-head": benchmark_mask_head,
     "crf": benchmark_crf,
     "labels": benchmark_lpg,
+    "commands": benchmark_commands,
+    "start": benchmark_start,
 }
 
 
@@ -103,6 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
             ("--labelled", 8, "images to label (default 8)"),
             ("--label-side", 500, "their longer side in pixels (default 500)"),
         ),
+        "commands": jpegs,
+        "start": options(),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join([*own, "all"]) + "}")

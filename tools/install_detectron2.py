@@ -179,6 +179,34 @@ def verify() -> None:
             raise InstallError("Detectron2 was installed, but does not import (see above); INSTALL.md lists the causes")
 
 
+def build_wheel(archive: Path, folder: Path) -> Path:
+    """Check and edit an archive, and build its wheel in `folder`, without a network; returns the wheel.
+
+    Raises:
+        InstallError: any step failed.
+    """
+    check_sha256(archive)
+    print(f"{archive.name}: sha256 as expected")
+    source = extract(archive, folder / "source")
+    for line in prepare(source):
+        print(f"edited  {line}")
+    run_pip(
+        [
+            "wheel",
+            "--quiet",
+            "--no-index",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            str(folder),
+            str(source),
+        ],
+        "setuptools of this environment may be too old: run 'python -m pip install 'setuptools<81' wheel'.",
+    )
+    (wheel,) = folder.glob("detectron2-*.whl")
+    return wheel
+
+
 def install(archive: Path | None, constraint: Path | None, replace: bool) -> None:
     """Fetch (unless `archive` is given), check, edit and install; `replace` reinstalls what has the same version.
 
@@ -191,17 +219,8 @@ def install(archive: Path | None, constraint: Path | None, replace: bool) -> Non
             archive = download(folder)
         elif not archive.is_file():
             raise InstallError(f"there is no file {archive}")
-        check_sha256(archive)
-        print(f"{archive.name}: sha256 as expected")
-        source = extract(archive, folder / "source")
-        for line in prepare(source):
-            print(f"edited  {line}")
+        wheel = build_wheel(archive, folder)
         advice = "The archive is fine, so the package index or the disk is the likely cause; then run this again."
-        run_pip(
-            ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)],
-            "setuptools of this environment may be too old: run 'python -m pip install 'setuptools<81' wheel'.",
-        )
-        (wheel,) = folder.glob("detectron2-*.whl")
         if replace:
             # Apart from the dependencies, which --force-reinstall would reinstall as well, torch included.
             run_pip(["install", "--no-deps", "--force-reinstall", str(wheel)], advice)

@@ -1,0 +1,200 @@
+"""The parts of ``gpu_check.py`` that measure time and memory: recipes, labelling, and waiting for the loader."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from _gpu_parts import BOXES, MASKED, SALIENT, SEM_SEG, Job, each
+from detectron2.config import CfgNode
+from detectron2.engine import SimpleTrainer
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from boxsup_d2.engine.accumulation import build_inner_trainer
+from boxsup_d2.engine.trainer import Trainer
+from boxsup_d2.methods import DEFAULT_METHOD, load_model, method_config
+
+# Config, overrides that bring toy scenes, and overrides of a quick run.
+RECIPES: dict[str, tuple[str, list[Any], list[Any]]] = {
+    "BoxCaseg, HRNet-W48, 288 px": (
+        "BoxCaseg/voc-joint-HRNet-W48.yaml",
+        ["DATASETS.TRAIN", (BOXES, SALIENT), "SOLVER.IMS_PER_BATCH", 16],
+        ["INPUT.BOX_CROP.TRAIN_SIZE", 64, "INPUT.BOX_CROP.SALIENT_SIZE", 72, "MODEL.TIMM.NAME", "hrnet_w18_small"],
+    ),
+    "LPG, hourglass, 512 px": (
+        "LPG/coco60-generator.yaml",
+        ["DATASETS.TRAIN", (MASKED,), "INPUT.CLASS_CROP.SIZE", 512],
+        ["INPUT.CLASS_CROP.SIZE", 128],
+    ),
+    "DeepLabV2, R-101, three scales": (
+        "LPG/voc-DeepLabV2-R101-MSC.yaml",
+        ["DATASETS.TRAIN", (SEM_SEG,)],
+        ["INPUT.SEM_SEG_CROP.SIZE", 65, "MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.STEM_MAX_POOL", True],
+    ),
+    "Mask R-CNN, R-101": (
+        "BoxCaseg/voc-mask-rcnn-R101-FPN.yaml",
+        ["DATASETS.TRAIN", (MASKED,), "SOLVER.IMS_PER_BATCH", 16],
+        ["INPUT.MIN_SIZE_TRAIN", (96,), "MODEL.RESNETS.DEPTH", 50],
+    ),
+    "BoxInst, R-101": (
+        "BoxInst/coco-R101-3x.yaml",
+        ["DATASETS.TRAIN", (BOXES,), "SOLVER.IMS_PER_BATCH", 16],
+        ["INPUT.MIN_SIZE_TRAIN", (96,), "MODEL.RESNETS.DEPTH", 50],
+    ),
+}
+ITERATIONS, WARM_UP = 50, 5
+WORKERS = (0, 2, 4, 8, 16)
+# The GPU waits for the loader where it takes more of an iteration than this.
+WAITS = 0.02
+
+
+def _recipe(job: Job, name: str, *opts: Any) -> CfgNode:
+    config, toy, quick = RECIPES[name]
+    # So small a learning rate that nothing diverges: the networks begin at random.
+    small = [*quick, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.ACCUMULATE", 1] if job.quick else []
+    common = ["DATASETS.TEST", (), "PSEUDO_MASKS.DATASETS", (), "SOLVER.BASE_LR", 1e-7, "SOLVER.MAX_ITER", 1000]
+    return job.config(config, "recipe", *toy, *small, *common, *opts)
+
+
+def _trainer(cfg: CfgNode, batches: Any) -> SimpleTrainer:
+    """Detectron2's inner trainer, without hooks."""
+    model = Trainer.build_model(cfg).train()
+    for name, module in model.named_modules():
+        # Without trained weights, residual branches that are only added up grow without end.
+        if isinstance(module, FrozenBatchNorm2d) and name.endswith(("conv3.norm", "bn3")):
+            module.weight.fill_(0.1)
+    optimizer = Trainer.build_optimizer(cfg, model)
+    amp = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE != "cpu"
+    return build_inner_trainer(model, batches, optimizer, amp=amp, batches=cfg.SOLVER.ACCUMULATE)
+
+
+def _run(job: Job, trainer: SimpleTrainer, iterations: int, warm_up: int) -> tuple[float, float]:
+    """Seconds of an iteration, and of it those in which the trainer waits for the loader; the first do not count."""
+    with EventStorage(0) as storage:
+        waited, started = 0.0, time.perf_counter()
+        for number in range(warm_up + iterations):
+            if number == warm_up:
+                job.sync()
+                waited, started = 0.0, time.perf_counter()
+            trainer.iter = number
+            trainer.run_step()
+            waited += storage.history("data_time").latest()
+            storage.step()
+        job.sync()
+        return (time.perf_counter() - started) / iterations, waited / iterations
+
+
+def recipes(job: Job) -> Iterator[dict[str, Any]]:
+    """Iterations of the published recipes on batches that are there, in mixed precision and, if there is time, not."""
+    job.toy_datasets(96 if job.quick else 500)
+    iterations, warm_up = (1, 1) if job.quick else (ITERATIONS, WARM_UP)
+
+    def measure(name: str, amp: bool) -> str:
+        cfg = _recipe(job, name, "SOLVER.AMP.ENABLED", amp)
+        batches = list(itertools.islice(Trainer.build_train_loader(cfg), 1 if job.quick else 4))
+        seconds, _ = _run(job, _trainer(cfg, itertools.cycle(batches)), iterations, warm_up)
+        images = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE
+        return f"{1000 * seconds:.0f} ms an iteration of {images} samples, {images / seconds:.1f} samples/s"
+
+    for amp in (True, False)[0 if job.on_gpu else 1 :]:
+        precision = "mixed precision" if amp else "float32"
+        yield from each(job, {f"{name}, {precision}": partial(measure, name, amp) for name in RECIPES})
+
+
+# ------------------------------------------------------------------------------------------------- labelling
+def _prompts(images: int, boxes: int, side: int) -> list[dict[str, Any]]:
+    """Images of noise with boxes of a fifth to half of the side."""
+    rng = np.random.default_rng(0)
+    inputs = []
+    for number in range(images):
+        sides = rng.uniform(0.2, 0.5, (boxes, 2)) * side
+        corners = rng.uniform(0, 1, (boxes, 2)) * (side - sides)
+        corners = np.concatenate([corners, corners + sides], axis=1)
+        instances = Instances((side, side), gt_boxes=Boxes(torch.from_numpy(corners).float()))
+        instances.gt_classes = torch.zeros(boxes, dtype=torch.int64)
+        image = torch.from_numpy(rng.integers(0, 256, (3, side // 8, side // 8), dtype=np.uint8)).float()
+        image = nn.functional.interpolate(image[None], (side, side), mode="bilinear")[0].to(torch.uint8)
+        inputs.append({"image": image, "height": side, "width": side, "image_id": number, "instances": instances})
+    return inputs
+
+
+def labels(job: Job) -> Iterator[dict[str, Any]]:
+    """Boxes per second, from an image to its masks, by precision, compiled or not."""
+    inputs = _prompts(2, 2, 96) if job.quick else _prompts(8, 32, 500)
+    boxes = sum(len(item["instances"]) for item in inputs)
+    precisions = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if job.quick:
+        del precisions["float16"]  # which CPUs compute slowly
+    expected: dict[str, torch.Tensor] = {}
+
+    def ships() -> nn.Module:
+        return load_model(method_config(DEFAULT_METHOD, device=job.device))
+
+    def hrnet() -> nn.Module:
+        return Trainer.build_model(_recipe(job, "BoxCaseg, HRNet-W48, 288 px")).eval()
+
+    def measure(name: str, build: Callable[[], nn.Module], part: str, dtype: torch.dtype | None, compiled: bool) -> str:
+        torch.manual_seed(0)
+        model: Any = build()
+        if compiled:
+            setattr(model, part, torch.compile(getattr(model, part), dynamic=True))
+        kind = job.device.split(":")[0]
+        autocast = torch.autocast(kind, dtype) if dtype is not None else contextlib.nullcontext()
+        with autocast, torch.no_grad():
+            for _ in range(2):  # the first compiles, chooses algorithms and fills caches
+                found = model(inputs)
+            job.sync()
+            started, rounds = time.perf_counter(), 0
+            while rounds < 1 or (time.perf_counter() - started < 2 and not job.quick):
+                model(inputs)
+                rounds += 1
+            job.sync()
+            speed = boxes * rounds / (time.perf_counter() - started)
+        masks = torch.cat([output["instances"].pred_masks.flatten().cpu() for output in found])
+        reference = expected.setdefault(name, masks)
+        iou = float((masks & reference).sum() / (masks | reference).sum().clamp(min=1))
+        return f"{speed:.0f} boxes/s, IoU of all masks with those of float32 {iou:.4f}"
+
+    networks = {"the network that ships": (ships, "net"), "BoxCaseg, HRNet-W48": (hrnet, "backbone")}
+    entries = {
+        f"{name}, {precision}{', torch.compile' if compiled else ''}": partial(
+            measure, name, build, part, dtype, compiled
+        )
+        # What takes a minute to compile comes last.
+        for compiled in (False, True)
+        for name, (build, part) in networks.items()
+        for precision, dtype in precisions.items()
+        if not compiled or (dtype is not None and not (job.quick and part == "backbone"))
+    }
+    yield from each(job, entries)
+
+
+# ------------------------------------------------------------------------------------------------- loader
+def loader(job: Job) -> Iterator[dict[str, Any]]:
+    """The share of an iteration in which the GPU waits for the loader, with more and more workers."""
+    job.toy_datasets(96 if job.quick else 500)
+    iterations, warm_up = (2, 1) if job.quick else (15, 5)
+
+    def measure(name: str) -> str:
+        shares = []
+        for workers in WORKERS[: 2 if job.quick else None]:
+            opts = ["DATALOADER.NUM_WORKERS", workers, "SOLVER.AMP.ENABLED", job.on_gpu]
+            cfg = _recipe(job, name, *opts)
+            seconds, waited = _run(job, _trainer(cfg, Trainer.build_train_loader(cfg)), iterations, warm_up)
+            shares.append(f"{waited / seconds:.0%} with {workers}")
+            if waited / seconds < WAITS or job.is_over:
+                break
+        end = f"{workers} workers end it" if waited / seconds < WAITS else f"more than {workers} workers are needed"
+        return f"waits {', '.join(shares)}: {end}"
+
+    names = list(RECIPES)
+    yield from each(job, {name: partial(measure, name) for name in (names[:1] if job.quick else (names[0], names[3]))})
