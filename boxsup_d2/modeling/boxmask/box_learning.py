@@ -63,7 +63,8 @@ class BoxLearning:
         Raises:
             ValueError: a key names nothing that there is.
         """
-        node, iterations = cfg.MODEL.BOXMASK, cfg.SOLVER.MAX_ITER
+        node = cfg.MODEL.BOXMASK
+        iterations = cfg.SOLVER.MAX_ITER
         return cls(
             projection_loss=node.PROJECTION_LOSS,
             pairwise_warmup=node.PAIRWISE_WARMUP * iterations,

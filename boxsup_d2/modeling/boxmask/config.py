@@ -8,6 +8,11 @@ from boxsup_d2.config import register_config
 @register_config
 def add_boxmask_config(cfg: CN) -> None:
     """Add ``MODEL.BOXMASK``, ``INPUT.MASK_CROP`` and the keys of its loader."""
+    _add_samples(cfg)
+    _add_network(cfg)
+
+
+def _add_samples(cfg: CN) -> None:
     cfg.INPUT.MASK_CROP = CN()
     # Side in pixels of the square training samples.
     cfg.INPUT.MASK_CROP.SIZE = 128
@@ -48,6 +53,8 @@ def add_boxmask_config(cfg: CN) -> None:
     # How often each of DATASETS.TRAIN is drawn, relative to the others; empty: by its number of images.
     cfg.DATALOADER.SOURCE_WEIGHTS = ()
 
+
+def _add_network(cfg: CN) -> None:
     cfg.MODEL.BOXMASK = CN()
     # Configs of before: the average is MODEL.EMA's.
     cfg.register_deprecated_key("MODEL.BOXMASK.EMA_DECAY")
