@@ -366,13 +366,7 @@ def test_scores_count_the_masks_where_asked():
     for rescore in (False, True):
         model = model_of(MODEL__FCOS__SCORE_THRESH_TEST=0.0, MODEL__BOXINST__RESCORE_TEST=rescore).eval()
         with torch.no_grad():
-            images = model.preprocess_image([item])
-            maps = model.backbone(images.tensor)
-            dense, features = (
-                model.dense_predictions([maps["p3"], maps["p4"]]),
-                model.mask_branch([maps["p2"], maps["p3"]]),
-            )
-            found.append((model([item])[0]["instances"], model.detections([item], images, dense, features)[0]))
+            found.append((model([item])[0]["instances"], model.detections([item], *model.predictions([item]))[0]))
     (plain, _), (rescored, raw) = found
     torch.testing.assert_close(plain.scores, raw.scores)
     expected = (raw.scores * raw.mask_certainty).sqrt().sort(descending=True).values

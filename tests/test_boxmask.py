@@ -216,6 +216,7 @@ class TestModel:
                 MODEL__BOXMASK__TEACHER_LABELS=labels,
                 MODEL__BOXMASK__PAIRWISE_WEIGHT=1.0,
                 MODEL__BOXMASK__COLOR_THRESHOLD=1e-9,
+                MODEL__BOXMASK__CONTRAST_WEIGHT=float(labels == "mean_field"),
             )
         ).train()
         average = WeightAverage(model, decay=0.9)
@@ -226,7 +227,7 @@ class TestModel:
             assert bool(found["loss_teacher"] > 0) == (boxes_teach and iteration > 0)
             assert bool(found["loss_pairwise"] > 0) == (boxes_teach and iteration > 0)
             assert bool(found["loss_projection"] > 0) == boxes_teach
-            assert bool(found["loss_pixel"] > 0) == (max(has_mask) > 0)
+            assert bool(found["loss_pixel"] > 0) == (max(has_mask) > 0 or labels == "mean_field")
         names = ("overlap", "pairwise", "pixel", "projection", "quality", "teacher")
         assert sorted(found) == [f"loss_{name}" for name in names]
         sum(found.values()).backward()
@@ -248,6 +249,16 @@ class TestModel:
                     values[end, iteration] = model(batch)["loss_pixel"].item()
         assert values[0.25, 0] == values[1.0, 0]
         assert values[0.25, 10] == pytest.approx(values[1.0, 10] / 4)
+
+    def test_colours_that_only_the_box_has_are_its_mask(self):
+        images, boxes = torch.full((1, 3, 32, 32), 90.0), torch.zeros(1, 1, 32, 32)
+        boxes[..., 8:24, 8:24] = 1
+        y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+        disc = (y - 15.5) ** 2 + (x - 15.5) ** 2 < 64
+        images[0, :, disc] = torch.tensor([200.0, 40, 40])[:, None]
+        seen = torch.ones_like(boxes)
+        labels = BoxLearning().contrast_labels(images, seen, boxes) > 0.5
+        assert (labels[0, 0] & disc).sum() > 0.9 * (labels[0, 0] | disc).sum()
 
     def test_names_that_there_are_not(self):
         with pytest.raises(ValueError, match=r"MODEL.BOXMASK.TEACHER_LABELS is 'hard': it must be certain or"):

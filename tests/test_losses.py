@@ -210,6 +210,24 @@ def test_numbers_of_the_mean_field():
     assert 4 * L.projection_dice_loss(LOGITS, BOX, eps=2e-3).item() + 0.5 * dice == near(0.159960)
 
 
+def test_contrast_is_how_much_commoner_a_colour_is_in_the_box():
+    picture, box = torch.full((2, 3, 16, 16), 90.0), torch.zeros(2, 1, 16, 16)
+    red = torch.tensor([200.0, 40, 40])[:, None, None]
+    box[..., 4:12, 4:12] = 1  # 64 of 256 pixels
+    picture[..., 4:12, 4:8] = red  # half of the box
+    picture[1, :, :, :2] = red  # and a sixth of what surrounds it
+    valid = torch.ones_like(box)
+    found = affinity.box_contrast(picture, box, valid, background=0.5)
+    assert not found[box == 0].any()
+    # 1 - background * share of the surroundings / share of the box
+    for image, red_one, grey_one in ((0, 1, 1 - 0.5 / 0.5), (1, 1 - 0.5 * (1 / 6) / 0.5, 1 - 0.5 * (5 / 6) / 0.5)):
+        assert found[image, 0, 5, 5].item() == pytest.approx(red_one, abs=0.03)
+        assert found[image, 0, 5, 10].item() == pytest.approx(grey_one, abs=0.03)
+    valid[..., :2] = 0
+    assert torch.equal(affinity.box_contrast(picture, box, valid)[1], found[0]), "what is no image does not count"
+    assert affinity.box_contrast(picture[:0], box[:0], valid[:0]).shape == (0, 1, 16, 16)
+
+
 @pytest.mark.parametrize("dilation", [1, 2, 7])
 def test_pairs_of_neighbours_against_a_loop(dilation):
     images, valid = torch.rand(2, 3, 5, 6) * 30 + 100, (torch.rand(2, 1, 5, 6) > 0.3).float()

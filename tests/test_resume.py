@@ -187,7 +187,7 @@ def averaged_box_mask(cfg):
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.BACKBONE.NAME = "BoxMask", "build_timm_backbone"
     cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.OUT_FEATURES = "lcnet_035", [f"res{i}" for i in range(1, 6)]
     cfg.MODEL.BOXMASK.DECODER_CHANNELS = cfg.MODEL.BOXMASK.FINE_CHANNELS = 8
-    cfg.MODEL.BOXMASK.TEACHER_START = 1
+    cfg.MODEL.BOXMASK.TEACHER_START, cfg.MODEL.EMA.ENABLED = 1, True
 
 
 def unbroken_and_resumed(cfg, monkeypatch):

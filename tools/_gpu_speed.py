@@ -159,7 +159,7 @@ def labels(job: Job) -> Iterator[dict[str, Any]]:
                 rounds += 1
             job.sync()
             speed = boxes * rounds / (time.perf_counter() - started)
-        masks = torch.cat([output["instances"].pred_masks.flatten().cpu() for output in found])
+        masks = torch.cat([output["instances"].pred_masks.full().flatten().cpu() for output in found])
         reference = expected.setdefault(name, masks)
         iou = float((masks & reference).sum() / (masks | reference).sum().clamp(min=1))
         return f"{speed:.0f} boxes/s, IoU of all masks with those of float32 {iou:.4f}"

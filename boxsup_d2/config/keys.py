@@ -123,6 +123,7 @@ def _add_shared_config(cfg: CN) -> None:
     # An exponential average of the weights, of any network. It is what is evaluated, labels data sets, and is the
     # "model" of checkpoints, which keep the trained weights beside it to resume from.
     cfg.MODEL.EMA = CN()
+    # It costs the memory of the network once more.
     cfg.MODEL.EMA.ENABLED = False
     # Share of the average that update i = 0, 1, ... keeps: min(DECAY, i / (i + RAMP)). With RAMP 1 (BoxTeacher) a young
     # average is the plain mean of all weights so far; with 10, that of about the last tenth: for short trainings.

@@ -80,24 +80,22 @@ def _objects(teacher: str, student: str, truth: str | None) -> list[_Object]:
     ours, theirs = read_mask_file(student), read_mask_file(teacher)
     predicted = {a["id"]: a for record in theirs.records for a in objects_of(record) if a["fields"].get("quality") != 1}
     agreement = _ious(student, teacher)
-    measures = [_ious(path, truth) if truth else None for path in (teacher, student)]
+    measures = [_ious(path, truth) for path in (teacher, student)] if truth else []
     found = []
     for record in ours.records:
         for annotation in objects_of(record):
             other = predicted.get(annotation["id"])
             if other is None:
                 continue
-            if truth:
-                values = [None if ious is None else ious.get(annotation["id"]) for ious in measures]
-            else:
-                values = [x["fields"].get("confidence_exact") for x in (other, annotation)]
-            if None in values:  # of an object whose true mask is not known
+            fields = (other["fields"].get("confidence_exact"), annotation["fields"].get("confidence_exact"))
+            before, after = (ious.get(annotation["id"]) for ious in measures) if measures else fields
+            if before is None or after is None:  # of an object whose true mask is not known
                 continue
             width, height = annotation["bbox"][2:]
             found.append(
                 _Object(
-                    teacher=values[0],
-                    student=values[1],
+                    teacher=before,
+                    student=after,
                     agreement=agreement.get(annotation["id"], 0.0),
                     area=width * height,
                     image=record["image_id"],

@@ -1,4 +1,5 @@
-"""Which neighbouring pixels belong together, by their colours or by a mask; mean field over such neighbours.
+"""Which neighbouring pixels belong together, by their colours or by a mask; mean field over such neighbours; which
+colours are a box's own.
 
 All of it makes targets for losses: no gradient, float32, any device, no loop over images or pixels.
 
@@ -152,3 +153,37 @@ def mean_field(
         foreground = foreground * inside
         q = (foreground / (1e-6 + foreground + background)).clamp(clip, 1 - clip)
     return q[:, None]
+
+
+@torch.no_grad()
+def box_contrast(images: Tensor, boxes: Tensor, valid: Tensor, *, background: float = 0.5, bins: int = 12) -> Tensor:
+    """Probability that a pixel is the object's, by how much commoner its colour is in the box than around it.
+
+    The histograms of both are smoothed; of a pixel's neighbours nothing counts.
+
+    Args:
+        images: N x 3 x H x W, channels R, G, B in 0..255.
+        boxes: N x 1 x H x W, 1 inside the box and 0 outside.
+        valid: N x 1 x H x W, 1 where a pixel of the surroundings counts, 0 in padding for instance.
+        background: share of the box that is expected to look like its surroundings.
+        bins: of a histogram along each axis of CIE L*a*b*.
+
+    Returns:
+        N x 1 x H x W float32 in 0..1, 0 outside of the box.
+    """
+    lab = rgb_to_lab(images) + images.new_tensor([0.0, 50.0, 50.0])[:, None, None]
+    light, red, yellow = (lab / 100 * bins).long().clamp(0, bins - 1).unbind(1)
+    color = ((light * bins + red) * bins + yellow).flatten(1)
+
+    def shares(counted: Tensor) -> Tensor:
+        counts = torch.zeros(len(images), bins**3, device=images.device).scatter_add_(1, color, counted.flatten(1))
+        cube = counts.view(-1, 1, bins, bins, bins)
+        if len(images):
+            cube = (cube + F.avg_pool3d(cube, 3, stride=1, padding=1, count_include_pad=False)) / 2
+        counts = cube.flatten(1)
+        return (counts / counts.sum(1, keepdim=True).clamp(min=1)).gather(1, color)
+
+    inside = boxes.float()
+    around = shares((1 - inside) * valid.float())
+    prob = 1 - background * around / shares(inside).clamp(min=1e-6)
+    return prob.clamp(0, 1).view_as(inside) * inside

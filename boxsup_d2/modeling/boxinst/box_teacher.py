@@ -169,11 +169,7 @@ class BoxTeacher(TaughtByAverage, BoxInst):
 
     def look(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
         """:meth:`detections` of inputs on the device."""
-        images = self.preprocess_image(batched_inputs)
-        maps = self.backbone(images.tensor)
-        dense = self.dense_predictions([maps[name] for name in self.head_in_features])
-        features = self.mask_branch([maps[name] for name in self.mask_in_features])
-        return self.detections(batched_inputs, images, dense, features)
+        return self.detections(batched_inputs, *self.predictions(batched_inputs))
 
 
 def mask_scores(scores: Tensor, certainty: Tensor) -> Tensor:

@@ -170,13 +170,19 @@ class BoxInst(ControlledFCOS):
         if self.training:
             self._check(batched_inputs)
         batched_inputs = [{**x, "image": x["image"].to(self.device)} for x in batched_inputs]
-        images = self.preprocess_image(self.training_view(batched_inputs) if self.training else batched_inputs)
-        maps = self.backbone(images.tensor)
-        dense = self.dense_predictions([maps[name] for name in self.head_in_features])
-        features = self.mask_branch([maps[name] for name in self.mask_in_features])
+        images, dense, features = self.predictions(
+            self.training_view(batched_inputs) if self.training else batched_inputs
+        )
         if self.training:
             return self.training_losses(batched_inputs, images, dense, features)
         return self.inference(batched_inputs, images, dense, features)
+
+    def predictions(self, batched_inputs: list[dict[str, Any]]) -> tuple[ImageList, Dense, Tensor]:
+        """Of inputs on the device: normalised images, what FCOS predicts, and the map of the mask branch."""
+        images = self.preprocess_image(batched_inputs)
+        maps = self.backbone(images.tensor)
+        dense = self.dense_predictions([maps[name] for name in self.head_in_features])
+        return images, dense, self.mask_branch([maps[name] for name in self.mask_in_features])
 
     def training_view(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The inputs, on the device, as the network sees them in training; colours are compared in them as they are."""

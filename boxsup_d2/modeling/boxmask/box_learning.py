@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from boxsup_d2.modeling.affinity import color_similarity, mean_field
+from boxsup_d2.modeling.affinity import box_contrast, color_similarity, mean_field
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
 from boxsup_d2.modeling.boxmask.losses import teacher_loss
 from boxsup_d2.modeling.losses import (
@@ -47,6 +47,7 @@ class BoxLearning:
     teacher_edges: bool = False
     mean_field_steps: int = 100
     mean_field_color: float = 5.8
+    contrast_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for key, value, known in (
@@ -62,7 +63,8 @@ class BoxLearning:
         Raises:
             ValueError: a key names nothing that there is.
         """
-        node, iterations = cfg.MODEL.BOXMASK, cfg.SOLVER.MAX_ITER
+        node = cfg.MODEL.BOXMASK
+        iterations = cfg.SOLVER.MAX_ITER
         return cls(
             projection_loss=node.PROJECTION_LOSS,
             pairwise_warmup=node.PAIRWISE_WARMUP * iterations,
@@ -74,6 +76,7 @@ class BoxLearning:
             teacher_edges=node.TEACHER_EDGES,
             mean_field_steps=node.MEAN_FIELD_STEPS,
             mean_field_color=node.MEAN_FIELD_COLOR,
+            contrast_weight=node.CONTRAST_WEIGHT,
         )
 
     def pairwise_share(self, iteration: int) -> float:
@@ -85,6 +88,24 @@ class BoxLearning:
         if iteration < self.teacher_start:
             return 0.0
         return min((iteration + 1 - self.teacher_start) / max(self.teacher_warmup, 1), 1.0)
+
+    @torch.no_grad()
+    def contrast_labels(self, colors: Tensor, seen: Tensor, boxes: Tensor) -> Tensor:
+        """Masks by the colours that a box has and its surroundings lack, smoothed and snapped to edges.
+
+        Args:
+            colors, seen, boxes: as of :meth:`pairwise`.
+
+        Returns:
+            N x 1 x h x h probabilities.
+        """
+        inside = (boxes > 0.5).float()
+        if not len(inside):
+            return inside
+        kernel = inside.shape[-1] // 8 | 1  # a smaller one leaves textures full of holes
+        prob = F.avg_pool2d(box_contrast(colors, inside, seen > 0.5), kernel, stride=1, padding=kernel // 2)
+        logits = prob.clamp(0.02, 0.98).logit()
+        return snap_to_edges(logits, colors, distances=(1, 2, 4)).sigmoid() * inside
 
     def projection(self, logits: Tensor, boxes: Tensor) -> Tensor:
         """Loss of the projections of N x 1 x h x h logits; ``boxes``: coverage in 0..1."""

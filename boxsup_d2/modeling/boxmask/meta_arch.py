@@ -170,33 +170,39 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
 
         logits, quality = self.net(images, boxes)
         masks, void, inner = (F.interpolate(maps, logits.shape[-2:], mode="area") for maps in (masks, void, boxes))
-        masks, counted = masks[:known], 1 - void[:known]
+        unknown, inner, rest = logits[true:], inner[true:], batched_inputs[true:]
+        pixels = resized(self._plain(rest), side) if rest else images[true:]
+        colors, seen = self._colors(rest, pixels, inner)
+        confidence = masks.new_tensor([x["confidence"] for x in batched_inputs])
+        if learning.contrast_weight > 0:
+            masks[known:] = learning.contrast_labels(colors, seen, inner)[known - true :]
+            confidence[known:], known = learning.contrast_weight, len(logits)
         teaches = 0.0 if self.teacher is None else learning.teacher_share(iteration)
-        confidence = masks.new_tensor([x["confidence"] for x in batched_inputs[:known]])
         confidence[true:] *= 1 - (1 - self.predicted_end) * teaches
+        masks, counted = masks[:known], 1 - void[:known]
         weights = losses.boundary_weights(masks, self.boundary_weight) * counted
-        pixel, overlap = losses.pixel_and_overlap_losses(logits[:known], masks, weights, confidence)
+        pixel, overlap = losses.pixel_and_overlap_losses(logits[:known], masks, weights, confidence[:known])
 
-        found = {"pixel": pixel, "overlap": overlap}
-        unknown, inner, labels = logits[true:], inner[true:], None
-        found["projection"] = learning.projection(unknown, inner)
+        found, labels = {"pixel": pixel, "overlap": overlap, "projection": learning.projection(unknown, inner)}, None
         found["pairwise"] = found["teacher"] = unknown.sum() * 0
-        if len(unknown) and (self.loss_weights["pairwise"] > 0 or teaches > 0):
-            pixels = resized(self._plain(batched_inputs[true:]), side)
-            if self.loss_weights["pairwise"] > 0:
-                seen = self._maps([x["seen"] for x in batched_inputs[true:]])
-                seen = F.interpolate(seen, inner.shape[-2:], mode="area")
-                rgb = pixels.flip(1) if self.image_format == "BGR" else pixels
-                colors = F.interpolate(rgb, inner.shape[-2:], mode="area")
-                share = learning.pairwise_share(iteration)
-                found["pairwise"] = share * learning.pairwise(unknown, colors, seen, inner)
-            if teaches > 0:
-                with torch.no_grad():
-                    taught = self.teacher.net(self.normalize(pixels), boxes[true:])[0]
-                labels = learning.labels(unknown, taught, pixels, inner)
-                found["teacher"] = teaches * learning.teacher(unknown, labels, inner)
+        if rest and self.loss_weights["pairwise"] > 0:
+            found["pairwise"] = learning.pairwise_share(iteration) * learning.pairwise(unknown, colors, seen, inner)
+        if rest and teaches > 0:
+            with torch.no_grad():
+                taught = self.teacher.net(self.normalize(pixels), boxes[true:])[0]
+            labels = learning.labels(unknown, taught, pixels, inner)
+            found["teacher"] = teaches * learning.teacher(unknown, labels, inner)
         found["quality"] = self._judged(quality, logits, masks, counted, true, labels)
         return {f"loss_{name}": self.loss_weights[name] * value for name, value in found.items()}
+
+    def _colors(self, batched_inputs: list[dict], pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Colours (R, G, B) of samples at the size of ``boxes``, and which of them are the image's."""
+        size = boxes.shape[-2:]
+        if not batched_inputs:
+            return boxes.new_zeros(0, 3, *size), boxes
+        seen = self._maps([x["seen"] if "seen" in x else torch.full_like(x["box"], 255) for x in batched_inputs])
+        rgb = pixels.flip(1) if self.image_format == "BGR" else pixels
+        return F.interpolate(rgb, size, mode="area"), F.interpolate(seen, size, mode="area")
 
     def _judged(
         self, quality: Tensor, logits: Tensor, masks: Tensor, counted: Tensor, true: int, labels: Tensor | None
