@@ -44,6 +44,9 @@ class BoxCaseg(BoxToMaskMethod):
             "INPUT.FORMAT": "RGB",
         },
         weights_key="MODEL.WEIGHTS",
+        weights="package://boxsup_d2/model_zoo/weights/boxcaseg.safetensors",
+        weights_sha256="374f48164c343209ac46d56468b47ff3062e1a39f9c58039928fb0e3f5beb725",
+        recipe="quick/voc-joint.yaml",
         neutral_keys=("MODEL.BOXCASEG.TEST_CROPS_PER_FORWARD",),
         published=PUBLISHED,
     )
