@@ -129,9 +129,9 @@ def _edges(mask: np.ndarray) -> np.ndarray:
     y = np.flatnonzero(pixels.max(axis=1))
     if not len(y):
         return np.zeros(0, np.int64)
-    y0, y1 = y[0], y[-1] + 1
+    y0, y1 = int(y[0]), int(y[-1]) + 1
     x = np.flatnonzero(pixels[y0:y1].max(axis=0))
-    x0, x1 = x[0], x[-1] + 1
+    x0, x1 = int(x[0]), int(x[-1]) + 1
     return window_edges(mask[y0:y1, x0:x1].T, x0, y0, len(mask))
 
 
