@@ -94,6 +94,7 @@ def plain_pictures(path: Path) -> None:
     with open(path.with_suffix(".pictures"), "wb") as file:
         for file_name, boxes in boxes_by_image(path):
             image = cv2.imread(file_name)
+            assert image is not None
             height, width = image.shape[:2]
             view = Canvas(image, (0, 0, width, height), VIEW)
             file.write(view.jpeg() + view.jpeg())

@@ -28,7 +28,16 @@ RECIPES: dict[str, tuple[str, list[Any], list[Any]]] = {
     "BoxCaseg, HRNet-W48, 288 px": (
         "BoxCaseg/voc-joint-HRNet-W48.yaml",
         ["DATASETS.TRAIN", (BOXES, SALIENT), "SOLVER.IMS_PER_BATCH", 16],
-        ["INPUT.BOX_CROP.TRAIN_SIZE", 64, "INPUT.BOX_CROP.SALIENT_SIZE", 72, "MODEL.TIMM.NAME", "hrnet_w18_small"],
+        [
+            "INPUT.BOX_CROP.TRAIN_SIZE",
+            64,
+            "INPUT.BOX_CROP.SALIENT_SIZE",
+            72,
+            "INPUT.BOX_CROP.TEST_SIZE",
+            64,
+            "MODEL.TIMM.NAME",
+            "hrnet_w18_small",
+        ],
     ),
     "LPG, hourglass, 512 px": (
         "LPG/coco60-generator.yaml",
@@ -131,9 +140,10 @@ def labels(job: Job) -> Iterator[dict[str, Any]]:
     """Boxes per second, from an image to its masks, by precision, compiled or not."""
     inputs = _prompts(2, 2, 96) if job.quick else _prompts(8, 32, 500)
     boxes = sum(len(item["instances"]) for item in inputs)
-    precisions = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if job.quick:
-        del precisions["float16"]  # which CPUs compute slowly
+    precisions: dict[str, torch.dtype | None] = {"float32": None}
+    if job.on_gpu:  # most CPUs have no half precision, and take minutes in its place
+        precisions |= {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    backend = "eager" if job.quick else "inductor"
     expected: dict[str, torch.Tensor] = {}
 
     def ships() -> nn.Module:
@@ -146,7 +156,7 @@ def labels(job: Job) -> Iterator[dict[str, Any]]:
         torch.manual_seed(0)
         model: Any = build()
         if compiled:
-            setattr(model, part, torch.compile(getattr(model, part), dynamic=True))
+            setattr(model, part, torch.compile(getattr(model, part), dynamic=True, backend=backend))
         kind = job.device.split(":")[0]
         autocast = torch.autocast(kind, dtype) if dtype is not None else contextlib.nullcontext()
         with autocast, torch.no_grad():
@@ -173,7 +183,7 @@ def labels(job: Job) -> Iterator[dict[str, Any]]:
         for compiled in (False, True)
         for name, (build, part) in networks.items()
         for precision, dtype in precisions.items()
-        if not compiled or (dtype is not None and not (job.quick and part == "backbone"))
+        if not compiled or dtype is not None or not job.on_gpu
     }
     yield from each(job, entries)
 

@@ -68,14 +68,17 @@ class Canvas:
         return other
 
     def mask(self, mask: np.ndarray, color: Sequence[int]) -> None:
-        """Lay a mask (H×W bool) over the picture, half transparent and outlined."""
+        """Lay a mask (H×W bool) over the picture, half transparent (rounded down) and outlined."""
         x0, y0, x1, y1 = self._window
         part = np.ascontiguousarray(mask[y0:y1, x0:x1]).view(np.uint8)
         shrinks = self._size[0] < part.shape[1]
         # A third of a pixel is enough, so that small objects do not vanish.
         small = cv2.resize(part * 255, self._size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST) > 85
-        tinted = self.pixels[small] * (1 - _OPACITY) + np.array(color) * _OPACITY
-        self.pixels[small] = tinted.astype(np.uint8)
+        x, y, w, h = cv2.boundingRect(small.view(np.uint8))
+        pixels = self.pixels[y : y + h, x : x + w]
+        # In whole numbers, for all pixels around the mask: several times as fast as picking out its own.
+        tinted = (pixels + np.array(color, np.uint16)) >> 1
+        np.copyto(pixels, tinted, where=small[y : y + h, x : x + w, None], casting="unsafe")
         contours, _ = cv2.findContours(small.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(self.pixels, contours, -1, _DARK, 3)
         cv2.drawContours(self.pixels, contours, -1, tuple(color), 1)
