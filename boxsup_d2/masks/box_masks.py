@@ -100,7 +100,7 @@ class BoxMasks:
         if isinstance(item, int | np.integer):
             return self._frame(int(item))
         if isinstance(item, slice):
-            chosen = range(len(self))[item]
+            chosen: Sequence[int] = range(len(self))[item]
         else:
             index = torch.as_tensor(item, device="cpu")
             if index.dtype == torch.bool and len(index) != len(self):

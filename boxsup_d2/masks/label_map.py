@@ -95,8 +95,8 @@ def label_map(
     labels, windows = np.zeros(masks.image_size, np.uint8), masks.windows
     for row in order:
         if row in chosen:
-            x0, y0, x1, y1 = windows[row]
-            labels[y0:y1, x0:x1][masks.parts[row].numpy()] = int(classes[row]) + 1
+            left, top, right, bottom = windows[row]
+            labels[top:bottom, left:right][masks.parts[row].numpy()] = int(classes[row]) + 1
     return labels
 
 
