@@ -94,8 +94,8 @@ def _add_network(cfg: CN) -> None:
     cfg.MODEL.BOXMASK.TEACHER_WARMUP = 0.0
     cfg.MODEL.BOXMASK.PREDICTED_MASKS_END = 1.0
     # Confidence of the masks that boxes without any get: their colours that their surroundings lack (0: none). These
-    # cost nearly nothing and keep a training from filling its boxes (mean IoU .73 where filled boxes have .59: every
-    # second image of VOC val, crops of 64 px).
+    # cost a millisecond and keep a training from filling its boxes: VOC val, crops of 64 px, mIoU* 69.8, as GrabCut's,
+    # where filled boxes have 55.4.
     cfg.MODEL.BOXMASK.CONTRAST_WEIGHT = 0.0
     # What it teaches: "certain": its own prediction where that is certain; "mean_field" (Mask Auto-Labeler): what is
     # left of its and the network's mean prediction after foreground was spread along like colours, which a root of the
