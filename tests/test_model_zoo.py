@@ -66,7 +66,7 @@ def test_networks_that_ship_see_things() -> None:
         assert (prediction.masks[0] & truth).sum() / (prediction.masks[0] | truth).sum() > 0.85
         assert 0.5 < prediction.quality[0] <= 1
         assert type(get(kind.info.recipe, trained=True, device="cpu")) is type(model.model)
-    assert boxsup_d2.load(device="cpu").cfg.MODEL.META_ARCHITECTURE == shipped[DEFAULT_METHOD].__name__
+    assert shipped[DEFAULT_METHOD].__name__ == boxsup_d2.load(device="cpu").cfg.MODEL.META_ARCHITECTURE
 
 
 def test_damaged_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
