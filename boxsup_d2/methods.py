@@ -86,11 +86,14 @@ def method_config(
     weights_key = method.info.weights_key
     if weights and not weights_key:
         raise ValueError(f"Method '{name}' has no weights, but '{weights}' is given: leave it out.")
-    if not weights and not config_file and method.info.weights:
+    ships = not weights and not config_file and bool(method.info.weights)
+    if ships:
         weights, config_file = method.info.weights, f"package://boxsup_d2/model_zoo/configs/{method.info.recipe}"
     elif weights and weights_key == "MODEL.WEIGHTS":
         config_file = config_file or _config_of(method, weights)
     cfg = _read(method, config_file)
+    if ships:
+        cfg.DATASETS.REGISTER = []  # the recipe's, which are not here
     if weights:
         cfg.merge_from_list([weights_key, weights])
     prepare_inference(cfg, opts, device)
@@ -220,7 +223,6 @@ def prepare_inference(cfg: CfgNode, opts: Sequence[Any], device: str | None) -> 
         ValueError: a key or the device does not exist.
     """
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = cfg.DATASETS.PSEUDO_MASKS = ()
-    cfg.DATASETS.REGISTER = []
     cfg.PSEUDO_MASKS.DATASETS = ()
     cfg.PSEUDO_MASKS.FORMAT = "instances"
     # torch warns of more worker processes than there are cores.

@@ -373,7 +373,7 @@ def test_missing_results_are_reported(tmp_path):
 class FakeTrainer(TrainerBase):
     def __init__(self, model: nn.Module, fail_at: int = -1):
         super().__init__()
-        self.model = model
+        self.model = self.kept_model = model
         self.fail_at = fail_at
 
     def run_step(self) -> None:

@@ -75,10 +75,12 @@ def boxes_by_image(path: Path) -> list[tuple[str, list[list[float]]]]:
 
 def plain_network(path: Path) -> None:
     """The network that ships, on the crops that ``boxsup label`` gives it, image by image; what it says is dropped."""
-    model = load_model(method_config(DEFAULT_METHOD, device="cpu"))
+    model: Any = load_model(method_config(DEFAULT_METHOD, device="cpu"))
     how = model.windows
     for file_name, boxes in boxes_by_image(path):
-        pixels = cv2.cvtColor(cv2.imread(file_name), cv2.COLOR_BGR2RGB)
+        image = cv2.imread(file_name)
+        assert image is not None
+        pixels = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         corners = [clip_box((x, y, x + w, y + h), *pixels.shape[:2]) for x, y, w, h in boxes]
         windows = [box_window(box, how.margin, how.max_aspect) for box in corners]
         for side in how.sizes:
@@ -86,7 +88,9 @@ def plain_network(path: Path) -> None:
             covers = [box_coverage(box, window, side) for box, window in zip(corners, windows, strict=True)]
             seen = [crops.permute(0, 3, 1, 2), torch.from_numpy(np.stack(covers))[:, None]]
             with torch.no_grad():
-                model.look(*(torch.cat([x, x.flip(-1)]) if how.flip else x for x in seen))
+                doubtful = model.look(*seen)[1].sigmoid() <= how.flip_below
+                if doubtful.any():
+                    model.look(*(x[doubtful].flip(-1) for x in seen))
 
 
 def plain_pictures(path: Path) -> None:
