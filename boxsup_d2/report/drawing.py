@@ -77,7 +77,7 @@ class Canvas:
         x, y, w, h = cv2.boundingRect(small.view(np.uint8))
         pixels = self.pixels[y : y + h, x : x + w]
         # In whole numbers, for all pixels around the mask: several times as fast as picking out its own.
-        tinted = np.right_shift(np.add(pixels, color, dtype=np.uint16), 1)
+        tinted = np.right_shift(np.add(pixels, np.array(color, np.uint16)), 1)
         np.copyto(pixels, tinted, where=small[y : y + h, x : x + w, None], casting="unsafe")
         contours, _ = cv2.findContours(small.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(self.pixels, contours, -1, _DARK, 3)
