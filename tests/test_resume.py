@@ -219,7 +219,7 @@ def test_the_loss_scale_goes_on_as_well(cfg, monkeypatch):
 
     def in_mixed_precision(*args, amp, batches):
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
-        return AccumulatingAMPTrainer(*args, scaler, batches=batches)
+        return AccumulatingAMPTrainer(*args, grad_scaler=scaler, batches=batches)
 
     monkeypatch.setattr("boxsup_d2.engine.trainer.build_inner_trainer", in_mixed_precision)
     noisy_segmenter(cfg)
