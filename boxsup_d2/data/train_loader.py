@@ -16,6 +16,7 @@ from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 
+from boxsup_d2.data.parcels import pack, unpack
 from boxsup_d2.utils.seeding import seeded
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class TrainLoader(torch.utils.data.DataLoader):
             _MappedSamples(samples, mapper),
             batch_sampler=self._place,  # type: ignore[arg-type]  # its positions are tuples
             num_workers=num_workers,
-            collate_fn=trivial_batch_collator,
+            collate_fn=pack if num_workers else trivial_batch_collator,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # a start draws a number, which must not be the network's next one
         )
@@ -100,7 +101,8 @@ class TrainLoader(torch.utils.data.DataLoader):
 
     def __iter__(self) -> Iterator[list[Any]]:  # type: ignore[override]
         # As a generator it starts no worker before the first batch: Detectron2 0.6 asks for the iterator long before.
-        yield from super().__iter__()
+        for batch in super().__iter__():
+            yield unpack(batch) if self.num_workers else batch
 
 
 class _Place:
