@@ -99,7 +99,6 @@ def test_methods_without_weights_are_complete_configs():
     [
         ({"name": "grabcat"}, r"no method 'grabcat'.*boxcaseg.*Did you mean 'grabcut'\?"),
         ({"name": "grabcut", "weights": "w.pth"}, r"'grabcut' has no weights.*'w\.pth'"),
-        ({"name": "lpg"}, r"'lpg' needs weights.*checkpoint"),
         ({"name": "salient-onnx"}, r"needs weights.*\.onnx"),
         ({"name": "sam"}, r"needs weights.*hub name"),
         ({"name": "box", "device": "tpu9x"}, r"no device 'tpu9x'"),

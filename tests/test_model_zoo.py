@@ -58,7 +58,7 @@ def test_networks_that_ship_see_things() -> None:
     cv2.circle(image, (80, 60), 30, (200, 60, 40), -1)
     truth = np.hypot(*np.indices((120, 160))[::-1] - np.array([80, 60])[:, None, None]) <= 30
     shipped = {name: kind for name, kind in methods().items() if kind.info.weights}
-    assert shipped.keys() == {DEFAULT_METHOD, "boxcaseg"}
+    assert shipped.keys() == {DEFAULT_METHOD, "boxcaseg", "lpg"}
     for name, kind in shipped.items():
         model = boxsup_d2.load(name, device="cpu")
         assert kind.__name__ == model.cfg.MODEL.META_ARCHITECTURE

@@ -51,6 +51,9 @@ class LPG(BoxToMaskMethod):
             "INPUT.FORMAT": "BGR",
         },
         weights_key="MODEL.WEIGHTS",
+        weights="package://boxsup_d2/model_zoo/weights/lpg.safetensors",
+        weights_sha256="3d9843e0a5c423692e8298ef2095fc36872a362014ef0e22136f89bd84d8bb1d",
+        recipe="quick/lpg-generator.yaml",
         neutral_keys=("MODEL.LPG.TEST_SAMPLES_PER_FORWARD",),
         auxiliary=(
             AuxiliaryNetwork(
