@@ -3,8 +3,10 @@
 
   loader           ms per training crop and per test crop: ours, and a plain scikit-image loader of the published kind
   semantic-loader  ms per sample of class masks and of label maps: ours, and a plain Pillow loader
+  batches          what the trainer spends on a batch that a worker has made
   merge            merging the masks of every image: time, memory, and whether it is linear
   mask-head        what the confidence-governed mask head adds to a training step of Mask R-CNN
+  boxinst          a training step of BoxInst, and one of the same network from masks (CondInst)
   crf              DenseCRF of class probabilities: one process, and a pool of them
   labels           labelling by LPG's generator, images and classes batched or one by one
   commands         boxsup label, report and eval, and plain loops over the same images
@@ -35,6 +37,8 @@ from typing import Any
 
 import cv2
 import torch
+from _benchmark_batches import benchmark_batches
+from _benchmark_boxinst import benchmark_boxinst
 from _benchmark_commands import benchmark_commands, benchmark_start
 from _benchmark_crf import benchmark_crf
 from _benchmark_loader import benchmark_loader
@@ -67,7 +71,9 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "merge": benchmark_merge,
     "loader": benchmark_loader,
     "semantic-loader": benchmark_semantic_loader,
+    "batches": benchmark_batches,
     "mask-head": benchmark_mask_head,
+    "boxinst": benchmark_boxinst,
     "crf": benchmark_crf,
     "labels": benchmark_lpg,
     "commands": benchmark_commands,
@@ -89,17 +95,26 @@ def build_parser() -> argparse.ArgumentParser:
             parent.add_argument(flag, type=positive, default=default, metavar="N", help=text)
         return parent
 
-    common = options(("--repeats", None, "rounds whose median is taken (default: 5 loaders, 7 mask-head, 3 others)"))
+    common = options(
+        (
+            "--repeats",
+            None,
+            "rounds whose median is taken (default: 5 loaders, batches, 7 mask-head, boxinst, 3 others)",
+        )
+    )
     common.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...; merging always takes the CPU")
     common.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     jpegs = options(("--images", 40, "JPEGs (default 40)"), ("--boxes", 3, "boxes per image (default 3)"))
+    squares = options(
+        ("--side", 160, "sides of the square images in pixels (default 160)"), ("--batch", 2, "images (default 2)")
+    )
     own = {
         "loader": jpegs,
         "semantic-loader": jpegs,
         "merge": options(("--instances", 25000, "instances, 2.5 per image (default 25000)")),
-        "mask-head": options(
-            ("--side", 160, "sides of the square images in pixels (default 160)"), ("--batch", 2, "images (default 2)")
-        ),
+        "batches": options(),
+        "mask-head": squares,
+        "boxinst": squares,
         "crf": options(
             ("--crf-images", 8, "images (default 8)"),
             ("--classes", 21, "classes (default 21)"),
