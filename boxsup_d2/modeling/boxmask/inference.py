@@ -34,7 +34,7 @@ class WindowInference:
         passes: how often a box is looked at, from the second time on where the mask before was.
         overrun: share of a box's sides by which its mask may leave it.
         edge_steps, edge_weight, edge_color: see :func:`boxsup_d2.modeling.boxmask.edges.snap_to_edges`.
-        windows_per_forward: windows per forward pass.
+        windows_per_forward: boxes that are predicted at once.
     """
 
     margin: float = 0.25
@@ -61,7 +61,7 @@ class WindowInference:
             edge_steps=node.EDGE_STEPS,
             edge_weight=node.EDGE_WEIGHT,
             edge_color=node.EDGE_COLOR,
-            windows_per_forward=node.TEST_WINDOWS_PER_FORWARD,
+            windows_per_forward=node.TEST_WINDOWS_PER_FORWARD or (8 if cfg.MODEL.DEVICE == "cpu" else 32),
         )
 
     def predict(
@@ -80,34 +80,34 @@ class WindowInference:
         """
         pixels = np.ascontiguousarray(image.cpu().numpy().transpose(1, 2, 0))
         corners = [clip_box(box, *size) for box in boxes.detach().cpu().double().tolist()]
+        starts = range(0, len(corners), self.windows_per_forward)
+        # Each lot to its patches, which are as small as their boxes: the maps of thousands would fill the memory.
+        lots = [self._predict(look, pixels, corners[start : start + self.windows_per_forward]) for start in starts]
+        patches = [patch for found, _, _ in lots for patch in found]
+        if not lots:
+            return [], torch.zeros(0), torch.zeros(0)
+        return patches, torch.cat([scores for _, scores, _ in lots]), torch.cat([quality for *_, quality in lots])
+
+    def _predict(self, look: Look, pixels: np.ndarray, corners: list[Box]) -> tuple[list[MaskPatch], Tensor, Tensor]:
+        """The same for as many boxes as fit into the memory, of an H x W x 3 image."""
+        size = pixels.shape[:2]
         windows = [box_window(box, self.margin, self.max_aspect) for box in corners]
-        prob, quality = self._look_at(look, pixels, corners, windows, mirror=False)
+        prob, quality = self._look(look, pixels, corners, windows, mirror=False)
         for step in range(1, self.passes):
             # A user's box may be loose or too tight: the mask knows better where the object is.
             found = [_mask_box(p, window, box) for p, window, box in zip(prob, windows, corners, strict=True)]
             boxes_now = [clip_box(box, *size) for box in found]
             windows = [box_window(box, self.margin, self.max_aspect) for box in boxes_now]
-            prob, judged = self._look_at(look, pixels, boxes_now, windows, mirror=step % 2 == 1)
+            prob, judged = self._look(look, pixels, boxes_now, windows, mirror=step % 2 == 1)
             quality = (quality * step + judged) / (step + 1)
         patches = paste_patches(prob, torch.tensor(windows, dtype=torch.int64).reshape(-1, 4), *size)
         patches = [_cut_to_box(p, box, self.overrun) for p, box in zip(patches, corners, strict=True)]
         return patches, mean_foreground(prob, prob > 0.5), quality
 
-    def _look_at(
+    def _look(
         self, look: Look, pixels: np.ndarray, boxes: list[Box], windows: list[Window], mirror: bool
     ) -> tuple[Tensor, Tensor]:
-        """Probabilities (B maps of one size) and B predicted IoUs of boxes in their windows of an H x W x 3 image."""
-        if not boxes:
-            return torch.zeros(0, 1, 1), torch.zeros(0)
-        starts = range(0, len(boxes), self.windows_per_forward)
-        spans = [slice(start, start + self.windows_per_forward) for start in starts]
-        parts = [self._look_once(look, pixels, boxes[span], windows[span], mirror) for span in spans]
-        return torch.cat([prob for prob, _ in parts]), torch.cat([quality for _, quality in parts])
-
-    def _look_once(
-        self, look: Look, pixels: np.ndarray, boxes: list[Box], windows: list[Window], mirror: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The same for as many as fit into the memory."""
+        """Probabilities (B maps of one size) and B predicted IoUs of boxes in their windows."""
         views = [_view(pixels, boxes, windows, side) for side in sorted(self.sizes)]
         prob, quality = _see(look, views, mirror)
         doubtful = (quality <= self.flip_below).nonzero()[:, 0]
