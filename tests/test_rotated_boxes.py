@@ -22,9 +22,14 @@ from boxsup_d2.data.formats.coco_dicts import load_coco_boxes
 from boxsup_d2.data.formats.label_studio import write_label_studio
 from boxsup_d2.data.formats.polygons import decode_mask
 from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.data.formats.rotated_boxes import rotated_fields
 from boxsup_d2.masks.paste import MaskPatch
 from boxsup_d2.masks.rotated_boxes import cut_patch, enclosing_box, inside_rotated_box
 from boxsup_d2.modeling.box_to_mask import UntrainedBoxToMask
+from boxsup_d2.report.drawing import COLORS, Canvas
+from boxsup_d2.report.mask_sets import Scene, SceneObject
+from boxsup_d2.report.overlays import DrawnObject, draw_objects
+from boxsup_d2.report.render import Renderer
 
 H, W = 60, 80
 # Its centre and sides, and degrees clockwise; a corner reaches out of the image.
@@ -222,3 +227,38 @@ def test_all_that_a_method_returns_is_cut_and_so_is_the_crf() -> None:
     (refined,) = CRFRefinedModel(model)([item])
     assert refined["instances"].pred_masks[0].any()
     assert not (refined["instances"].pred_masks[0] & ~inside).any()
+
+
+# ------------------------------------------------------------------------------------------------- drawn
+def test_rotated_boxes_are_drawn_as_they_lie() -> None:
+    image = np.zeros((100, 120, 3), np.uint8)
+    mask = np.zeros((100, 120), bool)
+    drawn = draw_objects(image, [DrawnObject(mask, [60, 50, 60, 20, 45.0], 0, "")])
+    color = np.array(COLORS[0])
+    turn = np.array([np.cos(np.pi / 4), -np.sin(np.pi / 4)])  # along the longer side: upwards to the right
+    across = turn[::-1] * (-1, 1)
+    for side in (turn * 30, -turn * 30, across * 10, -across * 10):
+        x, y = np.rint(np.array([60, 50]) + side - 0.5).astype(int)
+        assert (drawn[y - 1 : y + 2, x - 1 : x + 2] == color).all(-1).any(), "the middle of each side"
+    x0, y0 = (round(v) for v in enclosing_box([60, 50, 60, 20, 45.0])[:2])
+    assert not drawn[y0 : y0 + 10, x0 : x0 + 10].any(), "nothing in a corner of the upright box"
+
+    crop = Canvas(image, (20, 10, 80, 90), 240)
+    crop.box([1e9, 50, 60, 20, 30.0])
+    assert not crop.pixels.any(), "far outside"
+
+
+def test_reports_and_predictions_draw_them(tmp_path: Path) -> None:
+    image = np.full((80, 80, 3), 90, np.uint8)
+    rotated = [40.0, 40.0, 50.0, 12.0, 30.0]
+    model = boxsup_d2.load("box", device="cpu")
+    upright, turned = (np.asarray(model.predict(image, [b]).plot()) for b in (enclosing_box(rotated), rotated))
+    assert (upright != turned).any()
+
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    fields = rotated_fields(rotated)
+    views = []
+    for annotation in (fields, {"bbox": fields["bbox"]}):
+        scene = Scene("a.png", (80, 80), [SceneObject(1, 0, tuple(fields["bbox"]), (annotation,))])
+        views.append(Renderer(str(tmp_path), 1, False, 80)(scene).views[1])
+    assert views[0] != views[1]

@@ -105,7 +105,7 @@ class Prediction:
         """
         if self.image is None:
             raise ValueError("This prediction was made without its image: there is nothing to draw on.")
-        boxes = to_xywh(self.boxes)
+        boxes = to_xywh(self.boxes) if self.rotated_boxes is None else self.rotated_boxes
         objects = (
             DrawnObject(mask.numpy(), box, number, f"{quality:.2f}")
             for number, (mask, box, quality) in enumerate(zip(self.box_masks, boxes, self.quality, strict=True))

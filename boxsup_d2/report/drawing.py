@@ -20,6 +20,8 @@ COLORS = (
 _DARK = (20, 20, 20)
 _QUALITY = 80
 _OPACITY = 0.5
+# Pixels from a picture that the corners of a rotated box are kept within.
+_FAR = 10_000
 # Limit of enlarging small crops.
 _MAX_ZOOM = 6.0
 
@@ -84,9 +86,16 @@ class Canvas:
         cv2.drawContours(self.pixels, contours, -1, tuple(color), 1)
 
     def box(self, box: Sequence[float], color: Sequence[int] = (255, 255, 255)) -> None:
-        """Draw a box x, y, w, h of the image."""
+        """Draw a box of the image: x, y, w, h, or cx, cy, w, h and degrees counter-clockwise."""
         x0, y0, x1, y1 = self._window
         ratio = self._size[0] / (x1 - x0), self._size[1] / (y1 - y0)
+        if len(box) == 5:
+            corners = cv2.boxPoints(((box[0], box[1]), (box[2], box[3]), -box[4]))
+            # Far from the picture its sides still point the right way, in numbers that fit OpenCV's integers.
+            points = np.rint((corners - (x0, y0)) * ratio - 0.5).clip(-_FAR, _FAR).astype(np.int32)
+            cv2.polylines(self.pixels, [points], True, _DARK, 3)
+            cv2.polylines(self.pixels, [points], True, tuple(color), 1)
+            return
         # Clipped a little outside the picture: large floats do not fit OpenCV's integers.
         ends = [
             (min(max((v - start) * r, -9), size + 9))

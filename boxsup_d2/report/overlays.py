@@ -10,7 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 from boxsup_d2.data.formats.coco import category_tables
 from boxsup_d2.data.formats.folders import by_image, output_stems, write_file
 from boxsup_d2.data.formats.polygons import decode_mask
+from boxsup_d2.data.formats.rotated_boxes import rotated_box_of
 from boxsup_d2.data.images import read_image
+from boxsup_d2.masks.rotated_boxes import enclosing_box
 from boxsup_d2.report.drawing import COLORS, Canvas, encode_jpeg
 
 __all__ = ["DrawnObject", "draw_objects", "write_overlays"]
@@ -24,7 +26,7 @@ class DrawnObject(NamedTuple):
 
     Attributes:
         mask: H×W bool; None: it has none.
-        box: x, y, w, h in pixels.
+        box: x, y, w, h in pixels, or cx, cy, w, h and degrees counter-clockwise.
         color: position in the palette; the same for all objects of a class.
         text: beside the box; "": none.
     """
@@ -53,8 +55,9 @@ def draw_objects(image: np.ndarray, objects: Iterable[DrawnObject]) -> np.ndarra
         if each.text:
             x0, y0, x1, y1 = draw.textbbox((0, 0), each.text, font=font)
             # Inside the image, above the box where there is room.
-            left = min(max(each.box[0], 0), max(width - x1, 0))
-            top = each.box[1] - y1 if each.box[1] >= y1 else max(each.box[1], 0)
+            x, y = each.box[:2] if len(each.box) == 4 else enclosing_box(each.box)[:2]
+            left = min(max(x, 0), max(width - x1, 0))
+            top = y - y1 if y >= y1 else max(y, 0)
             draw.rectangle((left + x0, top + y0, left + x1, top + y1), fill=color[::-1])
             draw.text((left, top), each.text, fill=(0, 0, 0), font=font)
     return np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
@@ -86,7 +89,7 @@ def _drawn(
     number = class_of[annotation["category_id"]]
     score = annotation.get("score", annotation.get("quality"))
     mask = decode_mask(annotation, size[0], size[1]) if annotation.get("segmentation") else None
-    return DrawnObject(mask, annotation["bbox"], number, _text(names[number], score))
+    return DrawnObject(mask, rotated_box_of(annotation) or annotation["bbox"], number, _text(names[number], score))
 
 
 def _text(name: str, score: Any) -> str:

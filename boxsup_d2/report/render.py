@@ -125,6 +125,7 @@ class Renderer:
             masks = [_decoded(a, height, width, scene, result.problems) for a in obj.annotations]
             if self.has_truth and not (obj.annotations[-1] or {}).get("segmentation"):
                 masks[-1] = None  # a true object without a mask cannot be compared with
+            box = rotated_box_of(dict(obj.annotations[0] or {})) or obj.box
             plain_crop = Canvas(image, crop_window(obj.box, height, width), int(self.side * _CROP_SHARE))
             crops = []
             for mask, view in zip(masks, views, strict=True):
@@ -132,8 +133,8 @@ class Renderer:
                 for canvas in (view, crop):
                     if mask is not None:
                         canvas.mask(mask, color)
-                view.box(obj.box, color)
-                crop.box(obj.box)
+                view.box(box, color)
+                crop.box(box)
                 crops.append(crop.jpeg())
             result.crops.append(crops)
             result.measured.append(self._measure(obj, masks))
