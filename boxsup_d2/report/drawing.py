@@ -75,13 +75,17 @@ class Canvas:
         part = np.ascontiguousarray(mask[y0:y1, x0:x1]).view(np.uint8)
         shrinks = self._size[0] < part.shape[1]
         # A third of a pixel is enough, so that small objects do not vanish.
-        small = cv2.resize(part * 255, self._size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST) > 85
+        if (part.shape[1], part.shape[0]) == self._size:
+            small = part.view(bool)
+        else:
+            how = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
+            small = cv2.resize(part * 255, self._size, interpolation=how) > 85
         x, y, w, h = cv2.boundingRect(small.view(np.uint8))
         pixels = self.pixels[y : y + h, x : x + w]
         # In whole numbers, for all pixels around the mask: several times as fast as picking out its own.
         tinted = np.right_shift(np.add(pixels, np.array(color, np.uint16)), 1)
         np.copyto(pixels, tinted, where=small[y : y + h, x : x + w, None], casting="unsafe")
-        contours, _ = cv2.findContours(small.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        contours, _ = cv2.findContours(small.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(self.pixels, contours, -1, _DARK, 3)
         cv2.drawContours(self.pixels, contours, -1, tuple(color), 1)
 

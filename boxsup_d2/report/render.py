@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from boxsup_d2.data.formats.rotated_boxes import rotated_box_of
 from boxsup_d2.data.images import read_image, read_label_map
 from boxsup_d2.evaluation.metrics import mask_iou
-from boxsup_d2.masks.confidence import box_iou_exact
+from boxsup_d2.masks.box_masks import tight_box
+from boxsup_d2.masks.confidence import exact_confidence
 from boxsup_d2.masks.label_map import IGNORE_LABEL
 from boxsup_d2.masks.rle import decode
 from boxsup_d2.report.drawing import COLORS, Canvas, blank_jpeg, crop_window
@@ -149,7 +149,7 @@ class Renderer:
             if mask is not None:
                 row.area = int(np.count_nonzero(mask))
                 row.fill = row.area / max(_box_area(obj, *mask.shape), 1.0)
-                row.box_iou = float(box_iou_exact(torch.from_numpy(mask)[None], [obj.box])[0])
+                row.box_iou = exact_confidence(tight_box(mask), obj.box)
                 row.iou = None if truth is None else float(mask_iou(mask, truth))
                 if rows and masks[0] is not None:
                     row.agreement = float(mask_iou(mask, masks[0]))
@@ -201,7 +201,8 @@ def _decoded(
     if not segmentation:
         return np.zeros((height, width), bool)
     try:
-        return decode(segmentation, height, width).T
+        # By rows, as everything that follows reads it.
+        return np.ascontiguousarray(decode(segmentation, height, width).T)
     except (ValueError, KeyError, TypeError):
         problems.append(("masks that cannot be read", f"annotation {annotation.get('id')} of '{scene.file_name}'"))
         return None
