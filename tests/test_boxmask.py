@@ -29,6 +29,7 @@ from boxsup_d2.modeling.average import WeightAverage
 from boxsup_d2.modeling.boxmask import losses
 from boxsup_d2.modeling.boxmask.box_learning import BoxLearning
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
+from boxsup_d2.modeling.boxmask.inference import WindowInference
 from boxsup_d2.modeling.boxmask.network import QualityHead
 
 
@@ -392,6 +393,24 @@ class TestFolding:
             for found, value in zip(model.net(*inputs), expected, strict=True):
                 torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
         assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+
+
+def test_boxes_are_predicted_in_lots():
+    boxes = [[5, 5, 30, 40], [20, 2, 69, 45], [0, 0, 69, 8], [40, 30, 44, 45], [3, 3, 9, 9]]
+    inputs = prompt(boxes)
+    config = method_config("boxmask", device="cpu")
+    assert WindowInference.from_config(config).windows_per_forward == 8
+    found = []
+    for at_once in (1, 2, 8):
+        config.MODEL.BOXMASK.TEST_WINDOWS_PER_FORWARD = at_once
+        found.append(load_model(config)([inputs])[0])
+    for other in found[:-1]:
+        torch.testing.assert_close(other["instances"].quality, found[-1]["instances"].quality)
+        for ours, theirs in zip(other["patches"], found[-1]["patches"], strict=True):
+            assert (ours.left, ours.top) == (theirs.left, theirs.top)
+            torch.testing.assert_close(ours.prob, theirs.prob, rtol=0, atol=1e-4)
+    long = found[-1]["patches"][2].prob
+    assert long.untyped_storage().nbytes() == long.numel() * long.element_size(), "nothing of the window is kept"
 
 
 @pytest.mark.gpu

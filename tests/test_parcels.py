@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from boxsup_d2.data.parcels import pack, unpack
+from boxsup_d2.data.train_loader import ShuffledOrder, TrainLoader
 
 
 def sample(seed: int) -> dict[str, Any]:
@@ -46,8 +48,27 @@ def test_a_batch_comes_out_as_it_went_in() -> None:
         assert after["instances"].image_size == (8, 6)
         assert torch.equal(after["instances"].gt_boxes.tensor, before["instances"].gt_boxes.tensor)
         assert torch.equal(after["instances"].gt_masks.tensor, before["instances"].gt_masks.tensor)
+        assert after["scale"].data_ptr() % 16 == 0
     found[1]["image"].zero_()
     assert found[2]["image"].any(), "samples share no pixel"
+
+
+def test_a_tensor_that_is_there_twice_travels_once() -> None:
+    shared = torch.zeros(1000)
+    content, tensors = pack([{"a": shared}, {"b": shared}])
+    assert tensors[torch.float32].numel() < 1100
+    first, second = unpack((content, tensors))
+    first["a"][0] = 1
+    assert second["b"][0] == 1
+
+
+def test_loaders_with_workers_send_parcels() -> None:
+    order = ShuffledOrder(lambda seed: itertools.count(), batch_size=3)
+    mapper = {k: {"image": torch.full((2, 2), k)} for k in range(100)}.__getitem__
+    batches = [next(iter(TrainLoader(range(100), mapper, order, seed=0, num_workers=n))) for n in (0, 1)]
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(*batches, strict=True))
+    memories = [len({s["image"].untyped_storage().data_ptr() for s in batch}) for batch in batches]
+    assert memories == [3, 1]
 
 
 @pytest.mark.parametrize("batch", [[], [{"file_name": "a.jpg"}], [{"image": torch.zeros(3, 0, 5)}]])

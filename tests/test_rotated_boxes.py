@@ -243,6 +243,10 @@ def test_rotated_boxes_are_drawn_as_they_lie() -> None:
     x0, y0 = (round(v) for v in enclosing_box([60, 50, 60, 20, 45.0])[:2])
     assert not drawn[y0 : y0 + 10, x0 : x0 + 10].any(), "nothing in a corner of the upright box"
 
+    wide = np.zeros((40, 14_000, 3), np.uint8)
+    drawn = draw_objects(wide, [DrawnObject(None, [12_000, 20, 30, 10, 45.0], 0, "")])
+    assert set(drawn.any(axis=(0, 2)).nonzero()[0]) <= set(range(11_980, 12_020)), "there, on wide images"
+
     crop = Canvas(image, (20, 10, 80, 90), 240)
     crop.box([1e9, 50, 60, 20, 30.0])
     assert not crop.pixels.any(), "far outside"
@@ -252,8 +256,10 @@ def test_reports_and_predictions_draw_them(tmp_path: Path) -> None:
     image = np.full((80, 80, 3), 90, np.uint8)
     rotated = [40.0, 40.0, 50.0, 12.0, 30.0]
     model = boxsup_d2.load("box", device="cpu")
-    upright, turned = (np.asarray(model.predict(image, [b]).plot()) for b in (enclosing_box(rotated), rotated))
-    assert (upright != turned).any()
+    prediction = model.predict(image, [rotated])
+    mask = np.asarray(prediction.masks[0])
+    expected = draw_objects(image, [DrawnObject(mask, rotated, 0, f"{prediction.quality[0]:.2f}")])
+    np.testing.assert_array_equal(np.asarray(prediction.plot())[:, :, ::-1], expected)
 
     cv2.imwrite(str(tmp_path / "a.png"), image)
     fields = rotated_fields(rotated)

@@ -27,7 +27,8 @@ from boxsup_d2.toy.scenes import write_toy_datasets
 ROOT = Path(__file__).resolve().parents[1]
 BOXES, MASKED, SALIENT = "voc_2012_train_aug_box", "voc_2012_train_instance", "dut_tr_single"
 SEM_SEG = "voc_2012_train_sem_seg"
-# How far the CPU and the GPU may be apart: IoU or share of pixels of labels at least, points of metrics at most.
+# How far the CPU and the GPU, or two precisions, may be apart: IoU or share of pixels of labels at least, points of
+# metrics at most.
 MIN_AGREEMENT, MAX_POINTS = 0.95, 2.0
 
 
@@ -122,6 +123,7 @@ def tests(job: Job) -> Iterator[dict[str, Any]]:
         words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
         # Their files only: to import all the others takes longer than the tests themselves.
         files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
+        assert files, "no test is marked gpu"
         done = subprocess.run([*words, *files], cwd=ROOT, capture_output=True, text=True, check=False)
         print(done.stdout, done.stderr)
         summary = (done.stdout.strip().splitlines() or ["pytest said nothing"])[-1].strip("= ")

@@ -152,18 +152,20 @@ def labels(job: Job) -> Iterator[dict[str, Any]]:
     def hrnet() -> nn.Module:
         model: Any = Trainer.build_model(_recipe(job, "BoxCaseg, HRNet-W48, 288 px"))
         # Its weights are random: without statistics that fit them, features grow beyond what half precision holds.
-        for module in model.modules():
+        for module in model.backbone.train().modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
+        side = 64 if job.quick else 288
         with torch.no_grad():
-            model.backbone.train()(torch.randn(8, 3, 64 if job.quick else 288, 64 if job.quick else 288).to(job.device))
+            model.backbone(torch.randn(8, 3, side, side).to(job.device))
         return model.eval()
 
     def measure(name: str, build: Callable[[], nn.Module], part: str, dtype: torch.dtype | None, compiled: bool) -> str:
         torch.manual_seed(0)
         model: Any = build()
         if compiled:
-            setattr(model, part, torch.compile(getattr(model, part), dynamic=True, backend=backend))
+            # Sizes that change become dynamic by themselves; were all dynamic, tracing would take minutes.
+            setattr(model, part, torch.compile(getattr(model, part), backend=backend))
         kind = job.device.split(":")[0]
         autocast = torch.autocast(kind, dtype) if dtype is not None else contextlib.nullcontext()
         with autocast, torch.no_grad():

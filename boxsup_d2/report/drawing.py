@@ -20,8 +20,8 @@ COLORS = (
 _DARK = (20, 20, 20)
 _QUALITY = 80
 _OPACITY = 0.5
-# Pixels from a picture that the corners of a rotated box are kept within.
-_FAR = 10_000
+# Corners of rotated boxes that lie farther out, in pixels, are moved: large floats do not fit OpenCV's integers.
+_FAR = 10**7
 # Limit of enlarging small crops.
 _MAX_ZOOM = 6.0
 
@@ -95,7 +95,6 @@ class Canvas:
         ratio = self._size[0] / (x1 - x0), self._size[1] / (y1 - y0)
         if len(box) == 5:
             corners = cv2.boxPoints(((box[0], box[1]), (box[2], box[3]), -box[4]))
-            # Far from the picture its sides still point the right way, in numbers that fit OpenCV's integers.
             points = np.rint((corners - (x0, y0)) * ratio - 0.5).clip(-_FAR, _FAR).astype(np.int32)
             cv2.polylines(self.pixels, [points], True, _DARK, 3)
             cv2.polylines(self.pixels, [points], True, tuple(color), 1)

@@ -125,7 +125,7 @@ class Renderer:
             masks = [_decoded(a, height, width, scene, result.problems) for a in obj.annotations]
             if self.has_truth and not (obj.annotations[-1] or {}).get("segmentation"):
                 masks[-1] = None  # a true object without a mask cannot be compared with
-            box = rotated_box_of(dict(obj.annotations[0] or {})) or obj.box
+            box = rotated_box_of(obj.annotations[0] or {}) or obj.box
             plain_crop = Canvas(image, crop_window(obj.box, height, width), int(self.side * _CROP_SHARE))
             crops = []
             for mask, view in zip(masks, views, strict=True):
@@ -179,7 +179,7 @@ class Renderer:
 
 def _box_area(obj: SceneObject, height: int, width: int) -> float:
     """Pixels of an object's box, of a rotated one whole, else of what is inside the image."""
-    rotated = rotated_box_of(dict(obj.annotations[0] or {}))
+    rotated = rotated_box_of(obj.annotations[0] or {})
     if rotated is not None:
         return rotated[2] * rotated[3]
     x, y, w, h = obj.box

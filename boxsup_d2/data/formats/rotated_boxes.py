@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -47,7 +47,7 @@ def rotated_fields(rotated: Sequence[float]) -> dict[str, Any]:
     return {"bbox": [x0, y0, x1 - x0, y1 - y0], ROTATED_BOX: list(rotated)}
 
 
-def rotated_box_of(annotation: dict[str, Any]) -> list[float] | None:
+def rotated_box_of(annotation: Mapping[str, Any]) -> list[float] | None:
     """The rotated box of an annotation; None where it has none, or one that does not fit its ``bbox``.
 
     The two are apart where somebody moved ``bbox`` alone. A tight box of the mask lies in the rotated one and fits.

@@ -126,6 +126,6 @@ def _add_network(cfg: CN) -> None:
     cfg.MODEL.BOXMASK.EDGE_STEPS = 3
     cfg.MODEL.BOXMASK.EDGE_WEIGHT = 6.0
     cfg.MODEL.BOXMASK.EDGE_COLOR = 12.0
-    # Windows that go through the network at once; bounds the memory. 0: 8 on a CPU, where more are slower (51 ms a box
-    # with 8, 67 with 32, 200 boxes of one image), 32 on a GPU.
+    # Boxes that are predicted at once, a window each; bounds the memory. 0: 8 on a CPU, where more are no faster, 32 on
+    # a GPU.
     cfg.MODEL.BOXMASK.TEST_WINDOWS_PER_FORWARD = 0

@@ -34,7 +34,7 @@ class WindowInference:
         passes: how often a box is looked at, from the second time on where the mask before was.
         overrun: share of a box's sides by which its mask may leave it.
         edge_steps, edge_weight, edge_color: see :func:`boxsup_d2.modeling.boxmask.edges.snap_to_edges`.
-        windows_per_forward: boxes that are predicted at once.
+        windows_per_forward: boxes that are predicted at once, at least 1.
     """
 
     margin: float = 0.25
@@ -173,4 +173,6 @@ def _cut_to_box(patch: MaskPatch, box: Any, overrun: float) -> MaskPatch:
     left, top = max(int(box[0] - slack_x) - patch.left, 0), max(int(box[1] - slack_y) - patch.top, 0)
     right = min(int(np.ceil(box[2] + slack_x)) - patch.left, width)
     bottom = min(int(np.ceil(box[3] + slack_y)) - patch.top, height)
-    return MaskPatch(patch.left + left, patch.top + top, patch.prob[top : max(bottom, top), left : max(right, left)])
+    part = patch.prob[top : max(bottom, top), left : max(right, left)]
+    # A copy: the part alone would keep the whole window, many times as large where boxes are long, in memory.
+    return MaskPatch(patch.left + left, patch.top + top, part.clone())
