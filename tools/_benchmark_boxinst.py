@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -36,7 +37,7 @@ def benchmark_boxinst(args: argparse.Namespace) -> Result:
         with EventStorage(100000):  # all losses have their full weight
             sum(model(batch).values()).backward()
 
-    runs = {name: partial(step, model) for name, model in models.items()}
+    runs: dict[str, Callable[[], None]] = {name: partial(step, model) for name, model in models.items()}
     timings = interleaved(runs, args.repeats or 7, device_sync(args.device))
     base = governing(timings["masks (CondInst)"], args.device)
     rows = [
