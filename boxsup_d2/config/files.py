@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -82,6 +83,8 @@ def _read_with_bases(cfg: CfgNode, config_file: str) -> Any:
         ) from error
     except (AssertionError, AttributeError) as error:
         raise ValueError(f"{config_file}: its _BASE_ is no path, or does not fit it: {error}") from error
+    except ValueError as error:  # a path with a null byte, a number of thousands of digits
+        raise ValueError(f"{config_file}, or a _BASE_ of it, cannot be read: {error}") from error
     except TypeError:  # an empty file
         return None
 
@@ -129,7 +132,8 @@ def merge_overrides(cfg: CfgNode, opts: Sequence[Any]) -> None:
             cfg.merge_from_list([key, value])
         except (ValueError, AssertionError, TypeError, RecursionError, MemoryError) as error:
             raise ValueError(f"Override {key} {value}: {error}") from error
-        problem = "" if before is None else _type_problem(before, str(key), _find(cfg, str(key)))
+        now = _find(cfg, str(key))
+        problem = _impossible(str(key), now) or ("" if before is None else _type_problem(before, str(key), now))
         if problem:
             raise ValueError(f"Override {key} {value}: {problem}")
 
@@ -145,11 +149,9 @@ def _flat_values(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _value_problem(cfg: CfgNode, key: str, value: Any) -> str:
     """What is wrong with a value that yacs, which does not look into lists, would take; "" if nothing is."""
     default = _find(cfg, key)
-    if _holds_null(value):  # no path can, and what opens one would not say which
-        return f"{key} is {value!r}: it holds a null byte."
-    if default is _ABSENT or default is None:
-        return ""  # an unknown key, or one that an older version of Detectron2 had
-    return _type_problem(default, key, value)
+    if default is _ABSENT or default is None:  # an unknown key, or one that an older version of Detectron2 had
+        return _impossible(key, value)
+    return _impossible(key, value) or _type_problem(default, key, value)
 
 
 def _type_problem(default: Any, key: str, value: Any) -> str:
@@ -165,10 +167,14 @@ def _type_problem(default: Any, key: str, value: Any) -> str:
     return ""
 
 
-def _holds_null(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_holds_null, value.values()))
-    return any(map(_holds_null, value)) if isinstance(value, list | tuple) else isinstance(value, str) and "\0" in value
+def _impossible(key: str, value: Any) -> str:
+    """Why no key can have a value: what stumbles over it later would not say which; "" if one can."""
+    if isinstance(value, dict | list | tuple):
+        items = value.values() if isinstance(value, dict) else value
+        return next(filter(None, (_impossible(key, item) for item in items)), "")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return f"{key} is {reprlib.repr(value)}: no counter holds so large a number."
+    return f"{key} is {reprlib.repr(value)}: it holds a null byte." if isinstance(value, str) and "\0" in value else ""
 
 
 def _find(cfg: CfgNode, key: str) -> Any:
