@@ -234,11 +234,8 @@ class LPG(BoxToMaskMethod):
         def stack(key: str, dtype: torch.dtype) -> Tensor:
             return torch.stack([x[key] for x in batched_inputs]).to(self.device, non_blocking=True).to(dtype)
 
-        images, masks, targets = (
-            stack("image", torch.float32),
-            stack("box_mask", torch.float32),
-            stack("target", torch.long),
-        )
+        images, masks = stack("image", torch.float32), stack("box_mask", torch.float32)
+        targets = stack("target", torch.long)
         side = max(self.backbone.size_divisibility, 4)
         if any(s % side for s in images.shape[-2:]) or any(
             4 * t != s for t, s in zip(targets.shape[-2:], images.shape[-2:], strict=True)
