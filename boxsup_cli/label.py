@@ -198,10 +198,10 @@ def summary_line(summary: dict[str, Any], out: str, crowds: int) -> str:
     kept += f", {crowds} crowd regions (iscrowd 1) left as they are" if crowds else ""
     boxes = f", {summary['left_as_boxes']} of them left as boxes" if summary.get("left_as_boxes") else ""
     quality = f"mean quality {summary['mean_quality']:.2f}, " if "mean_quality" in summary else ""
-    return (
-        f"{summary['instances']} masks on {summary['images']} images{boxes}{kept}; {quality}mean confidence "
-        f"{summary['mean_confidence_exact']:.2f}, {summary['share_empty']:.1%} empty -> '{out}'"
-    )
+    means = f"; {quality}mean confidence {summary['mean_confidence_exact']:.2f}, {summary['share_empty']:.1%} empty"
+    # Of no mask there are no means.
+    means = means if summary["instances"] else ""
+    return f"{summary['instances']} masks on {summary['images']} images{boxes}{kept}{means} -> '{out}'"
 
 
 def _look_line(summary: dict[str, Any], out: str, image_root: str, *, report: bool) -> str:

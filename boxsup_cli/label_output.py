@@ -20,6 +20,8 @@ _OF_MASKS = ("segmentation", "confidence", "confidence_exact")
 _FILLED = ("height", "width")
 # Keys that this module adds to the provenance: the request, and the other formats that were written.
 _REQUEST, _EXPORTS = "request", "exports"
+# What users call parts of a request.
+_IN_WORDS = {"source_sha256": "boxes", "config_sha256": "settings", "weights_sha256": "weights"}
 
 
 def is_done(out: str, request: dict[str, Any], *, force: bool) -> bool:
@@ -41,7 +43,8 @@ def is_done(out: str, request: dict[str, Any], *, force: bool) -> bool:
         former = provenance.get(_REQUEST) or provenance
         keys = {*request, *(former if _REQUEST in provenance else ())}
         differs = sorted(key for key in keys if former.get(key) != request.get(key))
-        what = f"was written by {former.get('method')} on {provenance.get('date')} (other {', '.join(differs)})"
+        words = ", ".join(_IN_WORDS.get(key, key) for key in differs)
+        what = f"was written by {former.get('method')} on {provenance.get('date')} (other {words})"
     raise BadInput(f"'{out}' {what}: replace it with --force, or name another --out.")
 
 

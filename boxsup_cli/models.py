@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     del args
     table = Table(title="methods of boxsup label", title_justify="left")
     for column in ("name", "what it does", "needs", "recipe"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column in ("name", "recipe"))  # which are there to be typed
     for name, method in methods().items():
         info = method.info
         shown = f"{name} (default)" if name == DEFAULT_METHOD else name

@@ -167,5 +167,7 @@ def _tell_results(dataset: str, out: str, image_root: str) -> None:
         f"{summary['objects']} objects of {summary['classes']} classes on {summary['images']} images -> "
         f"'{short(out)}', with images and classes '{short(dataset)}'"
     )
-    if summary["objects"]:
+    if not summary["objects"]:
+        show("no object is surer than --min-score: a lower one shows what the network thinks at all", style="yellow")
+    else:
         show(f"look at them: boxsup report {shlex.quote(short(dataset))} --images {shlex.quote(short(image_root))}")

@@ -28,6 +28,7 @@ from boxsup_d2.data.formats.label_studio import write_label_studio
 from boxsup_d2.data.formats.labelme import write_labelme
 from boxsup_d2.data.formats.polygons import decode_mask, mask_to_polygon
 from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY
 from boxsup_d2.data.images import image_header, read_image
 from boxsup_d2.masks.rle import encode_masks
 
@@ -437,6 +438,23 @@ def test_folders_are_recognised_by_what_is_in_them(tmp_path: Path) -> None:
     write_json(tmp_path / "valid" / "_annotations.coco.json", coco)
     with pytest.raises(ValueError, match=r"holds several jsons of annotations.*name one"):
         read(tmp_path, tmp_path)
+
+    # What this program wrote into a folder is none of its annotations, but where there is nothing else.
+    (tmp_path / "yolo" / "labels").mkdir(parents=True)
+    write_image(tmp_path / "yolo" / "images" / "b.jpg")
+    (tmp_path / "yolo" / "classes.txt").write_text("dog\n")
+    (tmp_path / "yolo" / "labels" / "b.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    write_json(tmp_path / "yolo" / "masks.json", {"info": {PROVENANCE_KEY: {"method": "GrabCut"}}, **coco})
+    write_json(tmp_path / "yolo" / "run" / "rounds.json", {})
+    write_json(tmp_path / "yolo" / "run" / "configs" / "usable.json", coco)
+    assert by_class(read(tmp_path / "yolo", tmp_path / "yolo")[0]) == [("dog", [7.5, 5.0, 15.0, 10.0])]
+    (tmp_path / "yolo" / "labels" / "b.txt").rename(tmp_path / "b.txt")
+    (tmp_path / "yolo" / "classes.txt").unlink()
+    alone = read_annotations(str(tmp_path / "yolo"), str(tmp_path), None, Problems(), Problems())
+    assert alone.path.endswith("masks.json")
+    (tmp_path / "train" / "a.xml").write_text("<annotation/>")
+    assert "xml files that are not read" in str(read(tmp_path / "train", tmp_path)[2])
+
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no json, xml or txt file of annotations"):
         read(tmp_path / "empty", tmp_path)

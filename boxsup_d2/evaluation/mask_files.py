@@ -100,6 +100,8 @@ def compare_mask_files(predicted: str, truth: str, *, rank_by: str | None = None
     objects = [annotation for record in ours.records for annotation in objects_of(record)]
     if objects and not any(annotation["segmentation"] for annotation in objects):
         raise ValueError(f"'{predicted}' holds {len(objects)} boxes and no mask: 'boxsup label' makes masks of boxes.")
+    if not objects:
+        raise ValueError(f"'{predicted}' holds no object: there is nothing to compare with '{truth}'.")
     partners = match_records(ours, theirs)
     rows = [row for record, partner in partners for row in _score(record, partner, ours, theirs)]
     unmatched = _count_unmatched(ours, theirs, partners, rows)

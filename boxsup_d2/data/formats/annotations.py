@@ -6,6 +6,7 @@ COCO, Label Studio, labelme and VIA as json; Pascal VOC and CVAT as XML; YOLO as
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from boxsup_d2.data.formats.coco import check_coco_form, read_json
@@ -15,11 +16,14 @@ from boxsup_d2.data.formats.folders import list_files, locate_images
 from boxsup_d2.data.formats.label_studio import is_label_studio, read_label_studio
 from boxsup_d2.data.formats.labelme import read_labelme
 from boxsup_d2.data.formats.problems import Problems
+from boxsup_d2.data.formats.pseudo_masks import read_provenance
 from boxsup_d2.data.formats.via import is_via, read_via
 from boxsup_d2.data.formats.voc import parse_xml, read_voc_xml
 from boxsup_d2.data.formats.yolo import read_yolo
 
 _KINDS = (".json", ".xml", ".txt")
+# Stands in the folder of every training of several steps.
+_RUN = "rounds.json"
 # Files that people hand in and that cannot be read as they are.
 _NO_ANNOTATIONS = {
     ".zip": "unpack it, and name the folder.",
@@ -61,7 +65,8 @@ def read_annotations(
         names: file of YOLO's class names, see :func:`read_yolo`.
         problems: gains what cannot be used.
         notes: gains what is worth knowing.
-        suffix: take a folder's files of this kind, ".json", ".xml" or ".txt"; else the first kind that there is.
+        suffix: take a folder's files of this kind, ".json", ".xml" or ".txt"; else the first kind that there is. What
+            this program wrote into the folder counts where there is nothing else.
 
     Raises:
         FileNotFoundError: there are no annotations, or no images.
@@ -74,19 +79,32 @@ def read_annotations(
         if suffix == ".xml":
             return _read_xml(path, [], images, problems, notes)
         return _read_json(path, read_json(path, "boxes"), images, problems, notes)
-    for kind in (suffix,) if suffix else _KINDS:
-        files = list_files(path, [kind])
+    listed = {kind: _without_runs(path, list_files(path, [kind])) for kind in ((suffix,) if suffix else _KINDS)}
+    jsons = listed.get(".json", [])
+    theirs = [file for file in jsons if read_provenance(os.path.join(path, file)) is None]
+    for kind, files in (*{**listed, ".json": theirs}.items(), (".json", jsons)):
         if files and kind == ".txt":
             return Annotations(path, read_yolo(path, images, names, problems, notes), False)
         if files and kind == ".xml":
             return _read_xml(path, files, images, problems, notes)
-        found = _json_of(path, files)
+        found = _json_of(path, files) if kind == ".json" else None
         if found is not None:
+            if listed.get(".xml"):
+                notes.add("xml files that are not read, since there is a json", f"'{path}/{listed['.xml'][0]}'")
             return _read_json(*found, images, problems, notes, path, files)
     raise FileNotFoundError(
         f"There is no {suffix or 'json, xml or txt'} file of annotations, in a format that is read, in '{path}'. "
         "Correct the path, or export them as COCO."
     )
+
+
+def _without_runs(folder: str, files: list[str]) -> list[str]:
+    """Those files of a folder that no training of ours, which may have gone into it, wrote."""
+    return [
+        file
+        for file in files
+        if not any(os.path.isfile(os.path.join(folder, above, _RUN)) for above in map(str, PurePosixPath(file).parents))
+    ]
 
 
 def _read_xml(path: str, files: list[str], images: str, problems: Problems, notes: Problems) -> Annotations:

@@ -126,7 +126,8 @@ def _find_names(labels: str, images: str) -> str:
                 return os.path.join(folder, base)
     raise FileNotFoundError(
         f"No file names the classes of '{labels}': looked for {', '.join(_NAME_FILES)} there, beside the images and "
-        "in the two folders above each. Write a text file with a class per line, and give its path."
+        "in the two folders above each. Write a text file with a class per line, and name it by --names (in Python: "
+        "names)."
     )
 
 

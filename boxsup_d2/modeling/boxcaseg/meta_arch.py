@@ -35,7 +35,7 @@ class BoxCaseg(BoxToMaskMethod):
 
     info = MethodInfo(
         name="boxcaseg",
-        summary="a network trained on boxes",
+        summary="a network trained on boxes, and on salient objects",
         config={
             "MODEL.BACKBONE.NAME": "build_timm_backbone",
             "MODEL.TIMM.NAME": "hrnet_w48",
