@@ -29,7 +29,7 @@ from boxsup_d2.modeling.average import WeightAverage
 from boxsup_d2.modeling.boxmask import losses
 from boxsup_d2.modeling.boxmask.box_learning import BoxLearning
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
-from boxsup_d2.modeling.boxmask.inference import WindowInference
+from boxsup_d2.modeling.boxmask.inference import WindowInference, without_specks
 from boxsup_d2.modeling.boxmask.network import QualityHead
 
 
@@ -393,6 +393,20 @@ class TestFolding:
             for found, value in zip(model.net(*inputs), expected, strict=True):
                 torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
         assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+
+
+def test_specks_go_and_pinholes_are_filled():
+    prob = torch.full((2, 20, 20), 0.1)
+    prob[0, 2:12, 2:12] = 0.9
+    prob[0, 5, 5] = 0.2  # a pinhole
+    prob[0, 15, 15] = 0.8  # a speck
+    prob[0, 16:19, 2:5] = 0.8  # a piece
+    prob[0, 2:12, 19] = 0.9  # and one at the border
+    expected = prob.clone()
+    expected[0, 5, 5], expected[0, 15, 15] = 1, 0
+    assert torch.equal(without_specks(prob, 0.02), expected)
+    assert torch.equal(without_specks(prob, 0.0), prob)
+    assert without_specks(prob[:0], 0.02).shape == (0, 20, 20)
 
 
 def test_boxes_are_predicted_in_lots():

@@ -121,6 +121,8 @@ def _add_network(cfg: CN) -> None:
     cfg.MODEL.BOXMASK.TEST_PASSES = 1
     # A mask may leave its box by this share of the box's sides: users' boxes may be too tight.
     cfg.MODEL.BOXMASK.TEST_OVERRUN = 0.1
+    # Pieces and holes of less than this share of a mask's largest piece go (0: none do).
+    cfg.MODEL.BOXMASK.TEST_SPECKS = 0.02
     # Mean-field steps that snap masks to the image's edges (0: none); what like-coloured neighbours add to a pixel's
     # logit at most, and the difference in grey values that is not like any more.
     cfg.MODEL.BOXMASK.EDGE_STEPS = 3

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,7 @@ class WindowInference:
         flip_below: windows whose predicted IoU is at most this are averaged with their mirror image; 0: none, 1: all.
         passes: how often a box is looked at, from the second time on where the mask before was.
         overrun: share of a box's sides by which its mask may leave it.
+        specks: see :func:`without_specks`.
         edge_steps, edge_weight, edge_color: see :func:`boxsup_d2.modeling.boxmask.edges.snap_to_edges`.
         windows_per_forward: boxes that are predicted at once, at least 1.
     """
@@ -43,6 +45,7 @@ class WindowInference:
     flip_below: float = 0.0
     passes: int = 1
     overrun: float = 0.1
+    specks: float = 0.0
     edge_steps: int = 0
     edge_weight: float = 6.0
     edge_color: float = 12.0
@@ -58,6 +61,7 @@ class WindowInference:
             flip_below=node.TEST_FLIP_BELOW,
             passes=node.TEST_PASSES,
             overrun=node.TEST_OVERRUN,
+            specks=node.TEST_SPECKS,
             edge_steps=node.EDGE_STEPS,
             edge_weight=node.EDGE_WEIGHT,
             edge_color=node.EDGE_COLOR,
@@ -100,6 +104,7 @@ class WindowInference:
             windows = [box_window(box, self.margin, self.max_aspect) for box in boxes_now]
             prob, judged = self._look(look, pixels, boxes_now, windows, mirror=step % 2 == 1)
             quality = (quality * step + judged) / (step + 1)
+        prob = without_specks(prob, self.specks)
         patches = paste_patches(prob, torch.tensor(windows, dtype=torch.int64).reshape(-1, 4), *size)
         patches = [_cut_to_box(p, box, self.overrun) for p, box in zip(patches, corners, strict=True)]
         return patches, mean_foreground(prob, prob > 0.5), quality
@@ -164,6 +169,35 @@ def _mask_box(prob: Tensor, window: Window, box: Box) -> Box:
         window[0] + (columns[-1] + 1) * scale_x,
         window[1] + (rows[-1] + 1) * scale_y,
     )
+
+
+def without_specks(prob: Tensor, share: float) -> Tensor:
+    """Probabilities whose masks lack small pieces and small holes.
+
+    Args:
+        prob: N x h x w, on any device.
+        share: of the largest piece's area, below which a piece goes and a hole is filled; 0: none.
+
+    Returns:
+        N x h x w; what went has 0, what was filled 1.
+    """
+    if share <= 0:
+        return prob
+    masks = (prob > 0.5).cpu().numpy().astype(np.uint8)
+    change = np.zeros(masks.shape, np.float32)
+    for mask, changed in zip(masks, change, strict=True):
+        count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        if count < 2:
+            continue
+        least = share * stats[1:, cv2.CC_STAT_AREA].max()
+        small = stats[:, cv2.CC_STAT_AREA] < least
+        changed[small[pieces] & (mask > 0)] = -1
+        _, gaps, stats, _ = cv2.connectedComponentsWithStats(1 - mask, connectivity=4)
+        x, y, w, h, area = stats.T
+        # A gap that reaches the map's border is no hole.
+        inner = (x > 0) & (y > 0) & (x + w < mask.shape[1]) & (y + h < mask.shape[0]) & (area < least)
+        changed[inner[gaps] & (mask == 0)] = 1
+    return (prob + torch.from_numpy(change).to(prob.device)).clamp(0, 1)
 
 
 def _cut_to_box(patch: MaskPatch, box: Any, overrun: float) -> MaskPatch:
