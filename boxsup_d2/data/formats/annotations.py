@@ -6,7 +6,6 @@ COCO, Label Studio, labelme and VIA as json; Pascal VOC and CVAT as XML; YOLO as
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 from boxsup_d2.data.formats.coco import check_coco_form, read_json
@@ -79,32 +78,27 @@ def read_annotations(
         if suffix == ".xml":
             return _read_xml(path, [], images, problems, notes)
         return _read_json(path, read_json(path, "boxes"), images, problems, notes)
-    listed = {kind: _without_runs(path, list_files(path, [kind])) for kind in ((suffix,) if suffix else _KINDS)}
-    jsons = listed.get(".json", [])
-    theirs = [file for file in jsons if read_provenance(os.path.join(path, file)) is None]
-    for kind, files in (*{**listed, ".json": theirs}.items(), (".json", jsons)):
-        if files and kind == ".txt":
+    files = list_files(path, _KINDS)
+    runs = tuple(file.removesuffix(_RUN) for file in files if file.endswith(f"/{_RUN}"))
+    files = [file for file in files if not file.startswith(runs)]
+    listed = {kind: [file for file in files if file.lower().endswith(kind)] for kind in _KINDS}
+    for kind in (suffix,) if suffix else _KINDS:
+        if listed[kind] and kind == ".txt":
             return Annotations(path, read_yolo(path, images, names, problems, notes), False)
-        if files and kind == ".xml":
-            return _read_xml(path, files, images, problems, notes)
-        found = _json_of(path, files) if kind == ".json" else None
+        if listed[kind] and kind == ".xml":
+            return _read_xml(path, listed[kind], images, problems, notes)
+        found = _json_of(path, listed[kind], ours=False) if kind == ".json" else None
         if found is not None:
-            if listed.get(".xml"):
+            if listed[".xml"]:
                 notes.add("xml files that are not read, since there is a json", f"'{path}/{listed['.xml'][0]}'")
-            return _read_json(*found, images, problems, notes, path, files)
+            return _read_json(*found, images, problems, notes, path, listed[kind])
+    found = _json_of(path, listed[".json"], ours=True) if suffix in ("", ".json") else None
+    if found is not None:
+        return _read_json(*found, images, problems, notes, path, listed[".json"])
     raise FileNotFoundError(
         f"There is no {suffix or 'json, xml or txt'} file of annotations, in a format that is read, in '{path}'. "
         "Correct the path, or export them as COCO."
     )
-
-
-def _without_runs(folder: str, files: list[str]) -> list[str]:
-    """Those files of a folder that no training of ours, which may have gone into it, wrote."""
-    return [
-        file
-        for file in files
-        if not any(os.path.isfile(os.path.join(folder, above, _RUN)) for above in map(str, PurePosixPath(file).parents))
-    ]
 
 
 def _read_xml(path: str, files: list[str], images: str, problems: Problems, notes: Problems) -> Annotations:
@@ -131,11 +125,16 @@ def _read_xml(path: str, files: list[str], images: str, problems: Problems, note
     return Annotations(path, read_voc_xml(path, images, problems, notes), False)
 
 
-def _json_of(folder: str, files: list[str]) -> tuple[str, Any] | None:
-    """The json of a folder that holds its annotations, or the first of labelme's, with its content; None: none does."""
+def _json_of(folder: str, files: list[str], *, ours: bool) -> tuple[str, Any] | None:
+    """The json of a folder that holds its annotations, or the first of labelme's, with its content; None: none does.
+
+    ``ours``: whether what this program wrote counts.
+    """
     found = []
     for relative in files:
         path = os.path.join(folder, relative)
+        if not ours and read_provenance(path) is not None:
+            continue
         try:
             data = read_json(path, relative)
         except (ValueError, OSError):  # not the annotations, or one of labelme's, which tells that
