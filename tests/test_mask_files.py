@@ -323,8 +323,8 @@ def test_errors_name_the_file(compare: Callable[..., MaskFileScores], tmp_path: 
         broken["annotations"] = [a for a in broken["annotations"] if a["image_id"] != 13]
         with pytest.raises(ValueError, match=r"predicted\.json' cannot be used: 1 images of different height.*3\.jpg"):
             compare(broken, true)
-    for change in ([], predicted["annotations"]):
-        with pytest.raises(ValueError, match=r"No object of .*predicted\.json"):
+    for change, message in (([], "holds no object"), (predicted["annotations"], r"No object of .*predicted\.json")):
+        with pytest.raises(ValueError, match=message):
             compare({**predicted, "annotations": change}, {**true, "annotations": []})
 
 
