@@ -173,7 +173,8 @@ def masks_sha256(cfg: CfgNode) -> str:
     relevant = {
         key: value
         for key, value in {**settings.training, **settings.labelling}.items()
-        if (key.startswith(("MODEL.", "INPUT.")) or key == "PSEUDO_MASKS.CRF") and key not in paths
+        if (key.startswith(("MODEL.", "INPUT.")) or key in ("PSEUDO_MASKS.CRF", "PSEUDO_MASKS.SPECKS"))
+        and key not in paths
     }
     for network in info.auxiliary:
         config = value_of(cfg, network.config_key)

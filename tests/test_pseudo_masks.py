@@ -209,6 +209,26 @@ def test_quality_falls_with_the_pixels_that_a_mask_loses(seed):
     assert alone[0].quality == 0.8765
 
 
+def test_what_others_leave_of_a_mask_may_lose_its_specks():
+    masks = torch.zeros(3, 30, 30, dtype=torch.bool)
+    masks[0, 5:25, 5:20] = True
+    masks[1, 10:25, 18:22] = True  # leaves of the first all but two pixels at its far side
+    masks[0, 12:14, 20:23] = masks[0, 12:14, 22] = True
+    masks[2, 0, 0] = masks[2, 27:29, 27:29] = True  # in two pieces from the beginning
+    boxes = [[5, 5, 18, 20], [18, 10, 4, 15], [0, 0, 1, 1]]
+    published = merge_image(masks, boxes)
+    assert published[0].area == 20 * 15 - 15 * 2 + 2
+    first, *others = merge_image(masks, boxes, specks=0.02)
+    assert first.area == 20 * 15 - 15 * 2
+    kept = masks[0] & ~masks[1]
+    kept[12:14, 22] = False
+    assert (decode(first.segmentation, 30, 30) == kept.numpy().T).all()
+    assert first.quality == pytest.approx(first.area / (20 * 15 + 6), abs=1e-4)
+    assert first.confidence_exact == pytest.approx(15 * 20 / (18 * 20))
+    assert others == published[1:], "masks that lost nothing are left alone"
+    assert merge_image(masks, boxes, specks=1e-6) == published
+
+
 def test_merge_rejects_what_does_not_fit():
     with pytest.raises(ValueError, match="2 qualities for 1 boxes"):
         merge_image(torch.zeros(1, 4, 4, dtype=torch.bool), [[0, 0, 1, 1]], quality=[0.5, 0.5])

@@ -23,6 +23,7 @@ from boxsup_d2.data.formats.label_studio import write_label_studio
 from boxsup_d2.data.formats.polygons import decode_mask
 from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.formats.rotated_boxes import rotated_fields
+from boxsup_d2.masks.confidence import rotated_confidence
 from boxsup_d2.masks.paste import MaskPatch
 from boxsup_d2.masks.rotated_boxes import cut_patch, enclosing_box, inside_rotated_box
 from boxsup_d2.modeling.box_to_mask import UntrainedBoxToMask
@@ -182,16 +183,42 @@ def test_masks_are_cut_in_files_and_in_python(tmp_path: Path) -> None:
     assert not (decode_mask(turned, H, W) & ~expected_mask()).any()
     assert turned["rotated_box"] == ROTATED
     assert upright["area"] == 20 * 15
+    # A mask that fills its box is said to: of the rotated one all but the corner outside of the image is there.
+    assert turned["confidence"] == turned["confidence_exact"] > 0.9
     image = cv2.imread(str(tmp_path / "a.png"))
     prediction = model.predict(image, [ROTATED, [60.5, 47.5, 20, 15, 0]])
     np.testing.assert_array_equal(prediction.masks, [decode_mask(a, H, W) for a in (turned, upright)])
     assert prediction.to_coco()[0]["rotated_box"] == ROTATED
+    assert prediction.confidence[0] == prediction.to_coco()[0]["confidence"] == turned["confidence"]
     assert prediction.boxes[0] == pytest.approx(enclosing_box(ROTATED))
     for box, message in (([1, 2, 3, 0, 9], "no width or height"), ([900, 2, 3, 4, 9], "outside the image")):
         with pytest.raises(ValueError, match=message):
             model.predict(image, [box])
     with pytest.raises(ValueError, match="shares of the sides"):
         model.predict(image, [[0.5, 0.5, 0.2, 0.1, 30]])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_confidence_is_that_of_the_box_as_it_lies(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = rng.random((20, 30)) < 0.1
+    rotated = [*rng.uniform(10, 20, 2), *rng.uniform(5, 30, 2), rng.uniform(-180, 180)]
+    left, top = 7, 3
+    # By every pixel's centre, turned by OpenCV.
+    rows, columns = np.nonzero(mask)
+    turn = cv2.getRotationMatrix2D((rotated[0], rotated[1]), -rotated[4], 1.0)
+    points = np.stack([columns + left + 0.5, rows + top + 0.5, np.ones(len(rows))])
+    x, y = turn @ points
+    assert len(x) > 10
+    found = [x.min() - 0.5, y.min() - 0.5, x.max() - x.min() + 1, y.max() - y.min() + 1]
+    box = [rotated[0] - rotated[2] / 2, rotated[1] - rotated[3] / 2, *rotated[2:4]]
+    w, h = (max(min(found[i] + found[i + 2], box[i] + box[i + 2]) - max(found[i], box[i]), 0) for i in (0, 1))
+    expected = w * h / (found[2] * found[3] + box[2] * box[3] - w * h)
+    assert rotated_confidence(mask, left, top, rotated) == pytest.approx(expected, abs=1e-6)
+    assert rotated_confidence(np.zeros_like(mask), left, top, rotated) == 0
+    upright = [columns.min() + left, rows.min() + top, np.ptp(columns) + 1, np.ptp(rows) + 1]
+    as_rotated = [upright[0] + upright[2] / 2, upright[1] + upright[3] / 2, *upright[2:], 0]
+    assert rotated_confidence(mask, left, top, as_rotated) == pytest.approx(1)
 
 
 class Everything(UntrainedBoxToMask):

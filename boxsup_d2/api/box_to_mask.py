@@ -14,7 +14,7 @@ from torch import nn
 from boxsup_d2.api.inputs import check_boxes, check_classes, check_image
 from boxsup_d2.api.prediction import Prediction, to_xywh
 from boxsup_d2.masks.box_masks import BoxMasks
-from boxsup_d2.masks.confidence import box_iou_exact
+from boxsup_d2.masks.confidence import box_iou_exact, rotated_box_iou
 from boxsup_d2.methods import DEFAULT_METHOD, file_config, load_model, method_config, methods
 from boxsup_d2.modeling.box_to_mask import predicted_quality
 
@@ -92,10 +92,11 @@ class BoxToMask:
         with torch.no_grad():
             output = self.model([item])[0]["instances"].to("cpu")
         masks = BoxMasks.of(output.pred_masks)
+        filled = box_iou_exact(masks, to_xywh(corners)) if rotated is None else rotated_box_iou(masks, rotated)
         return Prediction(
             box_masks=masks,
             scores=output.scores.double().numpy(),
-            confidence=box_iou_exact(masks, to_xywh(corners)).numpy(),
+            confidence=filled.numpy(),
             quality=np.array(predicted_quality(output)) * (np.array(masks.areas()) > 0),
             boxes=corners,
             image=given,

@@ -26,7 +26,8 @@ class Prediction:
     Attributes:
         box_masks: the masks in their boxes. Not merged: masks of boxes that overlap may share pixels.
         scores: N, 0..1, how sure the method is; 1 for those that know no probabilities.
-        confidence: N, 0..1, the IoU of the smallest box around the mask and the given box; 0 for an empty mask.
+        confidence: N, 0..1, the IoU of the given box and the smallest one, as it lies, around the mask; 0 for an empty
+            mask.
         quality: N, 0..1, the IoU with the true mask to be expected of the mask; 0 for an empty one.
         boxes: N×4, x0, y0, x1, y1 in pixels, as they were given; around rotated boxes.
         image: H×W×3 uint8, R, G, B, that was asked about; needed to look at the masks alone.
@@ -77,7 +78,8 @@ class Prediction:
             raise ValueError(f"{len(category_ids)} category_ids for {len(self)} masks: give one per mask, or None.")
         height, width = self.box_masks.image_size
         boxes = to_xywh(self.boxes)
-        published = mask_confidence(self.box_masks, boxes).tolist()
+        # Published is one of upright boxes alone.
+        published = mask_confidence(self.box_masks, boxes) if self.rotated_boxes is None else self.confidence
         areas = self.box_masks.areas()
         return [
             {
@@ -89,7 +91,7 @@ class Prediction:
                 "segmentation": encode_window(part.numpy().T, *corner, height, width),
                 "area": areas[index],
                 "score": float(self.scores[index]),
-                "confidence": published[index],
+                "confidence": float(published[index]),
                 "confidence_exact": float(self.confidence[index]),
                 "quality": float(self.quality[index]),
                 **({} if self.rotated_boxes is None else {ROTATED_BOX: self.rotated_boxes[index].tolist()}),

@@ -127,6 +127,7 @@ def _build_writer(
         if class_names is None:
             raise ValueError(f"PSEUDO_MASKS.DATASETS: '{name}' has no classes, so it cannot be labelled with them.")
         return SemSegLabelWriter(name, dataset_dicts, folder, provenance, class_names, **options)
+    options["specks"] = cfg.PSEUDO_MASKS.SPECKS
     return PseudoMaskWriter(name, dataset_dicts, folder, provenance, lambda: dataset_to_coco(name), **options)
 
 

@@ -46,6 +46,7 @@ class PseudoMaskWriter(LabelWriter):
         load_source: Callable[[], dict[str, Any]],
         *,
         overwrite: bool = False,
+        specks: float = 0.0,
         progress: bool = True,
     ):
         """
@@ -56,13 +57,20 @@ class PseudoMaskWriter(LabelWriter):
             provenance: see :mod:`boxsup_d2.data.formats.pseudo_masks`; equal on all ranks.
             load_source: returns the source as COCO json; called on rank 0 at the end.
             overwrite: also label annotations that have a mask.
+            specks: see :func:`boxsup_d2.masks.merge.merge_image`.
             progress: show a progress bar, on rank 0.
         """
-        self._load_source = load_source
+        self._load_source, self._specks = load_source, specks
         self._prompts: dict[Any, dict[Any, list[float]]] = {}
         self._kept: dict[Any, list[Any]] = {}
         self._kept_ids: set[Any] = set()
         self._records = {record["image_id"]: record for record in dataset_dicts}
+        self._rotated = {
+            obj["id"]: obj[ROTATED_BOX]
+            for record in dataset_dicts
+            for obj in record.get("annotations", ())
+            if obj.get(ROTATED_BOX) and "id" in obj
+        }
         names = list(MetadataCatalog.get(dataset_name).get("thing_classes", ()))
         self._method = provenance_digest({**provenance, "source_sha256": names})
         for record in dataset_dicts:
@@ -129,6 +137,8 @@ class PseudoMaskWriter(LabelWriter):
                 [prompts[annotation_id] for annotation_id in ids],
                 kept=self._kept.get(image_id, ()),
                 quality=[quality[row] for row in rows],
+                rotated=[self._rotated.get(annotation_id) for annotation_id in ids] if self._rotated else None,
+                specks=self._specks,
             )
         except ValueError as error:
             raise ValueError(f"'{item.get('file_name', image_id)}' in '{self.dataset_name}': {error}") from error

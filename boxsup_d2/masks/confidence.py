@@ -4,8 +4,10 @@ Beside it masks have a *quality*, their predicted IoU with the true mask, which 
 (:func:`boxsup_d2.modeling.box_to_mask.predicted_quality`).
 """
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from boxsup_d2.masks.box_masks import BoxMasks, TightBox
@@ -53,6 +55,30 @@ def exact_confidence(tight: TightBox, box: Sequence[float]) -> float:
     return inter / ((tight[2] - tight[0]) * (tight[3] - tight[1]) + w * h - inter)
 
 
+def rotated_confidence(mask: np.ndarray, left: int, top: int, rotated: Sequence[float]) -> float:
+    """IoU of a rotated box and the smallest box of its angle around a mask, as areas; 0 for an empty mask or box.
+
+    Args:
+        mask: h×w bool; a pixel reaches half a pixel from its centre, whatever the angle.
+        left, top: its first column and row in the image.
+        rotated: cx, cy, w, h, degrees counter-clockwise.
+
+    Returns:
+        0..1.
+    """
+    # Of every row, its outermost pixels: the others are not at a side of any box around.
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return 0.0
+    first, last = mask[rows].argmax(axis=1), mask.shape[1] - 1 - mask[rows, ::-1].argmax(axis=1)
+    cx, cy, w, h, degrees = rotated
+    x, y = np.r_[first, last] + left + 0.5 - cx, np.r_[rows, rows] + top + 0.5 - cy
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    across, down = x * cos - y * sin, x * sin + y * cos
+    tight = (across.min() - 0.5, down.min() - 0.5, across.max() + 0.5, down.max() + 0.5)
+    return float(exact_confidence(tight, (-w / 2, -h / 2, w, h)))
+
+
 def mask_confidence(masks: torch.Tensor | BoxMasks, boxes: torch.Tensor | Sequence[Sequence[float]]) -> torch.Tensor:
     """Published confidence of merged masks.
 
@@ -71,6 +97,13 @@ def box_iou_exact(masks: torch.Tensor | BoxMasks, boxes: torch.Tensor | Sequence
     """Exact box IoU; arguments as of :func:`mask_confidence`: N float64 in 0..1."""
     pairs = zip(BoxMasks.of(masks).tight_boxes(), _rows(boxes), strict=True)
     return torch.tensor([exact_confidence(tight, box) for tight, box in pairs], dtype=torch.float64)
+
+
+def rotated_box_iou(masks: BoxMasks, rotated: Sequence[Sequence[float]]) -> torch.Tensor:
+    """:func:`rotated_confidence` of N masks and N rotated boxes: N float64 in 0..1."""
+    pairs = zip(masks.parts, masks.corners, rotated, strict=True)
+    values = [rotated_confidence(part.cpu().numpy(), *corner, box) for part, corner, box in pairs]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _rows(boxes: torch.Tensor | Sequence[Sequence[float]]) -> Sequence[Sequence[float]]:

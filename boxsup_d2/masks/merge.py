@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from boxsup_d2.masks.box_masks import BoxMasks, tight_box
-from boxsup_d2.masks.confidence import exact_confidence, published_confidence
+from boxsup_d2.masks.box_masks import BoxMasks, TightBox, tight_box
+from boxsup_d2.masks.confidence import exact_confidence, published_confidence, rotated_confidence
+from boxsup_d2.masks.pieces import specks_and_pinholes
 from boxsup_d2.masks.rle import Rle, edges_area, edges_box, encode_edges, mask_edges, window_edges
 
 _FREE = 0
@@ -24,7 +25,8 @@ class MergedInstance(NamedTuple):
         segmentation: compressed RLE (str counts).
         area: in pixels.
         confidence: in 0..1, see :func:`published_confidence`.
-        confidence_exact: in 0..1, see :func:`exact_confidence`.
+        confidence_exact: in 0..1, see :func:`exact_confidence`; of a rotated box both are its
+            :func:`rotated_confidence`.
         quality: predicted IoU with the true mask, in 0..1: that before the merge, times the share of its pixels that
             the mask kept; 0 for an empty mask. (A method sees boxes one by one, and cannot know what others take. Of
             masks that lost more than 5 %, on VOC and COCO val, the product had a rank correlation of .86 and .57 with
@@ -51,6 +53,8 @@ def merge_image(
     width: int | None = None,
     kept: Sequence[Any] = (),
     quality: Sequence[float] | None = None,
+    rotated: Sequence[Sequence[float] | None] | None = None,
+    specks: float = 0.0,
 ) -> list[MergedInstance]:
     """Merge the predicted masks of one image and measure their confidence.
 
@@ -62,6 +66,10 @@ def merge_image(
         width: W of the image.
         kept: COCO segmentations that keep all their pixels; predicted masks get the rest.
         quality: N predicted IoUs of the masks before the merge, in 0..1; None: 1 each.
+        rotated: N rotated boxes (cx, cy, w, h, degrees counter-clockwise) that ``boxes`` are the upright ones around;
+            None, or None for a box: it is upright.
+        specks: pieces that others left of a mask go where they are smaller than this share of its largest one; 0:
+            none does, as published.
 
     Returns:
         N merged instances in the order of ``boxes``, pairwise disjoint and disjoint from ``kept``.
@@ -88,13 +96,20 @@ def merge_image(
     merged = []
     for index, box in enumerate(rows):
         edges = _read_back(labels, index, spans[index])
+        if specks and 0 < edges_area(edges) < areas[index]:
+            edges = _without_specks(labels, index, edges, height, specks)
         tight, area = edges_box(edges, height), edges_area(edges)
+        turned = None if rotated is None else rotated[index]
+        if turned is None:
+            confidence, exact = published_confidence(tight, box), exact_confidence(tight, box)
+        else:
+            confidence = exact = rotated_confidence(*_window(labels, index, tight, height), turned)
         merged.append(
             MergedInstance(
                 segmentation=encode_edges(edges, height, width),
                 area=area,
-                confidence=published_confidence(tight, box),
-                confidence_exact=exact_confidence(tight, box),
+                confidence=confidence,
+                confidence_exact=exact,
                 # Four digits: more would say nothing, and be most of a small mask's line in the file.
                 quality=round(before[index] * area / max(areas[index], 1), 4),
             )
@@ -148,3 +163,17 @@ def _read_back(labels: np.ndarray, index: int, span: tuple[int, int]) -> np.ndar
     own = np.zeros(end - start + 2, dtype=bool)
     np.equal(labels[start:end], index + 1, out=own[1:-1])
     return np.flatnonzero(own[1:] != own[:-1]) + start
+
+
+def _window(labels: np.ndarray, index: int, tight: TightBox, height: int) -> tuple[np.ndarray, int, int]:
+    """What an instance kept inside of a box, h×w bool, and the box's first column and row."""
+    x0, y0, x1, y1 = tight or (0, 0, 0, 0)
+    return (labels.reshape(-1, height)[x0:x1, y0:y1] == index + 1).T, x0, y0
+
+
+def _without_specks(labels: np.ndarray, index: int, edges: np.ndarray, height: int, share: float) -> np.ndarray:
+    """Edges of what an instance kept, without small pieces, which become free."""
+    own, left, top = _window(labels, index, edges_box(edges, height), height)
+    small, _ = specks_and_pinholes(own, share)
+    labels.reshape(-1, height)[left : left + own.shape[1], top : top + own.shape[0]][small.T] = _FREE
+    return window_edges((own & ~small).T, left, top, height)

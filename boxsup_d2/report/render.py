@@ -15,7 +15,7 @@ from boxsup_d2.data.formats.rotated_boxes import rotated_box_of
 from boxsup_d2.data.images import read_image, read_label_map
 from boxsup_d2.evaluation.metrics import mask_iou
 from boxsup_d2.masks.box_masks import tight_box
-from boxsup_d2.masks.confidence import exact_confidence
+from boxsup_d2.masks.confidence import exact_confidence, rotated_confidence
 from boxsup_d2.masks.label_map import IGNORE_LABEL
 from boxsup_d2.masks.rle import decode
 from boxsup_d2.report.drawing import COLORS, Canvas, blank_jpeg, crop_window
@@ -149,7 +149,7 @@ class Renderer:
             if mask is not None:
                 row.area = int(np.count_nonzero(mask))
                 row.fill = row.area / max(_box_area(obj, *mask.shape), 1.0)
-                row.box_iou = exact_confidence(tight_box(mask), obj.box)
+                row.box_iou = _box_iou(obj, mask)
                 row.iou = None if truth is None else float(mask_iou(mask, truth))
                 if rows and masks[0] is not None:
                     row.agreement = float(mask_iou(mask, masks[0]))
@@ -184,6 +184,12 @@ def _box_area(obj: SceneObject, height: int, width: int) -> float:
         return rotated[2] * rotated[3]
     x, y, w, h = obj.box
     return max(min(x + w, width) - max(x, 0), 0) * max(min(y + h, height) - max(y, 0), 0)
+
+
+def _box_iou(obj: SceneObject, mask: np.ndarray) -> float:
+    """IoU of an object's box and the smallest one, as it lies, around a mask."""
+    rotated = rotated_box_of(obj.annotations[0] or {})
+    return exact_confidence(tight_box(mask), obj.box) if rotated is None else rotated_confidence(mask, 0, 0, rotated)
 
 
 def _stated(annotation: Mapping[str, Any] | None) -> Measured:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from boxsup_d2.masks.paste import MaskPatch, paste_patches
+from boxsup_d2.masks.pieces import specks_and_pinholes
 from boxsup_d2.masks.windows import Box, Window, box_coverage, box_window, clip_box, cut_window
 from boxsup_d2.modeling.box_to_mask import mean_foreground
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
@@ -183,20 +183,11 @@ def without_specks(prob: Tensor, share: float) -> Tensor:
     """
     if share <= 0:
         return prob
-    masks = (prob > 0.5).cpu().numpy().astype(np.uint8)
+    masks = (prob > 0.5).cpu().numpy()
     change = np.zeros(masks.shape, np.float32)
     for mask, changed in zip(masks, change, strict=True):
-        count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-        if count < 2:
-            continue
-        least = share * stats[1:, cv2.CC_STAT_AREA].max()
-        small = stats[:, cv2.CC_STAT_AREA] < least
-        changed[small[pieces] & (mask > 0)] = -1
-        _, gaps, stats, _ = cv2.connectedComponentsWithStats(1 - mask, connectivity=4)
-        x, y, w, h, area = stats.T
-        # A gap that reaches the map's border is no hole.
-        inner = (x > 0) & (y > 0) & (x + w < mask.shape[1]) & (y + h < mask.shape[0]) & (area < least)
-        changed[inner[gaps] & (mask == 0)] = 1
+        specks, pinholes = specks_and_pinholes(mask, share)
+        changed[specks], changed[pinholes] = -1, 1
     return (prob + torch.from_numpy(change).to(prob.device)).clamp(0, 1)
 
 
