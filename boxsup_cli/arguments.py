@@ -70,6 +70,14 @@ def _at_least(least: int, text: str) -> int:
     return value
 
 
+def non_negative(text: str) -> float:
+    """A number, 0 or more."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    return value
+
+
 def share(text: str) -> float:
     """A number in 0..1."""
     value = float(text)

@@ -1,10 +1,11 @@
 """The formats that commands write masks in, beside COCO's: each one once."""
 
+import argparse
 import importlib
 import os
 from typing import Any, NamedTuple
 
-from boxsup_cli.arguments import Group
+from boxsup_cli.arguments import Group, non_negative
 from boxsup_cli.errors import BadInput, bad_input
 
 
@@ -17,6 +18,7 @@ class Export(NamedTuple):
         files: what it writes into its folder; "": files of any name.
         root: name of a function beside the writer that returns the folder that is really written to.
         images: whether the writer is told the folder of the images.
+        polygons: whether the writer is told how far polygons may pass the edges of masks.
     """
 
     what: str
@@ -24,6 +26,7 @@ class Export(NamedTuple):
     files: tuple[str, ...] = ("",)
     root: str = ""
     images: bool = False
+    polygons: bool = False
 
 
 EXPORTS = {
@@ -46,7 +49,10 @@ EXPORTS = {
         images=True,
     ),
     "labelme": Export(
-        "labelme's jsons, to correct boxes and masks there", "data.formats.labelme:write_labelme", images=True
+        "labelme's jsons, to correct boxes and masks there",
+        "data.formats.labelme:write_labelme",
+        images=True,
+        polygons=True,
     ),
     "label-studio": Export(
         "tasks.json, pre-annotations to be imported into Label Studio, and config.xml, their labelling interface",
@@ -57,9 +63,33 @@ EXPORTS = {
 
 
 def add_export_arguments(group: Group) -> None:
-    """Add an option per format."""
+    """Add an option per format, and what they share."""
     for option, export in EXPORTS.items():
         group.add_argument(f"--{option}", metavar="DIR", help=f"also write {export.what}")
+    group.add_argument(
+        "--simplify",
+        type=non_negative,
+        default=0.0,
+        metavar="PX",
+        help="polygons of fewer points, which may pass the edges of masks by so many pixels (1 is a good start)",
+    )
+
+
+def asked_exports(args: argparse.Namespace, others: tuple[str, ...] = ()) -> dict[str, str]:
+    """The formats that were asked for, and their folders, absolute.
+
+    Args:
+        args: of the command.
+        others: its options beside the formats that write polygons.
+
+    Raises:
+        BadInput: there is no polygon for ``--simplify``.
+    """
+    asked = {option: getattr(args, option.replace("-", "_")) for option in EXPORTS}
+    drawn = [*others, *(option for option, export in EXPORTS.items() if export.polygons)]
+    if args.simplify and not any(getattr(args, option) for option in drawn):
+        raise BadInput(f"--simplify is for polygons: give --{' or --'.join(drawn)} as well, or leave it out.")
+    return {option: os.path.abspath(folder) for option, folder in asked.items() if folder}
 
 
 def targets(name: str, folder: str) -> list[str]:
@@ -94,11 +124,12 @@ def check_export(name: str, folder: str, data: dict[str, Any], image_root: str) 
             raise BadInput(f"--{name}: '{link}' is another image than '{picture}': name another folder.")
 
 
-def write(name: str, data: dict[str, Any], folder: str, image_root: str) -> dict[str, int]:
+def write(name: str, data: dict[str, Any], folder: str, image_root: str, simplify: float) -> dict[str, int]:
     """Write a COCO dict, see the writers, in a format into a folder; returns how many files and objects."""
     export = EXPORTS[name]
     function = _function(export, export.writer.split(":")[1])
-    return function(data, folder, image_root) if export.images else function(data, folder)
+    options = {"tolerance": simplify} if export.polygons else {}
+    return function(data, folder, image_root, **options) if export.images else function(data, folder, **options)
 
 
 def _function(export: Export, name: str) -> Any:

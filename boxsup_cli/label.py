@@ -15,7 +15,7 @@ from boxsup_cli.arguments import (
     share,
 )
 from boxsup_cli.errors import BadInput, bad_input
-from boxsup_cli.exports import EXPORTS, add_export_arguments, check_export
+from boxsup_cli.exports import add_export_arguments, asked_exports, check_export
 from boxsup_cli.method import add_method_arguments, chosen_method
 from boxsup_cli.sources import Source, add_source_arguments, read_source
 
@@ -111,20 +111,26 @@ def run(args: argparse.Namespace) -> None:
     from boxsup_d2.engine.launch import launch
     from boxsup_d2.utils.lock import acquire_lock
 
-    exports = {option: getattr(args, option.replace("-", "_")) for option in EXPORTS}
-    exports = {option: os.path.abspath(folder) for option, folder in exports.items() if folder}
+    exports = asked_exports(args, ("polygons",))
     source = read_source(args)
     job = make_job(args, source, out)
     with bad_input():
         check_classes(job, source.usable["categories"])
-        request = request_of(job, job_config(job), source.sha256, polygons=args.polygons, min_quality=args.min_quality)
+        request = request_of(
+            job,
+            job_config(job),
+            source.sha256,
+            polygons=args.polygons,
+            simplify=args.simplify if args.polygons else 0.0,
+            min_quality=args.min_quality,
+        )
     work = work_folder(out)
     if is_done(out, request, force=args.force):
         show(f"'{short(out)}' is done: the same command has written it. Nothing was labelled.")
-        exports = missing_exports(out, exports)
+        exports = missing_exports(out, exports, args.simplify)
         if exports:
             _claim(exports, source, work, force=args.force)
-            export(out, source.image_root, exports, outside_images=args.outside_images)
+            export(out, source.image_root, exports, simplify=args.simplify, outside_images=args.outside_images)
         if os.path.isdir(work):  # what a kill after the last write left, or another command that is at work
             with contextlib.suppress(RuntimeError), acquire_lock(work, "lock"):
                 shutil.rmtree(work, ignore_errors=True)
@@ -143,6 +149,7 @@ def run(args: argparse.Namespace) -> None:
                 request,
                 exports,
                 polygons=args.polygons,
+                simplify=args.simplify,
                 min_quality=args.min_quality,
                 overwrite=job.overwrite,
             )

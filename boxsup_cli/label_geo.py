@@ -16,7 +16,7 @@ def run_geo(args: argparse.Namespace, out: str) -> None:
         BadInput: before anything is done.
         RuntimeError, ValueError, OSError: the raster is damaged, the disk is full, another run is at work.
     """
-    others = [*EXPORTS, "report", "polygons", "overwrite-masks"]
+    others = [*EXPORTS, "report", "polygons", "simplify", "overwrite-masks"]
     useless = [option for option in others if getattr(args, option.replace("-", "_"))]
     if useless:
         raise BadInput(f"--geojson is answered by a GeoJSON, --out: leave --{useless[0]} out.")

@@ -112,14 +112,20 @@ def check_classes(job: LabelJob, categories: Sequence[dict[str, Any]]) -> None:
 
 
 def request_of(
-    job: LabelJob, cfg: CfgNode, source_sha256: str, *, polygons: bool, min_quality: float | None = None
+    job: LabelJob,
+    cfg: CfgNode,
+    source_sha256: str,
+    *,
+    polygons: bool,
+    simplify: float = 0.0,
+    min_quality: float | None = None,
 ) -> dict[str, Any]:
     """What decides what the output holds; two commands with the same one write the same file.
 
     Args:
         job, cfg: the labelling, and its config.
         source_sha256: hash of the boxes.
-        polygons, min_quality: see :func:`boxsup_cli.label_output.finish`.
+        polygons, simplify, min_quality: see :func:`boxsup_cli.label_output.finish`.
 
     Raises:
         FileNotFoundError: the weights are missing.
@@ -132,6 +138,8 @@ def request_of(
         "weights_sha256": weights_sha256(weights_path(cfg), on_hub=method_info(cfg).weights_on_hub),
         "polygons": polygons,
     }
+    if simplify:
+        request["simplify"] = simplify
     return request if min_quality is None else {**request, "min_quality": min_quality}
 
 

@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from boxsup_cli.errors import BadInput
-from boxsup_cli.exports import targets, write
+from boxsup_cli.exports import EXPORTS, targets, write
 from boxsup_cli.sources import Source
 from boxsup_d2.data.formats.coco import read_json
 from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY, read_provenance, read_pseudo_masks, write_pseudo_masks
@@ -18,8 +18,8 @@ _LABELLED = ("id", "segmentation", "area", "confidence", "confidence_exact", "qu
 _OF_MASKS = ("segmentation", "confidence", "confidence_exact")
 # Keys of an image that are read from its file where the json has none.
 _FILLED = ("height", "width")
-# Keys that this module adds to the provenance: the request, and the other formats that were written.
-_REQUEST, _EXPORTS = "request", "exports"
+# Keys that this module adds to the provenance: the request, the other formats that were written, and their --simplify.
+_REQUEST, _EXPORTS, _SIMPLIFY = "request", "exports", "simplify"
 # What users call parts of a request.
 _IN_WORDS = {"source_sha256": "boxes", "config_sha256": "settings", "weights_sha256": "weights"}
 
@@ -56,6 +56,7 @@ def finish(
     exports: dict[str, str],
     *,
     polygons: bool,
+    simplify: float = 0.0,
     min_quality: float | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -68,6 +69,7 @@ def finish(
         request: see :func:`boxsup_cli.label_job.request_of`.
         exports: other formats → folders.
         polygons: polygons instead of RLE.
+        simplify: how far, in pixels, polygons of any format may pass the edges of masks.
         min_quality: boxes whose new mask has a lower quality are left without a mask; None: none is.
         overwrite: boxes that had a mask have a new one.
 
@@ -78,16 +80,17 @@ def finish(
     labelled = read_pseudo_masks(result)
     provenance = labelled["info"][PROVENANCE_KEY]
     provenance = {**provenance, "source_json": os.path.basename(source.path), _REQUEST: request, _EXPORTS: exports}
+    provenance[_SIMPLIFY] = simplify
     if min_quality is not None:
         left = _leave_as_boxes(labelled, source, min_quality, overwrite=overwrite)
         summary = provenance["summary"]
         doubtful = 0 if min_quality >= DOUBTFUL_QUALITY else summary.get("doubtful", left) - left
         provenance["summary"] = {**summary, "doubtful": doubtful, "left_as_boxes": left}
-    _export(labelled, exports, source.image_root)
+    _export(labelled, exports, source.image_root, simplify)
     if polygons:  # the usable part only: other entries may lack sizes or images
         from boxsup_d2.data.formats.polygons import to_polygons
 
-        labelled = to_polygons(labelled)
+        labelled = to_polygons(labelled, simplify)
     final = {
         **source.data,
         "images": _merged(source.data["images"], source.usable["images"], labelled["images"], _FILLED),
@@ -116,28 +119,38 @@ def _leave_as_boxes(labelled: dict[str, Any], source: Source, min_quality: float
     return left
 
 
-def missing_exports(out: str, exports: dict[str, str]) -> dict[str, str]:
-    """Those other formats (format → folder) that were not written with a finished output."""
-    done = _done_exports(read_provenance(out) or {})
-    return {name: folder for name, folder in exports.items() if done.get(name) != folder or not os.path.isdir(folder)}
+def missing_exports(out: str, exports: dict[str, str], simplify: float) -> dict[str, str]:
+    """Those other formats (format → folder) that were not written, as simple, with a finished output."""
+    provenance = read_provenance(out) or {}
+    done, same = _done_exports(provenance), provenance.get(_SIMPLIFY, 0.0) == simplify
+    return {
+        name: folder
+        for name, folder in exports.items()
+        if done.get(name) != folder or not os.path.isdir(folder) or (EXPORTS[name].polygons and not same)
+    }
 
 
-def export(out: str, image_root: str, exports: dict[str, str], *, outside_images: bool) -> None:
+def export(out: str, image_root: str, exports: dict[str, str], *, simplify: float = 0.0, outside_images: bool) -> None:
     """Write a finished output in other formats.
 
     Args:
         out: the json.
         image_root: folder of its images.
         exports: formats → folders.
+        simplify: see :func:`finish`.
         outside_images: see :func:`boxsup_d2.data.formats.inspection.inspect_coco`.
     """
     from boxsup_d2.data.formats.inspection import inspect_coco
 
     data = read_pseudo_masks(out)
     # With --keep-going the json holds entries that no format has room for, as it did before.
-    _export(inspect_coco(data, image_root, path=out, outside_images=outside_images).usable, exports, image_root)
+    _export(
+        inspect_coco(data, image_root, path=out, outside_images=outside_images).usable, exports, image_root, simplify
+    )
     provenance = data["info"][PROVENANCE_KEY]
-    write_pseudo_masks(out, data, {**provenance, _EXPORTS: {**_done_exports(provenance), **exports}})
+    write_pseudo_masks(
+        out, data, {**provenance, _EXPORTS: {**_done_exports(provenance), **exports}, _SIMPLIFY: simplify}
+    )
 
 
 def _done_exports(provenance: dict[str, Any]) -> dict[str, str]:
@@ -176,12 +189,12 @@ def claim_folders(exports: dict[str, str], source_path: str, work: str, *, force
             file.write(strict_json({**begun, **exports}))
 
 
-def _export(data: dict[str, Any], exports: dict[str, str], image_root: str) -> None:
+def _export(data: dict[str, Any], exports: dict[str, str], image_root: str, simplify: float) -> None:
     from boxsup_cli.console import tell
 
     for name, folder in exports.items():
         tell(f"writing --{name} '{folder}'")
-        write(name, data, folder, image_root)
+        write(name, data, folder, image_root, simplify)
 
 
 def _merged(

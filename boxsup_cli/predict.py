@@ -16,7 +16,7 @@ from boxsup_cli.arguments import (
     share,
 )
 from boxsup_cli.errors import BadInput, bad_input
-from boxsup_cli.exports import EXPORTS, add_export_arguments
+from boxsup_cli.exports import add_export_arguments, asked_exports
 from boxsup_cli.sources import add_keep_going_argument, add_outside_argument, inspect_source
 
 _EPILOG = """
@@ -112,8 +112,7 @@ def run(args: argparse.Namespace) -> None:
     images = inspection.usable
     if not images["images"]:
         raise BadInput(f"'{path}' has no usable image: there is nothing to do.")
-    exports = {option: getattr(args, option.replace("-", "_")) for option in EXPORTS}
-    exports = {option: os.path.abspath(folder) for option, folder in exports.items() if folder}
+    exports = asked_exports(args)
     job = PredictJob(
         args.model,
         args.weights,
@@ -138,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
     done = is_done(dataset, identity, force=args.force) and os.path.isfile(out)
     if not done and os.path.exists(out) and not os.path.exists(dataset) and not args.force:
         raise BadInput(f"'{out}' was not written by this program: replace it with --force, or name another --out.")
-    exports = missing_exports(dataset, exports) if done else exports
+    exports = missing_exports(dataset, exports, args.simplify) if done else exports
     claim_folders(exports, path, work, force=args.force)
     with bad_input():  # a folder that may not be written to
         os.makedirs(work, exist_ok=True)
@@ -150,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
                 os.remove(dataset)
             launch(predict, args.num_gpus, args=(job,), join=False)
         if exports:
-            export(dataset, image_root, exports, outside_images=args.outside_images)
+            export(dataset, image_root, exports, simplify=args.simplify, outside_images=args.outside_images)
         shutil.rmtree(work, ignore_errors=True)
     if not done:
         _tell_results(dataset, out, image_root)

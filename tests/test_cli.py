@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as mask_util
 from rich.console import Console
 from torch.multiprocessing import ProcessRaisedException
 
@@ -627,6 +628,39 @@ def test_exports_are_added_to_a_finished_output(tmp_path: Path, data: dict[str, 
     assert [a.get("segmentation") for a in read(tmp_path / "masks.json")["annotations"]] == masks
     assert label(tmp_path, "--png", str(tmp_path / "png")) == 0
     assert {path: path.stat().st_mtime_ns for path in files} == files, "and not written again"
+
+
+def test_polygons_may_have_fewer_points(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def points() -> tuple[int, int]:
+        polygons = [a["segmentation"] for a in read(tmp_path / "masks.json")["annotations"] if not a.get("iscrowd")]
+        shapes = [s for f in (tmp_path / "lm").rglob("*.json") for s in read(f)["shapes"]]
+        return (
+            sum(len(ring) for rings in polygons if isinstance(rings, list) for ring in rings),
+            sum(len(s["points"]) for s in shapes if s["shape_type"] == "polygon"),
+        )
+
+    def again(*words: str) -> int:
+        return label(tmp_path, "--polygons", "--labelme", str(tmp_path / "lm"), *words)
+
+    round_mask = np.hypot(np.arange(40)[:, None] - 20, np.arange(60) - 30) < 15
+    round_rle = mask_util.encode(np.asfortranarray(round_mask.astype(np.uint8)))
+    drawn = next(a for a in data["annotations"] if a.get("segmentation") and not a.get("iscrowd"))
+    drawn["segmentation"] = {**round_rle, "counts": round_rle["counts"].decode()}
+    (tmp_path / "boxes.json").write_text(json.dumps(data))
+    assert label(tmp_path, "--simplify", "1") == 2
+    assert "--simplify is for polygons: give --polygons or --labelme" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        label(tmp_path, "--simplify", "-1", "--polygons")
+    assert again() == 0
+    exact = points()
+    assert again("--simplify", "1.5") == 2, "another output"
+    assert "other simplify" in capsys.readouterr().err
+    assert again("--simplify", "1.5", "--force") == 0
+    assert all(now < before for now, before in zip(points(), exact, strict=True))
+    assert again("--simplify", "1.5") == 0
+    assert "is done" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------- the others

@@ -236,6 +236,31 @@ def test_polygons_give_back_every_pixel(seed: int) -> None:
     assert len(polygons) == cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
 
 
+@pytest.mark.parametrize("tolerance", [0.2, 1.0, 2.0])
+def test_simpler_polygons_stay_near_the_mask(tolerance: float) -> None:
+    mask = np.zeros((140, 200), np.uint8)
+    cv2.ellipse(mask, (80, 70), (60, 40), 25, 0, 360, 1, -1)
+    cv2.ellipse(mask, (70, 70), (20, 9), -30, 0, 360, 0, -1)  # a hole, and one that is no larger than the tolerance
+    mask[95, 90] = 0
+    mask[20:100, 160:190] = 1
+    mask[130, 10:12] = mask[3, 3] = 1  # dust
+    rings, exact = mask_to_polygons(mask > 0, tolerance), mask_to_polygons(mask > 0)
+    again = mask_util.decode(mask_util.merge(mask_util.frPyObjects(rings, *mask.shape)))
+    if tolerance < 0.5:
+        assert rings == exact
+        return
+    points, before = (sum(len(ring) // 2 for ring in polygons) for polygons in (rings, exact))
+    assert points < before / 3
+    assert len(rings) == len(exact), "no part goes"
+    assert again[[130, 3, 70], [10, 3, 70]].tolist() == [1, 1, 0], "what is small stays, and what is a hole"
+    rectangle = min(rings, key=lambda ring: abs(np.mean(ring[0::2]) - 175))
+    assert len(rectangle) == 8
+    # A pixel counts as its centre, half a pixel from its edges.
+    off = cv2.distanceTransform(mask, cv2.DIST_L2, 5) + cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5) - 0.5
+    assert off[again != mask].max() <= tolerance + 0.5
+    assert again[95, 90]
+
+
 def test_to_polygons(tmp_path: Path) -> None:
     ring = block(2, 2, 12, 12) & ~block(5, 5, 8, 8)
     data = {

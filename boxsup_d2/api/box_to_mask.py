@@ -92,7 +92,7 @@ class BoxToMask:
         with torch.no_grad():
             output = self.model([item])[0]["instances"].to("cpu")
         masks = BoxMasks.of(output.pred_masks)
-        filled = box_iou_exact(masks, to_xywh(corners)) if rotated is None else rotated_box_iou(masks, rotated)
+        filled = box_iou_exact(masks, to_xywh(corners)) if rotated is None else rotated_box_iou(masks, rotated.tolist())
         return Prediction(
             box_masks=masks,
             scores=output.scores.double().numpy(),

