@@ -33,7 +33,7 @@ def run_geo(args: argparse.Namespace, out: str) -> None:
     from boxsup_d2.data.formats.problems import Problems
     from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY, read_pseudo_masks, write_pseudo_masks
     from boxsup_d2.engine.launch import launch
-    from boxsup_d2.utils.files import file_sha256, json_sha256
+    from boxsup_d2.utils.files import file_sha256, json_sha256, seen_from
     from boxsup_d2.utils.lock import acquire_lock
 
     problems = Problems()
@@ -65,7 +65,12 @@ def run_geo(args: argparse.Namespace, out: str) -> None:
         Source(path, windows, data, data, sha256, as_it_is=False).write(work)
         launch(label, args.num_gpus, args=(job,), join=False)
         labelled = read_pseudo_masks(job.result)
-        provenance = {**labelled["info"][PROVENANCE_KEY], "image_root": os.path.dirname(raster), "request": request}
+        provenance = labelled["info"][PROVENANCE_KEY]
+        provenance |= {
+            "image_root": seen_from(out, os.path.dirname(raster)),
+            "checkpoint": seen_from(out, provenance["checkpoint"]),
+            "request": request,
+        }
         # As any json that labelling writes, it says at its head where its masks come from.
         features = mask_features(found, raster, labelled, args.min_quality or 0.0)
         write_pseudo_masks(out, {**found.collection, "features": features}, provenance)

@@ -10,7 +10,7 @@ from boxsup_d2.data.formats.coco import read_json
 from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY, read_provenance, read_pseudo_masks, write_pseudo_masks
 from boxsup_d2.masks.confidence import DOUBTFUL_QUALITY
 from boxsup_d2.masks.rle import has_mask
-from boxsup_d2.utils.files import atomic_write, strict_json
+from boxsup_d2.utils.files import atomic_write, seen_from, strict_json
 
 # Keys of an annotation that labelling sets; an id is made where there is none, or one twice.
 _LABELLED = ("id", "segmentation", "area", "confidence", "confidence_exact", "quality")
@@ -79,8 +79,15 @@ def finish(
     """
     labelled = read_pseudo_masks(result)
     provenance = labelled["info"][PROVENANCE_KEY]
-    provenance = {**provenance, "source_json": os.path.basename(source.path), _REQUEST: request, _EXPORTS: exports}
-    provenance[_SIMPLIFY] = simplify
+    provenance = {
+        **provenance,
+        "source_json": os.path.basename(source.path),
+        "image_root": seen_from(out, source.image_root),
+        "checkpoint": seen_from(out, provenance["checkpoint"]),
+        _REQUEST: request,
+        _EXPORTS: {name: seen_from(out, folder) for name, folder in exports.items()},
+        _SIMPLIFY: simplify,
+    }
     if min_quality is not None:
         left = _leave_as_boxes(labelled, source, min_quality, overwrite=overwrite)
         summary = provenance["summary"]
@@ -122,7 +129,7 @@ def _leave_as_boxes(labelled: dict[str, Any], source: Source, min_quality: float
 def missing_exports(out: str, exports: dict[str, str], simplify: float) -> dict[str, str]:
     """Those other formats (format → folder) that were not written, as simple, with a finished output."""
     provenance = read_provenance(out) or {}
-    done, same = _done_exports(provenance), provenance.get(_SIMPLIFY, 0.0) == simplify
+    done, same = _done_exports(provenance, out), provenance.get(_SIMPLIFY, 0.0) == simplify
     return {
         name: folder
         for name, folder in exports.items()
@@ -148,15 +155,16 @@ def export(out: str, image_root: str, exports: dict[str, str], *, simplify: floa
         inspect_coco(data, image_root, path=out, outside_images=outside_images).usable, exports, image_root, simplify
     )
     provenance = data["info"][PROVENANCE_KEY]
-    write_pseudo_masks(
-        out, data, {**provenance, _EXPORTS: {**_done_exports(provenance), **exports}, _SIMPLIFY: simplify}
-    )
+    done = {name: seen_from(out, folder) for name, folder in {**_done_exports(provenance, out), **exports}.items()}
+    write_pseudo_masks(out, data, {**provenance, _EXPORTS: done, _SIMPLIFY: simplify})
 
 
-def _done_exports(provenance: dict[str, Any]) -> dict[str, str]:
-    """Format → folder, as the provenance of an output says, which somebody may have edited."""
+def _done_exports(provenance: dict[str, Any], out: str) -> dict[str, str]:
+    """Format → folder, absolute, as the provenance of an output says, which somebody may have edited."""
     done = provenance.get(_EXPORTS)
-    return done if isinstance(done, dict) else {}
+    if not isinstance(done, dict):
+        return {}
+    return {name: os.path.normpath(os.path.join(os.path.dirname(out), str(folder))) for name, folder in done.items()}
 
 
 def claim_folders(exports: dict[str, str], source_path: str, work: str, *, force: bool) -> None:

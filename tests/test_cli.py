@@ -29,6 +29,7 @@ from boxsup_cli.errors import BadInput, exit_code_of
 from boxsup_cli.label_job import LabelJob, check_classes, job_config, request_of
 from boxsup_cli.main import build_parser
 from boxsup_d2.checkpoint.formats import known_formats
+from boxsup_d2.data.datasets.provenance import find_image_root
 from boxsup_d2.data.formats import folders
 from boxsup_d2.methods import DEFAULT_METHOD, methods
 from boxsup_d2.modeling.baselines.meta_arch import BoxFill
@@ -628,6 +629,25 @@ def test_exports_are_added_to_a_finished_output(tmp_path: Path, data: dict[str, 
     assert [a.get("segmentation") for a in read(tmp_path / "masks.json")["annotations"]] == masks
     assert label(tmp_path, "--png", str(tmp_path / "png")) == 0
     assert {path: path.stat().st_mtime_ns for path in files} == files, "and not written again"
+
+
+def test_a_file_says_nothing_of_its_makers_machine_and_moves_with_its_images(
+    tmp_path: Path, data: dict[str, Any]
+) -> None:
+    (tmp_path / "out").mkdir()
+    assert label(tmp_path, "--png", str(tmp_path / "out/png"), out="out/masks.json") == 0
+    text = (tmp_path / "out/masks.json").read_text()
+    assert str(tmp_path) not in text
+    (tmp_path / "moved").mkdir()
+    for name in ("out", "images"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    path = tmp_path / "moved/out/masks.json"
+    assert find_image_root(read(path), str(path)) == str(tmp_path / "moved/out/../images")
+    assert label(tmp_path / "moved", out="out/masks.json") == 2, "there are no boxes"
+    (tmp_path / "boxes.json").rename(tmp_path / "moved/boxes.json")
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "moved").rglob("*.*")}
+    assert label(tmp_path / "moved", "--png", str(tmp_path / "moved/out/png"), out="out/masks.json") == 0
+    assert {file: file.stat().st_mtime_ns for file in files} == files, "it is done here, too"
 
 
 def test_polygons_may_have_fewer_points(

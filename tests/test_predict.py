@@ -125,6 +125,8 @@ def test_images_and_ids_of_a_json_and_some_classes(network: Path, photos: Path, 
     assert read(Path(path))["categories"] == categories
     with pytest.raises(ValueError, match=r"no class 'horse', but cat, dog"):
         boxsup_d2.predict(network, photos, tmp_path / "x.json", classes=["horse"])
+    with pytest.raises(ValueError, match=r"no class 'dogs', .*Did you mean 'dog'"):
+        boxsup_d2.predict(network, photos, tmp_path / "x.json", classes=["dogs"])
 
 
 def test_interrupted_and_damaged_work_goes_on(

@@ -23,8 +23,9 @@ from boxsup_d2.evaluation.metrics import mask_iou, summarize_box_to_mask
 from boxsup_d2.labelling import report as label_report
 from boxsup_d2.labelling.driver import label_datasets, pseudo_mask_path
 from boxsup_d2.report import MaskSet, write_report
-from boxsup_d2.report.drawing import Canvas, crop_window
+from boxsup_d2.report.drawing import COLORS, Canvas, crop_window
 from boxsup_d2.report.mask_sets import load_collection, spread
+from boxsup_d2.report.overlays import DrawnObject, draw_objects
 from boxsup_d2.report.render import Measured, Renderer, render_scenes
 from boxsup_d2.report.statistics import MEASURES, class_rows, histogram, summary_rows, suspicions
 from boxsup_d2.same_work import Settings, split_settings
@@ -574,3 +575,20 @@ def test_helpers_agree_with_each_other():
     mask = np.zeros((5, 7), bool)
     mask[1:3, 2:6] = True
     assert np.array_equal(decoded({"segmentation": rle(mask)}), mask)
+
+
+def test_labels_of_boxes_that_lie_together_do_not_cover_each_other() -> None:
+    image = np.zeros((200, 300, 3), np.uint8)
+    boxes = [[100, 60, 80, 90], [102, 61, 80, 90], [101, 60, 80, 60], [130, 75, 40, 30, 30.0], [290, -5, 40, 9]]
+    alone = [draw_objects(image, [DrawnObject(None, box, number, "cat")]) for number, box in enumerate(boxes)]
+    together = draw_objects(image, [DrawnObject(None, box, number, "cat") for number, box in enumerate(boxes)])
+    for number, picture in enumerate(alone):
+        # Of the plate under the text, all that shows when it is alone: a box's own lines are a pixel wide.
+        plain = draw_objects(image, [DrawnObject(None, boxes[number], number)])
+        plate = ((picture == COLORS[number]).all(axis=2) & ~(plain == COLORS[number]).all(axis=2)).sum()
+        lines = (draw_objects(image, [DrawnObject(None, box, i) for i, box in enumerate(boxes)]) == COLORS[number]).all(
+            2
+        )
+        shown = ((together == COLORS[number]).all(axis=2) & ~lines).sum()
+        assert shown > 0.8 * plate, number
+    assert together.shape == image.shape

@@ -1,6 +1,7 @@
 """Predict a list of images with a trained network: loading, batches, and images that turn out to be damaged."""
 
 import datetime
+import difflib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from boxsup_d2.methods import load_model
 from boxsup_d2.prediction.network import TrainedNetwork
 from boxsup_d2.prediction.writer import PredictionWriter
 from boxsup_d2.same_work import labelling_identity, weights_sha256
-from boxsup_d2.utils.files import json_sha256
+from boxsup_d2.utils.files import json_sha256, seen_from
 
 __all__ = ["predict_images", "prediction_identity"]
 
@@ -47,8 +48,10 @@ def prediction_identity(
     """
     unknown = [name for name in classes if name not in network.class_names]
     if unknown:
+        near = difflib.get_close_matches(unknown[0], network.class_names, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ValueError(
-            f"The network knows no class {', '.join(map(repr, unknown))}, but {', '.join(network.class_names)}."
+            f"The network knows no class {', '.join(map(repr, unknown))}, but {', '.join(network.class_names)}.{hint}"
         )
     sizes = [os.path.getsize(os.path.join(image_root, image["file_name"])) for image in images["images"]]
     return {
@@ -99,8 +102,8 @@ def predict_images(
     provenance = {
         **identity,
         "request": identity,
-        "checkpoint": network.cfg.MODEL.WEIGHTS,
-        "image_root": image_root,
+        "checkpoint": seen_from(results, network.cfg.MODEL.WEIGHTS),
+        "image_root": seen_from(results, image_root),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     categories, category_ids = _categories(network, images["categories"], classes)

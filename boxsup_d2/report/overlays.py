@@ -51,16 +51,37 @@ def draw_objects(image: np.ndarray, objects: Iterable[DrawnObject]) -> np.ndarra
     picture = Image.fromarray(np.ascontiguousarray(canvas.pixels[:, :, ::-1]))
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=max(max(height, width) * _LETTERS, _LEAST_LETTERS))
+    placed = np.zeros((0, 4))
     for each, color in texts:
         if each.text:
             x0, y0, x1, y1 = draw.textbbox((0, 0), each.text, font=font)
-            # Inside the image, above the box where there is room.
-            x, y = each.box[:2] if len(each.box) == 4 else enclosing_box(each.box)[:2]
-            left = min(max(x, 0), max(width - x1, 0))
-            top = y - y1 if y >= y1 else max(y, 0)
-            draw.rectangle((left + x0, top + y0, left + x1, top + y1), fill=color[::-1])
-            draw.text((left, top), each.text, fill=(0, 0, 0), font=font)
+            box = _upright(each.box)
+            left = min(max(box[0], 0), max(width - x1, 0))
+            tops = np.array([top for top in _tops(box, y1) if 0 <= top <= height - y1] or [max(box[1], 0)])
+            spots = np.stack([left + x0 + 0 * tops, tops + y0, left + x1 + 0 * tops, tops + y1], axis=1)
+            number = int(_overlap(spots, placed).argmin())
+            placed = np.concatenate([placed, spots[[number]]])
+            draw.rectangle(tuple(spots[number]), fill=color[::-1])
+            draw.text((left, tops[number]), each.text, fill=(0, 0, 0), font=font)
     return np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
+
+
+def _upright(box: Sequence[float]) -> Sequence[float]:
+    """x0, y0, x1, y1 of, or around, a box of a :class:`DrawnObject`."""
+    return enclosing_box(box) if len(box) == 5 else (box[0], box[1], box[0] + box[2], box[1] + box[3])
+
+
+def _tops(box: Sequence[float], height: float) -> list[float]:
+    """Where the text of a box may begin, best first: above it, within it from its top, below it."""
+    return [box[1] - height, *np.arange(box[1], max(box[3], box[1] + 1), height), box[3]]
+
+
+def _overlap(spots: np.ndarray, placed: np.ndarray) -> np.ndarray:
+    """Of N boxes x0, y0, x1, y1, the area that M others cover of each, those that lie over one another counted each."""
+    corners = spots[:, None], placed[None]
+    low = np.maximum(*(each[..., :2] for each in corners))
+    high = np.minimum(*(each[..., 2:] for each in corners))
+    return (high - low).clip(0).prod(axis=-1).sum(axis=1)
 
 
 def write_overlays(data: dict[str, Any], out_dir: str, image_root: str) -> int:

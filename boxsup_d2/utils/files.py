@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from typing import IO, Any
 
-__all__ = ["atomic_write", "disk_full_message", "file_sha256", "json_sha256", "strict_json"]
+__all__ = ["atomic_write", "disk_full_message", "file_sha256", "json_sha256", "seen_from", "strict_json"]
 
 
 def file_sha256(path: str) -> str:
@@ -25,6 +25,16 @@ def file_sha256(path: str) -> str:
 def json_sha256(value: Any) -> str:
     """sha256 of a value that json can hold, whatever the order of its keys, as hex digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def seen_from(file: str, path: str) -> str:
+    """A path as it is from a file's folder: what is given away says nothing of the machine that made it.
+
+    Args:
+        file: that says the path.
+        path: where it is not absolute, it stays.
+    """
+    return os.path.relpath(path, os.path.dirname(file)) if os.path.isabs(path) else path
 
 
 def strict_json(value: Any, **options: Any) -> str:

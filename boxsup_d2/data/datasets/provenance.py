@@ -14,7 +14,7 @@ def find_image_root(data: Mapping[str, Any], path: str) -> str:
 
     Args:
         data: the json, or of it ``info`` alone.
-        path: of the json, for messages.
+        path: of the json, whose folder a recorded one counts from, if it is not absolute.
 
     Raises:
         FileNotFoundError: neither the labelled data set's folder on this machine nor the recorded one exists.
@@ -27,6 +27,8 @@ def find_image_root(data: Mapping[str, Any], path: str) -> str:
             "register_coco_boxes, one with masks by Detectron2's register_coco_instances."
         )
     source, recorded = provenance.get("source_dataset"), provenance.get("image_root")
+    if isinstance(recorded, str):
+        recorded = os.path.join(os.path.dirname(path), recorded)
     candidates = [_catalog_image_root(source) if isinstance(source, str) else None, recorded]
     folders = [folder for folder in candidates if isinstance(folder, str)]
     for folder in folders:
