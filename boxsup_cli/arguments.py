@@ -4,7 +4,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
+
+from boxsup_cli.errors import BadInput
 
 # What argparse hands out it has no public names for.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -21,6 +23,34 @@ class TellAndEnd(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         sys.stdout.write(self._text())
         parser.exit()
+
+
+class Existing(argparse.Action):
+    """An argument of one or more files or folders that must be there, which is known before anything is imported."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        paths = [values] if isinstance(values, str) else values
+        missing = [path for path in paths if not os.path.exists(os.path.expanduser(path))]
+        if missing and not hasattr(namespace, "missing"):
+            namespace.missing = f"{option_string or self.metavar}: there is no '{missing[0]}'."
+
+
+def run_command(args: argparse.Namespace) -> None:
+    """Run a parsed subcommand.
+
+    Raises:
+        BadInput: a file or folder that it needs is missing; and what the subcommand raises.
+    """
+    if hasattr(args, "missing"):
+        raise BadInput(args.missing)
+    args.run(args)
 
 
 def add_machine_arguments(group: Group) -> None:

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from boxsup_cli.arguments import Commands, TellAndEnd
+from boxsup_cli.arguments import Commands, Existing, TellAndEnd
 from boxsup_cli.errors import BadInput
 
 _EPILOG = """
@@ -29,7 +29,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         description="Convert a published checkpoint into one that MODEL.WEIGHTS can name.",
         epilog=_EPILOG,
     )
-    parser.add_argument("checkpoint", metavar="CKPT", help="a published checkpoint, .pth or .pkl")
+    parser.add_argument("checkpoint", action=Existing, metavar="CKPT", help="a published checkpoint, .pth or .pkl")
     parser.add_argument("--out", required=True, metavar="F", help="file to write (.safetensors or .pth)")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
     parser.add_argument("--allow-code", action="store_true", help="let the file run code while it is read")

@@ -5,7 +5,7 @@ import csv
 import os
 from typing import TYPE_CHECKING
 
-from boxsup_cli.arguments import Commands
+from boxsup_cli.arguments import Commands, Existing
 from boxsup_cli.errors import BadInput, bad_input
 
 if TYPE_CHECKING:  # imported when the command runs
@@ -33,8 +33,12 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         description="Compare the masks of a COCO json with the true masks of another one.",
         epilog=_EPILOG,
     )
-    parser.add_argument("predicted", metavar="PRED.json", help="json with masks, such as 'boxsup label' writes")
-    parser.add_argument("truth", metavar="TRUTH.json", help="json with true masks, of all or some of the objects")
+    parser.add_argument(
+        "predicted", action=Existing, metavar="PRED.json", help="json with masks, such as 'boxsup label' writes"
+    )
+    parser.add_argument(
+        "truth", action=Existing, metavar="TRUTH.json", help="json with true masks, of all or some of the objects"
+    )
     parser.add_argument(
         "--rank-by", metavar="FIELD", help="field that ranks masks for AP (default: score, quality or confidence)"
     )

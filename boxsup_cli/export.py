@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from boxsup_cli.arguments import Commands, add_opts_argument
+from boxsup_cli.arguments import Commands, Existing, add_opts_argument
 from boxsup_cli.errors import BadInput
 
 _EPILOG = """
@@ -29,7 +29,9 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help="name of a method, folder of a training, checkpoint or config")
     parser.add_argument("out", metavar="OUT", help="file to write, .onnx or .pt")
-    parser.add_argument("--image", required=True, metavar="F", help="a photograph such as it will see, for the check")
+    parser.add_argument(
+        "--image", action=Existing, required=True, metavar="F", help="a photograph such as it will see, for the check"
+    )
     parser.add_argument("--weights", metavar="F", help="trained weights; default: those beside the config")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
     add_opts_argument(parser)

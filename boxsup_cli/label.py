@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from boxsup_cli.arguments import (
     Commands,
+    Existing,
     add_device_argument,
     add_machine_arguments,
     hide_gpus,
@@ -55,6 +56,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     formats = add_source_arguments(parser)
     formats.add_argument(
         "--geojson",
+        action=Existing,
         metavar="F",
         help="boxes as polygons of a GeoJSON; --images is then one raster of any size, and --out a GeoJSON with masks",
     )

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from boxsup_cli import convert, evaluate, export, label, models, predict, report, serve, tighten, train
-from boxsup_cli.arguments import TellAndEnd
+from boxsup_cli.arguments import TellAndEnd, run_command
 from boxsup_cli.errors import BAD_INPUT, exit_code_of
 
 _EPILOG = """
@@ -59,4 +59,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(args, "run"):
         parser.print_help(sys.stderr)
         return BAD_INPUT
-    return exit_code_of("boxsup", lambda: args.run(args), debug=args.debug)
+    return exit_code_of("boxsup", lambda: run_command(args), debug=args.debug)

@@ -8,6 +8,7 @@ from typing import Any
 
 from boxsup_cli.arguments import (
     Commands,
+    Existing,
     add_device_argument,
     add_machine_arguments,
     add_opts_argument,
@@ -49,11 +50,16 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     network = parser.add_argument_group("network")
     network.add_argument("--weights", metavar="F", help="trained weights; default: model_final.pth beside the config")
     network.add_argument(
-        "--names", metavar="F", help="class names in the network's order: a txt file with a name per line, or yaml"
+        "--names",
+        action=Existing,
+        metavar="F",
+        help="class names in the network's order: a txt file with a name per line, or yaml",
     )
     add_opts_argument(network)
     images = parser.add_argument_group("images")
-    images.add_argument("--images", metavar="DIR", help="folder of the images of a json (default: the json's)")
+    images.add_argument(
+        "--images", action=Existing, metavar="DIR", help="folder of the images of a json (default: the json's)"
+    )
     add_keep_going_argument(images)
     add_outside_argument(images)
     machine = parser.add_argument_group("machine")

@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from boxsup_cli.arguments import Commands
+from boxsup_cli.arguments import Commands, Existing
 from boxsup_cli.errors import BadInput, bad_input
 from boxsup_cli.sources import add_outside_argument
 
@@ -28,10 +28,18 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         epilog=_EPILOG,
     )
     parser.add_argument(
-        "masks", nargs="+", metavar="MASKS.json", help="COCO jsons with masks; images are the first one's"
+        "masks",
+        nargs="+",
+        action=Existing,
+        metavar="MASKS.json",
+        help="COCO jsons with masks; images are the first one's",
     )
-    parser.add_argument("--images", metavar="DIR", required=True, help="folder that the file names are relative to")
-    parser.add_argument("--truth", metavar="F", help="COCO json with true masks: IoU of every mask, and the averages")
+    parser.add_argument(
+        "--images", action=Existing, metavar="DIR", required=True, help="folder that the file names are relative to"
+    )
+    parser.add_argument(
+        "--truth", action=Existing, metavar="F", help="COCO json with true masks: IoU of every mask, and the averages"
+    )
     parser.add_argument("--out", default="report.html", metavar="F", help="page to write (default: %(default)s)")
     parser.add_argument("--max-images", type=int, metavar="N", help="show so many at most, from worst to best")
     parser.add_argument(

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import os
 
-from boxsup_cli.arguments import Commands, add_device_argument, count
+from boxsup_cli.arguments import Commands, Existing, add_device_argument, count
 from boxsup_cli.errors import BadInput, bad_input
 from boxsup_cli.method import add_method_arguments, chosen_method
 
@@ -32,7 +32,9 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     add_method_arguments(method)
     add_device_argument(method)
     server = parser.add_argument_group("server")
-    server.add_argument("--images", metavar="DIR", help="folder of the tasks' images, found by their names")
+    server.add_argument(
+        "--images", action=Existing, metavar="DIR", help="folder of the tasks' images, found by their names"
+    )
     server.add_argument("--port", type=count, default=9090, metavar="N", help="to listen on (default: %(default)s)")
     server.add_argument(
         "--host",

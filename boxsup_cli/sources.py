@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from boxsup_cli.arguments import Group
+from boxsup_cli.arguments import Existing, Group
 from boxsup_cli.errors import BadInput, bad_input
 
 if TYPE_CHECKING:  # imported when the command runs
@@ -75,17 +75,27 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> Group:
     group = parser.add_argument_group("boxes and images")
     formats = group.add_mutually_exclusive_group(required=True)
     formats.add_argument(
-        "--json", metavar="F", help="boxes as a COCO-format json, whose unknown fields are kept, or one of other tools"
+        "--json",
+        action=Existing,
+        metavar="F",
+        help="boxes as a COCO-format json, whose unknown fields are kept, or one of other tools",
     )
-    formats.add_argument("--voc-xml", metavar="DIR", help="boxes as a folder of Pascal VOC's xml files")
-    formats.add_argument("--yolo", metavar="DIR", help="boxes as a folder of YOLO's txt files")
+    formats.add_argument(
+        "--voc-xml", action=Existing, metavar="DIR", help="boxes as a folder of Pascal VOC's xml files"
+    )
+    formats.add_argument("--yolo", action=Existing, metavar="DIR", help="boxes as a folder of YOLO's txt files")
     formats.add_argument(
         "--annotations",
+        action=Existing,
         metavar="PATH",
         help="boxes as any of these, as CVAT's xml, or of Label Studio, labelme or VIA: a file, or a whole export",
     )
-    group.add_argument("--names", metavar="F", help="class names of --yolo: a txt file with a name per line, or yaml")
-    group.add_argument("--images", metavar="DIR", required=True, help="folder that the file names are relative to")
+    group.add_argument(
+        "--names", action=Existing, metavar="F", help="class names of --yolo: a txt file with a name per line, or yaml"
+    )
+    group.add_argument(
+        "--images", action=Existing, metavar="DIR", required=True, help="folder that the file names are relative to"
+    )
     add_keep_going_argument(group)
     add_outside_argument(group)
     return formats

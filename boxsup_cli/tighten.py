@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from boxsup_cli.arguments import Commands
+from boxsup_cli.arguments import Commands, Existing
 from boxsup_cli.errors import BadInput, bad_input
 
 _EPILOG = """
@@ -23,7 +23,9 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         description="Replace the boxes of a COCO json by the tight boxes of their masks.",
         epilog=_EPILOG,
     )
-    parser.add_argument("masks", metavar="MASKS.json", help="json with masks, such as 'boxsup label' writes")
+    parser.add_argument(
+        "masks", action=Existing, metavar="MASKS.json", help="json with masks, such as 'boxsup label' writes"
+    )
     parser.add_argument("--out", default="tight.json", metavar="F", help="json to write (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
     return parser

@@ -4,7 +4,7 @@ import argparse
 import multiprocessing
 import os
 
-from boxsup_cli.arguments import Commands, add_machine_arguments, add_opts_argument, positive
+from boxsup_cli.arguments import Commands, Existing, add_machine_arguments, add_opts_argument, positive
 from boxsup_cli.errors import BadInput, bad_input
 from boxsup_cli.sources import add_source_arguments, read_source
 
@@ -54,12 +54,15 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     masks = parser.add_argument_group("where masks come from, beside those in the json")
     masks.add_argument(
         "--salient",
+        action=Existing,
         metavar="DIR",
         help="salient images: a folder with two, of images and of masks of the same stems (images and masks, imgs and "
         "gt, DUTS-TR-Image and DUTS-TR-Mask, ...)",
     )
-    masks.add_argument("--salient-images", metavar="DIR", help="the two folders by name, instead of --salient")
-    masks.add_argument("--salient-masks", metavar="DIR", help="white is the object; png or jpg")
+    masks.add_argument(
+        "--salient-images", action=Existing, metavar="DIR", help="the two folders by name, instead of --salient"
+    )
+    masks.add_argument("--salient-masks", action=Existing, metavar="DIR", help="white is the object; png or jpg")
     masks.add_argument(
         "--init", metavar="CKPT", help="weights of a box-to-mask network of the same --size to start from"
     )
@@ -72,6 +75,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     masks.add_argument("--teacher-weights", metavar="F", help="its weights, where it needs some")
     masks.add_argument(
         "--truth",
+        action=Existing,
         metavar="F",
         help="with --teacher: a json with true masks of some of the boxes to compare both with; nothing learns from it",
     )

@@ -434,7 +434,7 @@ def test_damaged_behind_its_header_is_skipped_and_no_nan_is_written(
     assert main(["report", str(tmp_path / "masks.json"), *out]) == 2
     assert main(["report", str(tmp_path / "masks.json"), *out, "--keep-going"]) == 0
     assert main(["report", str(tmp_path / "masks.json"), "--images", str(tmp_path / "nowhere")]) == 2
-    assert "no folder" in capsys.readouterr().err
+    assert "there is no '" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "absolute", "above", "link"])
@@ -629,6 +629,26 @@ def test_exports_are_added_to_a_finished_output(tmp_path: Path, data: dict[str, 
     assert [a.get("segmentation") for a in read(tmp_path / "masks.json")["annotations"]] == masks
     assert label(tmp_path, "--png", str(tmp_path / "png")) == 0
     assert {path: path.stat().st_mtime_ns for path in files} == files, "and not written again"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["label", "--json", "gone.json", "--images", "."], "--json: there is no 'gone.json'"),
+        (["train", "--yolo", ".", "--images", "gone"], "--images: there is no 'gone'"),
+        (["report", "pyproject.toml", "gone.json", "--images", "."], "MASKS.json: there is no 'gone.json'"),
+        (["eval", "gone.json", "gone.json"], "PRED.json: there is no 'gone.json'"),
+    ],
+)
+def test_missing_files_are_named_before_anything_is_imported(words: list[str], message: str) -> None:
+    program = (
+        "import sys; from boxsup_cli import main; code = main(sys.argv[1:]); "
+        "print(code, sorted({'torch', 'detectron2', 'numpy', 'boxsup_d2'} & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program, *words], cwd=root, capture_output=True, text=True)
+    assert done.stderr.strip() == f"boxsup: error: {message}."
+    assert done.stdout.strip() == "2 []"
 
 
 def test_a_file_says_nothing_of_its_makers_machine_and_moves_with_its_images(

@@ -269,16 +269,16 @@ def test_from_boxes_to_masks_by_a_network_of_ones_own(
         config = ["--config", str(scene / f"my/{step}/config.yaml")]
         assert main(["label", *boxes, *config, "--out", str(scene / f"{step}.json")]) == 0
         provenance = json.loads((scene / f"{step}.json").read_text())["info"]["boxsup_d2"]
-        assert provenance["checkpoint"] == str(scene / f"my/{step}/model_final.pth"), "the weights beside the config"
+        assert provenance["checkpoint"] == f"my/{step}/model_final.pth", "the weights beside the config"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--salient", "absent"], "no folder 'absent'"),
+        (["--salient", "absent"], "there is no 'absent'"),
         (["--teacher", "grabcat"], "Did you mean 'grabcut'"),
         (["--teacher", "grabcut", "--size", "full"], "--size shipped or small"),
-        (["--truth", "absent.json"], "--teacher"),
+        (["--truth", __file__], "--teacher"),
         (["--salient", "."], "has no folders of images and of masks"),
         (["--salient-images", "."], "--salient-masks"),
         (["--salient", ".", "--salient-masks", "."], "both folders"),

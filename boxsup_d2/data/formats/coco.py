@@ -60,7 +60,7 @@ def read_json(path: str, dataset: str, fix: str = "", damaged: str = "Get it aga
             f"'{path}' is no valid json ({error}): it may have been cut off while downloading or copying. {damaged}"
         ) from error
     except OSError as error:
-        raise FileNotFoundError(f"'{path}' cannot be read ({error.strerror}). {fix}".rstrip()) from error
+        raise FileNotFoundError(f"'{path}' cannot be read ({error.strerror or error}). {fix}".rstrip()) from error
 
 
 def check_coco_form(data: Any, path: str) -> None:
