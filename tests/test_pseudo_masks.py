@@ -389,6 +389,12 @@ def crf_batch(count: int) -> list[dict[str, Any]]:
     return batch
 
 
+def test_crf_refines_wherever_the_method_predicts():
+    pytest.importorskip("pydensecrf", reason="pydensecrf2 is optional")
+    assert not CRFRefinedModel(Rough().eval()).training
+    assert CRFRefinedModel(Rough()).training
+
+
 def test_crf_workers_give_every_image_its_own_masks(monkeypatch):
     pytest.importorskip("pydensecrf", reason="pydensecrf2 is optional")
     monkeypatch.setattr(refine, "_BEFORE_WORKERS", 5)
