@@ -510,6 +510,11 @@ class TestSamples:
         annotation["quality"] = 0.0
         (sample,), _ = mask_samples([scene], 8)
         assert not mapper(sample)["has_mask"], "an empty mask is none"
+        for quality, least, teaches in ((0.55, 0.6, False), (0.6, 0.6, True), (None, 1.0, True)):
+            annotation |= {"quality": quality, "confidence": quality}
+            (sample,), _ = mask_samples([scene], 8, min_quality=least)
+            assert mapper(sample)["has_mask"] == teaches, "a true mask, without a quality, always does"
+            assert mapper(sample)["box"].any()
 
     def test_turned_samples_stay_whole(self, scene):
         mapper = MaskCropDatasetMapper(image_format="RGB", size=64, color_jitter=0, turn_prob=1, coarse_prob=1)

@@ -36,8 +36,9 @@ def build_mask_crop_train_loader(cfg: CfgNode, mapper: Callable[..., dict[str, A
     sources = []
     for name in names:
         dicts = get_detection_dataset_dicts((name,), filter_empty=False, check_consistency=False)
-        union = cfg.INPUT.MASK_CROP.UNION_PROB if name in cfg.INPUT.MASK_CROP.UNION_DATASETS else 0.0
-        samples, shares = mask_samples(dicts, cfg.INPUT.MASK_CROP.MIN_SIDE, union)
+        node = cfg.INPUT.MASK_CROP
+        union = node.UNION_PROB if name in node.UNION_DATASETS else 0.0
+        samples, shares = mask_samples(dicts, node.MIN_SIDE, union, node.MIN_QUALITY)
         if not samples:
             raise ValueError(f"DATASETS.TRAIN: '{name}' holds no box that could be learnt from")
         logger.info("%s: %d samples of %d images", name, len(samples), len(dicts))
@@ -52,7 +53,7 @@ def build_mask_crop_train_loader(cfg: CfgNode, mapper: Callable[..., dict[str, A
 
 
 def mask_samples(
-    dataset_dicts: Sequence[dict[str, Any]], min_side: float, union_prob: float = 0.0
+    dataset_dicts: Sequence[dict[str, Any]], min_side: float, union_prob: float = 0.0, min_quality: float = 0.0
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
     """One sample per object, or per salient image, and how often each is drawn.
 
@@ -60,6 +61,7 @@ def mask_samples(
         dataset_dicts: Detectron2's, with or without masks, or of salient images.
         min_side: boxes with a smaller side, in pixels, are left out, and crowd regions.
         union_prob: share of an image's draws in which all its true masks together are one sample.
+        min_quality: predicted masks of a lower quality are left out, and only their boxes teach.
 
     Returns:
         Dicts of ``file_name`` and ``mask_file_name``, or ``box`` (x0, y0, x1, y1 in pixels) and maybe
@@ -74,7 +76,7 @@ def mask_samples(
             samples.append({key: record[key] for key in ("file_name", "mask_file_name")})
             shares.append(1.0)
             continue
-        found = [s for a in record["annotations"] if (s := _object_sample(record, a, min_side))]
+        found = [s for a in record["annotations"] if (s := _object_sample(record, a, min_side, min_quality))]
         if not found:
             continue
         masks = [s["segmentations"][0] for s in found if "segmentations" in s and s.get("confidence", 1) >= 1]
@@ -93,7 +95,9 @@ def _void(record: dict[str, Any]) -> dict[str, Any]:
     return {"void": record["void_mask"]} if "void_mask" in record else {}
 
 
-def _object_sample(record: dict[str, Any], annotation: dict[str, Any], min_side: float) -> dict[str, Any] | None:
+def _object_sample(
+    record: dict[str, Any], annotation: dict[str, Any], min_side: float, min_quality: float
+) -> dict[str, Any] | None:
     if annotation.get("iscrowd", 0):
         return None
     box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
@@ -101,7 +105,7 @@ def _object_sample(record: dict[str, Any], annotation: dict[str, Any], min_side:
         return None
     sample = {"file_name": record["file_name"], "box": tuple(float(v) for v in box)}
     confidence = mask_confidence(annotation, "quality", record["file_name"])
-    if annotation.get("segmentation") and confidence != 0:
+    if annotation.get("segmentation") and (confidence is None or confidence >= min_quality) and confidence != 0:
         sample |= {"segmentations": [annotation["segmentation"]], **_void(record)}
         if confidence is not None:
             sample["confidence"] = confidence
