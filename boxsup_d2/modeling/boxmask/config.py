@@ -45,8 +45,8 @@ def _add_samples(cfg: CN) -> None:
     cfg.INPUT.MASK_CROP.COLOR_JITTER = 0.4
     # Where boxes teach by colours: also give the sample before its colours are changed.
     cfg.INPUT.MASK_CROP.PLAIN_VIEW = False
-    # Predicted masks of a lower quality teach nothing, their boxes do. GrabCut takes half of VOC's boxes, which it fails
-    # on, for filled, at 0.55: a student of these fills its boxes as well.
+    # Predicted masks of a lower quality teach nothing, their boxes do. Where GrabCut fails, on half of VOC's boxes, its
+    # mask is the filled box, at 0.55: a student of these fills its boxes as well.
     cfg.INPUT.MASK_CROP.MIN_QUALITY = 0.0
     # Boxes with a side below this many pixels teach nothing.
     cfg.INPUT.MASK_CROP.MIN_SIDE = 8
