@@ -17,6 +17,7 @@ from detectron2.utils.events import EventStorage
 from pycocotools import mask as mask_util
 from safetensors import safe_open
 from safetensors.torch import load_file
+from timm.layers import Conv2dSame
 
 import boxsup_d2  # noqa: F401
 from boxsup_d2.checkpoint.small import write_small
@@ -31,6 +32,7 @@ from boxsup_d2.modeling.boxmask.box_learning import BoxLearning
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
 from boxsup_d2.modeling.boxmask.inference import WindowInference, without_specks
 from boxsup_d2.modeling.boxmask.network import QualityHead
+from boxsup_d2.modeling.fold import pad_evenly
 
 
 def small_cfg(**keys):
@@ -393,6 +395,17 @@ class TestFolding:
             for found, value in zip(model.net(*inputs), expected, strict=True):
                 torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
         assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+
+    @pytest.mark.parametrize("kernel", [3, 5])
+    def test_evenly_padded_convolutions_are_the_same(self, kernel):
+        conv = Conv2dSame(6, 6, kernel, stride=2, groups=3)
+        network = pad_evenly(torch.nn.Sequential(conv))
+        assert network[0] is not conv
+        for size in ((12, 16), (1, 1), (2, 2), (13, 16), (9, 11)):
+            x = torch.randn(2, 6, *size)
+            torch.testing.assert_close(network(x), conv(x))
+        for other in (Conv2dSame(3, 3, kernel, stride=3), Conv2dSame(3, 3, 2, stride=2), torch.nn.Conv2d(3, 3, kernel)):
+            assert pad_evenly(torch.nn.Sequential(other))[0] is other
 
 
 def test_specks_go_and_pinholes_are_filled():

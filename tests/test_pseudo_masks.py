@@ -29,7 +29,16 @@ from boxsup_d2.masks.confidence import box_iou_exact, mask_confidence, published
 from boxsup_d2.masks.label_map import rasterize_boxes
 from boxsup_d2.masks.merge import merge_image
 from boxsup_d2.masks.paste import MaskPatch, min_max_normalize, paste_masks, paste_patches
-from boxsup_d2.masks.rle import decode, edges_area, edges_box, empty_rle, encode_window, has_mask, mask_edges
+from boxsup_d2.masks.rle import (
+    decode,
+    edges_area,
+    edges_box,
+    edges_window,
+    empty_rle,
+    encode_window,
+    has_mask,
+    mask_edges,
+)
 
 
 def iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -256,6 +265,9 @@ def test_window_encoding_equals_pycocotools():
         edges = mask_edges(rle, height, width)
         assert edges_area(edges) == mask.sum()
         assert edges_box(edges, height) == BoxMasks.of(torch.from_numpy(mask)[None]).tight_boxes()[0]
+        window, left, top = edges_window(edges, height)
+        assert window.sum() == mask.sum()
+        assert np.array_equal(mask[top : top + window.shape[1], left : left + window.shape[0]], window.T)
     # Runs without a pixel, which other tools write.
     assert mask_edges({"size": [2, 3], "counts": [1, 0, 1, 2, 0, 0, 2]}, 2, 3).tolist() == [2, 4]
     assert not has_mask([])

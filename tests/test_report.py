@@ -127,6 +127,34 @@ def test_mask_colours_its_pixels_only_and_is_seen_however_small():
     canvas.box((-1e9, 20, 2e9, 1e12))  # beyond OpenCV's integers
 
 
+def test_mask_in_its_tight_box_is_drawn_as_in_the_whole_image():
+    rng = np.random.default_rng(5)
+    for number in range(100):
+        height, width = (int(side) for side in rng.integers(20, 700, 2))
+        image = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        x0, x1 = np.sort(rng.integers(0, width + 1, 2))
+        y0, y1 = np.sort(rng.integers(0, height + 1, 2))
+        part = rng.random((y1 - y0, x1 - x0)) > 0.4
+        mask = np.zeros((height, width), bool)
+        mask[y0:y1, x0:x1] = part
+        x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
+        window = (0, 0, width, height) if number % 2 else (x, y, width, height)
+        whole = Canvas(image, window, 240)
+        tight, plain = whole.copy(), whole.copy()
+        whole.mask(mask, (28, 159, 255))
+        tight.mask(part, (28, 159, 255), (int(x0), int(y0)))
+        assert np.array_equal(whole.pixels, tight.pixels)
+        # What is drawn lies where the image, resized as a whole, has the mask, but for its outline.
+        left, top, right, bottom = window
+        how = cv2.INTER_AREA if max(right - left, bottom - top) >= 240 else cv2.INTER_NEAREST
+        shares = cv2.resize(
+            mask[top:bottom, left:right].astype(np.float32), whole.pixels.shape[1::-1], interpolation=how
+        )
+        changed = (whole.pixels != plain.pixels).any(axis=2)
+        assert not changed[cv2.dilate(shares, np.ones((5, 5))) < 0.25].any()
+        assert changed[shares > 0.5].mean() > 0.98 if (shares > 0.5).any() else True
+
+
 def test_few_images_are_under_way_at_a_time(tmp_path):
     make_files(tmp_path, images=20)
     collection = load_collection([MaskSet("m", str(tmp_path / "masks.json"))])

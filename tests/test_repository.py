@@ -154,6 +154,7 @@ def test_imports_take_what_they_need() -> None:
         "import boxsup_d2, torch, torchvision\n"
         "assert gc.isenabled() and not {'torch._dynamo', 'torch._dynamo.utils'} & sys.modules.keys()\n"
         "assert torch.compiler.disable.__module__ == 'torch.compiler'\n"
+        "assert len(gc.get_objects(generation=2)) > 100_000 and not gc.get_freeze_count()\n"
         f"for name in {MODULES}: importlib.import_module(name)\n"
         "assert importlib.import_module('torchvision.ops.roi_align').is_compile_supported('cpu') in (False, True)\n"
         "assert sys.modules['torch._dynamo'].utils is sys.modules['torch._dynamo.utils']\n"

@@ -56,6 +56,28 @@ def window_edges(window: np.ndarray, left: int, top: int, height: int) -> np.nda
     return edges
 
 
+def edges_window(edges: np.ndarray, height: int) -> tuple[np.ndarray, int, int]:
+    """A mask in its tight box, of its :func:`mask_edges`: what :func:`window_edges` takes.
+
+    Several times as fast as decoding all of the image where the mask covers a part of it.
+
+    Args:
+        edges: its edges.
+        height: H of the image.
+
+    Returns:
+        w×h bool (columns first; 0×0 without a pixel), and the first column and row of the box in the image.
+    """
+    box = edges_box(edges, height)
+    if box is None:
+        return np.zeros((0, 0), dtype=bool), 0, 0
+    x0, y0, x1, y1 = box
+    values = np.zeros(len(edges) + 1, dtype=bool)
+    values[1::2] = True
+    columns = np.repeat(values, np.diff(edges, prepend=x0 * height, append=x1 * height)).reshape(x1 - x0, height)
+    return columns[:, y0:y1], x0, y0
+
+
 def encode_edges(edges: np.ndarray, height: int, width: int) -> Rle:
     """Compressed RLE of the runs that :func:`mask_edges` describes, none of which is empty or touches another one.
 

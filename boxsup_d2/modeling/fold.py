@@ -1,7 +1,8 @@
-"""Batch norms that only scale, folded into the convolutions before them, for networks that will only predict."""
+"""Networks that will only predict, in the form that does so fastest: the same output, up to rounding."""
 
 import torch
-from timm.layers import BatchNormAct2d
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -47,3 +48,47 @@ def fold_batch_norms(network: nn.Module, *inputs: Tensor) -> nn.Module:
                 conv.weight, conv.bias = fused.weight, fused.bias
                 setattr(parent, name, child.act if isinstance(child, BatchNormAct2d) else nn.Identity())
     return network
+
+
+def pad_evenly(network: nn.Module) -> nn.Module:
+    """Spare strided convolutions of TensorFlow's networks the copies that pad their inputs; 5 % of BoxMask's time.
+
+    Args:
+        network: on a CPU; it is changed, and cannot be trained any more.
+
+    Returns:
+        ``network``, with the same output.
+    """
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, Conv2dSame) and _EvenlyPadded.can_do(child):
+                setattr(parent, name, _EvenlyPadded(child))
+    return network
+
+
+class _EvenlyPadded(nn.Module):
+    """A convolution of stride 2 that pads as TensorFlow does.
+
+    Maps of even sides get a pixel more at their ends than at their starts, which torch cannot do but in a copy. A
+    kernel with a row and a column of zeros in front, padded by as much at either end, gives the same.
+    """
+
+    weight: Tensor
+
+    def __init__(self, conv: Conv2dSame) -> None:
+        super().__init__()
+        self.conv = conv
+        grown = F.pad(conv.weight.detach(), (1, 0, 1, 0)).contiguous(memory_format=torch.channels_last)
+        self.register_buffer("weight", grown, persistent=False)
+
+    @staticmethod
+    def can_do(conv: Conv2dSame) -> bool:
+        height, width = conv.kernel_size
+        return conv.stride == (2, 2) and conv.dilation == (1, 1) and height == width and height % 2 == 1 and height > 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2] % 2 or x.shape[-1] % 2:
+            return self.conv(x)
+        return F.conv2d(
+            x, self.weight, self.conv.bias, stride=2, padding=self.conv.kernel_size[0] // 2, groups=self.conv.groups
+        )

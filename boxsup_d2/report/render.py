@@ -7,17 +7,16 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from boxsup_d2.data.formats.rotated_boxes import rotated_box_of
 from boxsup_d2.data.images import read_image, read_label_map
-from boxsup_d2.evaluation.metrics import mask_iou
-from boxsup_d2.masks.box_masks import tight_box
+from boxsup_d2.masks.box_masks import TightBox
 from boxsup_d2.masks.confidence import exact_confidence, rotated_confidence
 from boxsup_d2.masks.label_map import IGNORE_LABEL
-from boxsup_d2.masks.rle import decode
+from boxsup_d2.masks.rle import edges_area, edges_window, mask_edges
 from boxsup_d2.report.drawing import COLORS, Canvas, blank_jpeg, crop_window
 from boxsup_d2.report.mask_sets import Scene, SceneObject, confidence_of, quality_of
 from boxsup_d2.utils.ordered_pool import OrderedPool
@@ -69,6 +68,40 @@ class Rendered:
     measured: list[list[Measured]] = field(default_factory=list)
     classes: list[int] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
+
+
+class _Mask(NamedTuple):
+    """A mask in its tight box.
+
+    Attributes:
+        pixels: h×w bool; 0×0 where it is empty.
+        corner: first column and row of the box in the image.
+        area: pixels of the mask.
+    """
+
+    pixels: np.ndarray
+    corner: tuple[int, int]
+    area: int
+
+    @property
+    def tight_box(self) -> TightBox:
+        (x0, y0), (h, w) = self.corner, self.pixels.shape
+        return (x0, y0, x0 + w, y0 + h) if self.area else None
+
+    def iou(self, other: "_Mask") -> float:
+        """Intersection over union, 0 of two empty masks; as :func:`boxsup_d2.evaluation.metrics.mask_iou`."""
+        own, others = self.tight_box, other.tight_box
+        if own is None or others is None:
+            return 0.0
+        x0, y0, x1, y1 = max(own[0], others[0]), max(own[1], others[1]), min(own[2], others[2]), min(own[3], others[3])
+        if x0 >= x1 or y0 >= y1:
+            return 0.0
+        mine, theirs = (
+            mask.pixels[y0 - top : y1 - top, x0 - left : x1 - left]
+            for mask, (left, top) in ((self, self.corner), (other, other.corner))
+        )
+        common = int(np.count_nonzero(mine & theirs))
+        return common / (self.area + other.area - common)
 
 
 @dataclass(frozen=True)
@@ -132,27 +165,27 @@ class Renderer:
                 crop = plain_crop.copy()
                 for canvas in (view, crop):
                     if mask is not None:
-                        canvas.mask(mask, color)
+                        canvas.mask(mask.pixels, color, mask.corner)
                 view.box(box, color)
                 crop.box(box)
                 crops.append(crop.jpeg())
             result.crops.append(crops)
-            result.measured.append(self._measure(obj, masks))
+            result.measured.append(self._measure(obj, masks, (height, width)))
         result.views = [plain.jpeg(), *(view.jpeg() for view in views)]
         return result
 
-    def _measure(self, obj: SceneObject, masks: Sequence[np.ndarray | None]) -> list[Measured]:
+    def _measure(self, obj: SceneObject, masks: Sequence[_Mask | None], image_size: tuple[int, int]) -> list[Measured]:
         truth = masks[-1] if self.has_truth else None
         rows: list[Measured] = []
         for annotation, mask in zip(obj.annotations[: self.sets], masks, strict=False):
             row = _stated(annotation)
             if mask is not None:
-                row.area = int(np.count_nonzero(mask))
-                row.fill = row.area / max(_box_area(obj, *mask.shape), 1.0)
+                row.area = mask.area
+                row.fill = row.area / max(_box_area(obj, *image_size), 1.0)
                 row.box_iou = _box_iou(obj, mask)
-                row.iou = None if truth is None else float(mask_iou(mask, truth))
+                row.iou = None if truth is None else mask.iou(truth)
                 if rows and masks[0] is not None:
-                    row.agreement = float(mask_iou(mask, masks[0]))
+                    row.agreement = mask.iou(masks[0])
             rows.append(row)
         return rows
 
@@ -186,10 +219,12 @@ def _box_area(obj: SceneObject, height: int, width: int) -> float:
     return max(min(x + w, width) - max(x, 0), 0) * max(min(y + h, height) - max(y, 0), 0)
 
 
-def _box_iou(obj: SceneObject, mask: np.ndarray) -> float:
+def _box_iou(obj: SceneObject, mask: _Mask) -> float:
     """IoU of an object's box and the smallest one, as it lies, around a mask."""
     rotated = rotated_box_of(obj.annotations[0] or {})
-    return exact_confidence(tight_box(mask), obj.box) if rotated is None else rotated_confidence(mask, 0, 0, rotated)
+    if rotated is None:
+        return exact_confidence(mask.tight_box, obj.box)
+    return rotated_confidence(mask.pixels, *mask.corner, rotated)
 
 
 def _stated(annotation: Mapping[str, Any] | None) -> Measured:
@@ -199,19 +234,20 @@ def _stated(annotation: Mapping[str, Any] | None) -> Measured:
 
 def _decoded(
     annotation: Mapping[str, Any] | None, height: int, width: int, scene: Scene, problems: list[tuple[str, str]]
-) -> np.ndarray | None:
-    """H×W bool mask of an annotation, all False where it has none; None without annotation or a readable mask."""
+) -> _Mask | None:
+    """The mask of an annotation, empty where it has none; None without annotation or a readable mask."""
     if annotation is None:
         return None
     segmentation = annotation.get("segmentation")
     if not segmentation:
-        return np.zeros((height, width), bool)
+        return _Mask(np.zeros((0, 0), bool), (0, 0), 0)
     try:
-        # By rows, as everything that follows reads it.
-        return np.ascontiguousarray(decode(segmentation, height, width).T)
+        edges = mask_edges(segmentation, height, width)
     except (ValueError, KeyError, TypeError):
         problems.append(("masks that cannot be read", f"annotation {annotation.get('id')} of '{scene.file_name}'"))
         return None
+    pixels, left, top = edges_window(edges, height)
+    return _Mask(np.ascontiguousarray(pixels.T), (left, top), edges_area(edges))  # by rows, as it is drawn
 
 
 def _label_map(path: str | None, size: tuple[int, int], problems: list[tuple[str, str]]) -> np.ndarray | None:

@@ -19,7 +19,8 @@ _UTILS = "torch._dynamo.utils"
 def quick_imports() -> Iterator[None]:
     """Within it, importing a library does not import torch's compiler; what needs it imports it when it is called.
 
-    Nor does the collector of garbage run: what modules leave behind stays, and it would look at all of it every time.
+    Nor does the collector of garbage run: what modules leave behind stays, and it would look at all of it every time,
+    and twice more as at something new.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -27,6 +28,10 @@ def quick_imports() -> Iterator[None]:
         with _compiler_when_called():
             yield
     finally:
+        if not gc.get_freeze_count():  # else somebody has frozen objects, which are to stay so
+            # Together they make all that there is old, without a look at it.
+            gc.freeze()
+            gc.unfreeze()
         if collects:
             gc.enable()
 

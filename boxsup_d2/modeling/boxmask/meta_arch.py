@@ -24,7 +24,7 @@ from boxsup_d2.modeling.boxmask import losses
 from boxsup_d2.modeling.boxmask.box_learning import BoxLearning
 from boxsup_d2.modeling.boxmask.inference import WindowInference
 from boxsup_d2.modeling.boxmask.network import BoxMaskNetwork
-from boxsup_d2.modeling.fold import fold_batch_norms
+from boxsup_d2.modeling.fold import fold_batch_norms, pad_evenly
 
 
 @META_ARCH_REGISTRY.register()
@@ -229,6 +229,8 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
     def only_predict(self) -> None:
         example = [self.pixel_mean.new_zeros((1, channels, 64, 64)) for channels in (3, 1)]
         fold_batch_norms(self.net.eval(), *example)
+        if self.device.type == "cpu":  # on a GPU kernels of odd sides are the fast ones
+            pad_evenly(self.net)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # Checkpoints of before hold two networks, of which the average predicts, and count updates.

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 def conv_norm(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     """Convolution, batch norm, ReLU; the size stays."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
     )
 
 
