@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from boxsup_d2.masks.box_masks import BoxMasks, TightBox, tight_box
+from boxsup_d2.masks.box_masks import BoxMasks, tight_box
 from boxsup_d2.masks.confidence import exact_confidence, published_confidence, rotated_confidence
 from boxsup_d2.masks.pieces import specks_and_pinholes
-from boxsup_d2.masks.rle import Rle, edges_area, edges_box, encode_edges, mask_edges, window_edges
+from boxsup_d2.masks.rle import Rle, edges_area, edges_box, edges_window, encode_edges, mask_edges, window_edges
 
 _FREE = 0
 
@@ -97,13 +97,14 @@ def merge_image(
     for index, box in enumerate(rows):
         edges = _read_back(labels, index, spans[index])
         if specks and 0 < edges_area(edges) < areas[index]:
-            edges = _without_specks(labels, index, edges, height, specks)
+            edges = _without_specks(edges, height, specks)
         tight, area = edges_box(edges, height), edges_area(edges)
         turned = None if rotated is None else rotated[index]
         if turned is None:
             confidence, exact = published_confidence(tight, box), exact_confidence(tight, box)
         else:
-            confidence = exact = rotated_confidence(*_window(labels, index, tight, height), turned)
+            columns, left, top = edges_window(edges, height)
+            confidence = exact = rotated_confidence(columns.T, left, top, turned)
         merged.append(
             MergedInstance(
                 segmentation=encode_edges(edges, height, width),
@@ -165,15 +166,8 @@ def _read_back(labels: np.ndarray, index: int, span: tuple[int, int]) -> np.ndar
     return np.flatnonzero(own[1:] != own[:-1]) + start
 
 
-def _window(labels: np.ndarray, index: int, tight: TightBox, height: int) -> tuple[np.ndarray, int, int]:
-    """What an instance kept inside of a box, h×w bool, and the box's first column and row."""
-    x0, y0, x1, y1 = tight or (0, 0, 0, 0)
-    return (labels.reshape(-1, height)[x0:x1, y0:y1] == index + 1).T, x0, y0
-
-
-def _without_specks(labels: np.ndarray, index: int, edges: np.ndarray, height: int, share: float) -> np.ndarray:
-    """Edges of what an instance kept, without small pieces, which become free."""
-    own, left, top = _window(labels, index, edges_box(edges, height), height)
-    small, _ = specks_and_pinholes(own, share)
-    labels.reshape(-1, height)[left : left + own.shape[1], top : top + own.shape[0]][small.T] = _FREE
-    return window_edges((own & ~small).T, left, top, height)
+def _without_specks(edges: np.ndarray, height: int, share: float) -> np.ndarray:
+    """Edges of what an instance kept, without its small pieces."""
+    columns, left, top = edges_window(edges, height)
+    small, _ = specks_and_pinholes(columns, share)
+    return window_edges(columns & ~small, left, top, height)
