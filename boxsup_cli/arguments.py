@@ -35,9 +35,9 @@ class Existing(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        setattr(namespace, self.dest, values)
-        paths = [values] if isinstance(values, str) else values
-        missing = [path for path in paths if not os.path.exists(os.path.expanduser(path))]
+        paths = [os.path.expanduser(path) for path in ([values] if isinstance(values, str) else values)]
+        setattr(namespace, self.dest, paths[0] if isinstance(values, str) else paths)
+        missing = [path for path in paths if not os.path.exists(path)]
         if missing and not hasattr(namespace, "missing"):
             namespace.missing = f"{option_string or self.metavar}: there is no '{missing[0]}'."
 

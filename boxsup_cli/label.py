@@ -16,7 +16,7 @@ from boxsup_cli.arguments import (
     share,
 )
 from boxsup_cli.errors import BadInput, bad_input
-from boxsup_cli.exports import add_export_arguments, asked_exports, check_export
+from boxsup_cli.exports import EXPORTS, add_export_arguments, asked_exports, check_export
 from boxsup_cli.method import add_method_arguments, chosen_method
 from boxsup_cli.sources import Source, add_source_arguments, read_source
 
@@ -114,6 +114,7 @@ def run(args: argparse.Namespace) -> None:
     from boxsup_d2.utils.lock import acquire_lock
 
     exports = asked_exports(args, ("polygons",))
+    given = os.path.abspath(args.json or args.annotations or args.yolo or args.voc_xml)
     source = read_source(args)
     job = make_job(args, source, out)
     with bad_input():
@@ -131,13 +132,13 @@ def run(args: argparse.Namespace) -> None:
         show(f"'{short(out)}' is done: the same command has written it. Nothing was labelled.")
         exports = missing_exports(out, exports, args.simplify)
         if exports:
-            _claim(exports, source, work, force=args.force)
+            _claim(exports, source, given, work, force=args.force)
             export(out, source.image_root, exports, simplify=args.simplify, outside_images=args.outside_images)
         if os.path.isdir(work):  # what a kill after the last write left, or another command that is at work
             with contextlib.suppress(RuntimeError), acquire_lock(work, "lock"):
                 shutil.rmtree(work, ignore_errors=True)
     else:
-        _claim(exports, source, work, force=args.force)
+        _claim(exports, source, given, work, force=args.force)
         with bad_input():  # a folder that may not be written to
             os.makedirs(job.output_dir, exist_ok=True)
         with acquire_lock(work, "lock"):
@@ -167,10 +168,15 @@ def run(args: argparse.Namespace) -> None:
         write([out], source.image_root, args.report, keep_going=args.keep_going, outside_images=args.outside_images)
 
 
-def _claim(exports: dict[str, str], source: Source, work: str, *, force: bool) -> None:
+def _claim(exports: dict[str, str], source: Source, given: str, work: str, *, force: bool) -> None:
     from boxsup_cli.label_output import claim_folders
 
     for name, folder in exports.items():
+        if EXPORTS[name].annotations and os.path.isdir(given) and os.path.commonpath([given, folder]) == given:
+            raise BadInput(
+                f"--{name} '{folder}' is in the folder of the annotations, which would be read with it the next time: "
+                "name another folder."
+            )
         check_export(name, folder, source.usable, source.image_root)
     claim_folders(exports, source.path, work, force=force)
 

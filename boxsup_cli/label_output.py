@@ -86,18 +86,18 @@ def finish(
         "checkpoint": seen_from(out, provenance["checkpoint"]),
         _REQUEST: request,
         _EXPORTS: {name: seen_from(out, folder) for name, folder in exports.items()},
-        _SIMPLIFY: simplify,
+        _SIMPLIFY: _simplified(exports, simplify),
     }
     if min_quality is not None:
         left = _leave_as_boxes(labelled, source, min_quality, overwrite=overwrite)
         summary = provenance["summary"]
         doubtful = 0 if min_quality >= DOUBTFUL_QUALITY else summary.get("doubtful", left) - left
         provenance["summary"] = {**summary, "doubtful": doubtful, "left_as_boxes": left}
-    _export(labelled, exports, source.image_root, simplify)
     if polygons:  # the usable part only: other entries may lack sizes or images
         from boxsup_d2.data.formats.polygons import to_polygons
 
         labelled = to_polygons(labelled, simplify)
+    _export(labelled, exports, source.image_root, simplify)
     final = {
         **source.data,
         "images": _merged(source.data["images"], source.usable["images"], labelled["images"], _FILLED),
@@ -129,12 +129,18 @@ def _leave_as_boxes(labelled: dict[str, Any], source: Source, min_quality: float
 def missing_exports(out: str, exports: dict[str, str], simplify: float) -> dict[str, str]:
     """Those other formats (format → folder) that were not written, as simple, with a finished output."""
     provenance = read_provenance(out) or {}
-    done, same = _done_exports(provenance, out), provenance.get(_SIMPLIFY, 0.0) == simplify
+    done, simplified, asked = _done_exports(provenance, out), provenance.get(_SIMPLIFY), _simplified(exports, simplify)
+    simplified = simplified if isinstance(simplified, dict) else {}
     return {
         name: folder
         for name, folder in exports.items()
-        if done.get(name) != folder or not os.path.isdir(folder) or (EXPORTS[name].polygons and not same)
+        if done.get(name) != folder or not os.path.isdir(folder) or simplified.get(name) != asked.get(name)
     }
+
+
+def _simplified(exports: dict[str, str], simplify: float) -> dict[str, float]:
+    """How simple the polygons of formats are."""
+    return {name: simplify for name in exports if EXPORTS[name].polygons and simplify}
 
 
 def export(out: str, image_root: str, exports: dict[str, str], *, simplify: float = 0.0, outside_images: bool) -> None:
@@ -155,8 +161,13 @@ def export(out: str, image_root: str, exports: dict[str, str], *, simplify: floa
         inspect_coco(data, image_root, path=out, outside_images=outside_images).usable, exports, image_root, simplify
     )
     provenance = data["info"][PROVENANCE_KEY]
+    former = provenance.get(_SIMPLIFY)
+    simplified = {
+        **{name: value for name, value in (former if isinstance(former, dict) else {}).items() if name not in exports},
+        **_simplified(exports, simplify),
+    }
     done = {name: seen_from(out, folder) for name, folder in {**_done_exports(provenance, out), **exports}.items()}
-    write_pseudo_masks(out, data, {**provenance, _EXPORTS: done, _SIMPLIFY: simplify})
+    write_pseudo_masks(out, data, {**provenance, _EXPORTS: done, _SIMPLIFY: simplified})
 
 
 def _done_exports(provenance: dict[str, Any], out: str) -> dict[str, str]:

@@ -449,7 +449,7 @@ def test_folders_are_recognised_by_what_is_in_them(tmp_path: Path) -> None:
     write_json(tmp_path / "yolo" / "run" / "configs" / "usable.json", coco)
     assert by_class(read(tmp_path / "yolo", tmp_path / "yolo")[0]) == [("dog", [7.5, 5.0, 15.0, 10.0])]
     (tmp_path / "yolo" / "labels" / "b.txt").rename(tmp_path / "b.txt")
-    (tmp_path / "yolo" / "classes.txt").unlink()
+    (tmp_path / "yolo" / "classes.txt").rename(tmp_path / "yolo" / "README.txt")  # which is no label file
     alone = read_annotations(str(tmp_path / "yolo"), str(tmp_path), None, Problems(), Problems())
     assert alone.path.endswith("masks.json")
     (tmp_path / "train" / "a.xml").write_text("<annotation/>")

@@ -681,8 +681,9 @@ def test_polygons_may_have_fewer_points(
             sum(len(s["points"]) for s in shapes if s["shape_type"] == "polygon"),
         )
 
-    def again(*words: str) -> int:
-        return label(tmp_path, "--polygons", "--labelme", str(tmp_path / "lm"), *words)
+    def again(*words: str, polygons: bool = True, out: str = "masks.json") -> int:
+        formats = ["--labelme", str(tmp_path / "lm"), *(["--polygons"] if polygons else [])]
+        return label(tmp_path, *formats, *words, out=out)
 
     round_mask = np.hypot(np.arange(40)[:, None] - 20, np.arange(60) - 30) < 15
     round_rle = mask_util.encode(np.asfortranarray(round_mask.astype(np.uint8)))
@@ -701,6 +702,19 @@ def test_polygons_may_have_fewer_points(
     assert all(now < before for now, before in zip(points(), exact, strict=True))
     assert again("--simplify", "1.5") == 0
     assert "is done" in capsys.readouterr().out
+    # A format that is added later is the same as one that was there at once, and changes no other's record.
+    both = ["--png", str(tmp_path / "png"), "--labelme", str(tmp_path / "lm2")]
+    assert again(*both, "--simplify", "1.5", out="second.json") == 0
+    assert again("--png", str(tmp_path / "png2"), "--simplify", "1.5") == 0
+    files = {path.relative_to(tmp_path / "png"): path.read_bytes() for path in (tmp_path / "png").rglob("*.png")}
+    assert files == {p.relative_to(tmp_path / "png2"): p.read_bytes() for p in (tmp_path / "png2").rglob("*.png")}
+    assert again("--simplify", "1.5") == 0
+    assert "is done" in capsys.readouterr().out
+    assert again("--force", polygons=False, out="runs.json") == 0
+    assert again("--simplify", "1.5", polygons=False, out="runs.json") == 2
+    assert "is there already" in capsys.readouterr().err
+    source = ["label", "--annotations", str(tmp_path), "--images", str(tmp_path / "images"), "--out", "x.json"]
+    assert main([*source, "--labelme", str(tmp_path / "inside")]) == 2
 
 
 # ------------------------------------------------------------------------------------------------- the others

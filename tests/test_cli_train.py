@@ -169,7 +169,7 @@ def test_classes_iterations_and_processes(tmp_path: Path, size: str) -> None:
     assert list(mask_rcnn.DATASETS.TRAIN) == ["my_boxes_pseudo"]
     head = mask_rcnn.MODEL.ROI_MASK_HEAD
     by_quality = ("quality", 0.0, True) if size == "small" else ("confidence_exact", 0.5, False)
-    assert (head.CONFIDENCE_KEY, head.CONFIDENCE_THRESHOLD, head.CONFIDENCE_WEIGHTING) == by_quality
+    assert by_quality == (head.CONFIDENCE_KEY, head.CONFIDENCE_THRESHOLD, head.CONFIDENCE_WEIGHTING)
     steps = configs["rounds"].ROUNDS[0]["STEPS"]
     assert [step["NAME"] for step in steps] == ["boxcaseg", "mask-rcnn"]
 

@@ -404,7 +404,10 @@ def crf_batch(count: int) -> list[dict[str, Any]]:
 def test_crf_refines_wherever_the_method_predicts():
     pytest.importorskip("pydensecrf", reason="pydensecrf2 is optional")
     assert not CRFRefinedModel(Rough().eval()).training
-    assert CRFRefinedModel(Rough()).training
+    model = Rough()
+    model.frozen = torch.nn.BatchNorm2d(1).eval()
+    assert CRFRefinedModel(model).training
+    assert not model.frozen.training
 
 
 def test_crf_workers_give_every_image_its_own_masks(monkeypatch):

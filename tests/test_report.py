@@ -620,3 +620,5 @@ def test_labels_of_boxes_that_lie_together_do_not_cover_each_other() -> None:
         shown = ((together == COLORS[number]).all(axis=2) & ~lines).sum()
         assert shown > 0.8 * plate, number
     assert together.shape == image.shape
+    for height in (1e12, float("inf")):
+        assert draw_objects(image, [DrawnObject(None, [5, 5, 20, height], 0, "cat")]).shape == image.shape

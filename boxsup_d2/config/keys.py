@@ -202,8 +202,8 @@ def _add_shared_config(cfg: CN) -> None:
     # Processes that do so; 0: a rank's share of the machine's cores, 1: none beside the rank itself, for scripts
     # that do their work outside of `if __name__ == "__main__":`.
     cfg.PSEUDO_MASKS.CRF_WORKERS = 0
-    # Pieces that other instances left of a mask in the merge go where they are smaller than this share of its largest
-    # one; 0 keeps all, as published.
+    # Of a mask that loses pixels to others in the merge, pieces go that are smaller than this share of its largest one;
+    # 0: none, as published.
     cfg.PSEUDO_MASKS.SPECKS = 0.0
     # Images, spread from worst to best mask, that the page beside each written file shows (docs/report.md); 0 writes
     # none. Labels do not depend on it, so a change makes nothing again.

@@ -171,7 +171,7 @@ class CRFRefinedModel(nn.Module):
         self.workers = workers or default_workers()
         self._executor: ProcessPoolExecutor | None = None
         self._refined = 0
-        self.train(model.training)  # a new module's mode is that of training, in which nothing is refined
+        self.training = model.training  # a new module's mode is that of training, in which nothing is refined
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
         """The method's output; in evaluation its ``instances`` with refined ``pred_masks`` (``BoxMasks``) on the CPU.

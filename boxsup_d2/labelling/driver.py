@@ -128,6 +128,8 @@ def _build_writer(
             raise ValueError(f"PSEUDO_MASKS.DATASETS: '{name}' has no classes, so it cannot be labelled with them.")
         return SemSegLabelWriter(name, dataset_dicts, folder, provenance, class_names, **options)
     options["specks"] = cfg.PSEUDO_MASKS.SPECKS
+    if not 0 <= options["specks"] < 1:
+        raise ValueError(f"PSEUDO_MASKS.SPECKS is {options['specks']}: it must be 0 or more, and less than 1.")
     return PseudoMaskWriter(name, dataset_dicts, folder, provenance, lambda: dataset_to_coco(name), **options)
 
 

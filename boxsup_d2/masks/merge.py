@@ -68,8 +68,8 @@ def merge_image(
         quality: N predicted IoUs of the masks before the merge, in 0..1; None: 1 each.
         rotated: N rotated boxes (cx, cy, w, h, degrees counter-clockwise) that ``boxes`` are the upright ones around;
             None, or None for a box: it is upright.
-        specks: pieces that others left of a mask go where they are smaller than this share of its largest one; 0:
-            none does, as published.
+        specks: of a mask that lost pixels to others, pieces that are smaller than this share of its largest one go;
+            0: none does, as published.
 
     Returns:
         N merged instances in the order of ``boxes``, pairwise disjoint and disjoint from ``kept``.

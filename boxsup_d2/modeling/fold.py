@@ -54,7 +54,7 @@ def pad_evenly(network: nn.Module) -> nn.Module:
     """Spare strided convolutions of TensorFlow's networks the copies that pad their inputs; 5 % of BoxMask's time.
 
     Args:
-        network: on a CPU; it is changed, and cannot be trained any more.
+        network: on a CPU; it is changed, and can neither be trained nor given other weights any more.
 
     Returns:
         ``network``, with the same output.

@@ -19,6 +19,8 @@ __all__ = ["DrawnObject", "draw_objects", "write_overlays"]
 
 # Height of letters, as a share of the image's longer side, and in pixels at least.
 _LETTERS, _LEAST_LETTERS = 1 / 60, 11
+# Lines within a box, from its top, that its text may be on.
+_LINES = 4
 
 
 class DrawnObject(NamedTuple):
@@ -51,7 +53,7 @@ def draw_objects(image: np.ndarray, objects: Iterable[DrawnObject]) -> np.ndarra
     picture = Image.fromarray(np.ascontiguousarray(canvas.pixels[:, :, ::-1]))
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=max(max(height, width) * _LETTERS, _LEAST_LETTERS))
-    placed = np.zeros((0, 4))
+    placed, number = np.zeros((len(texts), 4)), 0
     for each, color in texts:
         if each.text:
             x0, y0, x1, y1 = draw.textbbox((0, 0), each.text, font=font)
@@ -59,10 +61,10 @@ def draw_objects(image: np.ndarray, objects: Iterable[DrawnObject]) -> np.ndarra
             left = min(max(box[0], 0), max(width - x1, 0))
             tops = np.array([top for top in _tops(box, y1) if 0 <= top <= height - y1] or [max(box[1], 0)])
             spots = np.stack([left + x0 + 0 * tops, tops + y0, left + x1 + 0 * tops, tops + y1], axis=1)
-            number = int(_overlap(spots, placed).argmin())
-            placed = np.concatenate([placed, spots[[number]]])
-            draw.rectangle(tuple(spots[number]), fill=color[::-1])
-            draw.text((left, tops[number]), each.text, fill=(0, 0, 0), font=font)
+            best = int(_overlap(spots, placed[:number]).argmin())
+            placed[number], number = spots[best], number + 1
+            draw.rectangle(tuple(spots[best]), fill=color[::-1])
+            draw.text((left, tops[best]), each.text, fill=(0, 0, 0), font=font)
     return np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
 
 
@@ -73,7 +75,8 @@ def _upright(box: Sequence[float]) -> Sequence[float]:
 
 def _tops(box: Sequence[float], height: float) -> list[float]:
     """Where the text of a box may begin, best first: above it, within it from its top, below it."""
-    return [box[1] - height, *np.arange(box[1], max(box[3], box[1] + 1), height), box[3]]
+    within = (box[1] + line * height for line in range(_LINES))
+    return [box[1] - height, *(top for top in within if top == box[1] or top + height <= box[3]), box[3]]
 
 
 def _overlap(spots: np.ndarray, placed: np.ndarray) -> np.ndarray:

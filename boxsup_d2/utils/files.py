@@ -28,13 +28,16 @@ def json_sha256(value: Any) -> str:
 
 
 def seen_from(file: str, path: str) -> str:
-    """A path as it is from a file's folder: what is given away says nothing of the machine that made it.
+    """A path as it is from a file's folder, for files that are given away, or moved together with what they name.
 
     Args:
         file: that says the path.
         path: where it is not absolute, it stays.
     """
-    return os.path.relpath(path, os.path.dirname(file)) if os.path.isabs(path) else path
+    if not os.path.isabs(path):
+        return path
+    # Links are followed, as whoever goes up from the file's folder does.
+    return os.path.relpath(os.path.realpath(path), os.path.realpath(os.path.dirname(file)))
 
 
 def strict_json(value: Any, **options: Any) -> str:

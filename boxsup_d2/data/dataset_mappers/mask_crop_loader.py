@@ -41,7 +41,10 @@ def build_mask_crop_train_loader(cfg: CfgNode, mapper: Callable[..., dict[str, A
         samples, shares = mask_samples(dicts, node.MIN_SIDE, union, node.MIN_QUALITY)
         if not samples:
             raise ValueError(f"DATASETS.TRAIN: '{name}' holds no box that could be learnt from")
-        logger.info("%s: %d samples of %d images", name, len(samples), len(dicts))
+        masks = sum("segmentations" in sample or "mask_file_name" in sample for sample in samples)
+        logger.info(
+            "%s: %d samples of %d images, %d of them with a mask to learn", name, len(samples), len(dicts), masks
+        )
         sources.append((samples, shares, len(dicts)))
     order = MaskCropOrder(
         [shares for _, shares, _ in sources],
@@ -105,7 +108,9 @@ def _object_sample(
         return None
     sample = {"file_name": record["file_name"], "box": tuple(float(v) for v in box)}
     confidence = mask_confidence(annotation, "quality", record["file_name"])
-    if annotation.get("segmentation") and (confidence is None or confidence >= min_quality) and confidence != 0:
+    # The confidence of files of before, which have no quality, says nothing of it: a filled box has 1.
+    good = annotation.get("quality") is None or annotation["quality"] >= min_quality
+    if annotation.get("segmentation") and good and confidence != 0:
         sample |= {"segmentations": [annotation["segmentation"]], **_void(record)}
         if confidence is not None:
             sample["confidence"] = confidence

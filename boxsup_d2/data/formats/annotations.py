@@ -18,7 +18,7 @@ from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.formats.pseudo_masks import read_provenance
 from boxsup_d2.data.formats.via import is_via, read_via
 from boxsup_d2.data.formats.voc import parse_xml, read_voc_xml
-from boxsup_d2.data.formats.yolo import read_yolo
+from boxsup_d2.data.formats.yolo import holds_numbers, read_yolo
 
 _KINDS = (".json", ".xml", ".txt")
 # Stands in the folder of every training of several steps.
@@ -64,8 +64,8 @@ def read_annotations(
         names: file of YOLO's class names, see :func:`read_yolo`.
         problems: gains what cannot be used.
         notes: gains what is worth knowing.
-        suffix: take a folder's files of this kind, ".json", ".xml" or ".txt"; else the first kind that there is. What
-            this program wrote into the folder counts where there is nothing else.
+        suffix: take a folder's files of this kind, ".json", ".xml" or ".txt"; else the first kind that there is. A json
+            that this program wrote into the folder counts where there is nothing else.
 
     Raises:
         FileNotFoundError: there are no annotations, or no images.
@@ -83,7 +83,9 @@ def read_annotations(
     files = [file for file in files if not file.startswith(runs)]
     listed = {kind: [file for file in files if file.lower().endswith(kind)] for kind in _KINDS}
     for kind in (suffix,) if suffix else _KINDS:
-        if listed[kind] and kind == ".txt":
+        # A README beside our json is no label file; of empty ones, which are, there is nothing to tell.
+        labels = kind == ".txt" and (bool(suffix) or any(holds_numbers(os.path.join(path, f)) for f in listed[kind]))
+        if listed[kind] and labels:
             return Annotations(path, read_yolo(path, images, names, problems, notes), False)
         if listed[kind] and kind == ".xml":
             return _read_xml(path, listed[kind], images, problems, notes)
@@ -95,6 +97,8 @@ def read_annotations(
     found = _json_of(path, listed[".json"], ours=True) if suffix in ("", ".json") else None
     if found is not None:
         return _read_json(*found, images, problems, notes, path, listed[".json"])
+    if listed[".txt"] and not suffix:
+        return Annotations(path, read_yolo(path, images, names, problems, notes), False)
     raise FileNotFoundError(
         f"There is no {suffix or 'json, xml or txt'} file of annotations, in a format that is read, in '{path}'. "
         "Correct the path, or export them as COCO."

@@ -14,7 +14,7 @@ from boxsup_d2.data.formats.coco import read_json
 from boxsup_d2.data.formats.coco_checks import is_finite, is_int
 from boxsup_d2.data.formats.drawn import KEPT, Shape, crop_to_rle, decode_png, ellipse, kept_fields, objects_of, to_coco
 from boxsup_d2.data.formats.folders import ImageFinder, by_image, header_size, output_stems, write_file
-from boxsup_d2.data.formats.polygons import decode_mask, mask_to_polygons
+from boxsup_d2.data.formats.polygons import polygons_of
 from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.formats.rotated_boxes import TURNED, box_of_corners
 
@@ -102,8 +102,8 @@ def _shapes(entry: Any, size: tuple[int, int], where: str, notes: Problems) -> l
 def write_labelme(data: dict[str, Any], out_dir: str, image_root: str, *, tolerance: float = 0.0) -> dict[str, int]:
     """Write ``<image>.json`` per image: for every object a rectangle, and its mask as polygons in the same group.
 
-    Polygons run along the edges of the pixels and give the mask back, holes included; with a tolerance nearly so.
-    Crowd regions are left out.
+    Polygons of masks run along the edges of the pixels and give them back, holes included; with a tolerance nearly so.
+    Those that annotations have stay. Crowd regions are left out.
 
     Args:
         data: COCO dict whose images have sizes and whose masks fit them.
@@ -125,7 +125,7 @@ def write_labelme(data: dict[str, Any], out_dir: str, image_root: str, *, tolera
             if annotation.get("iscrowd"):
                 counts["crowds"] += 1
                 continue
-            polygons = mask_to_polygons(decode_mask(annotation, image["height"], image["width"]), tolerance)
+            polygons = polygons_of(annotation, image["height"], image["width"], tolerance)
             counts["objects"] += 1
             counts["without_mask"] += not polygons
             x, y, w, h = annotation["bbox"]

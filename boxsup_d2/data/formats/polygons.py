@@ -189,6 +189,20 @@ def to_polygons(data: dict[str, Any], tolerance: float = 0.0) -> dict[str, Any]:
     return {**data, "annotations": annotations}
 
 
+def polygons_of(annotation: dict[str, Any], height: int, width: int, tolerance: float = 0.0) -> list[list[float]]:
+    """The polygons of an annotation: those that it has, inside of the image; else :func:`mask_to_polygons` of its mask.
+
+    Raises:
+        ValueError: the mask cannot be read; names the annotation.
+    """
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, list) and all(
+        min(ring) >= 0 and max(ring[0::2]) <= width and max(ring[1::2]) <= height for ring in segmentation if ring
+    ):
+        return [ring for ring in segmentation if len(ring) >= 6]
+    return mask_to_polygons(decode_mask(annotation, height, width), tolerance)
+
+
 def decode_mask(annotation: dict[str, Any], height: int, width: int) -> np.ndarray:
     """The mask of an annotation, H×W bool; without a pixel where it has none.
 

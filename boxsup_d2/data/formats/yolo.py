@@ -138,7 +138,7 @@ def _label_files(labels: str, names_file: str, finder: ImageFinder, problems: Pr
         if os.path.abspath(os.path.join(labels, relative)) == os.path.abspath(names_file):
             continue
         image = finder.beside(relative)
-        if image is None and not _holds_numbers(os.path.join(labels, relative)):
+        if image is None and not holds_numbers(os.path.join(labels, relative)):
             continue  # a README, a list of images, names of classes
         if image is None:
             problems.add("label files without an image of their name, or with several", relative)
@@ -149,7 +149,7 @@ def _label_files(labels: str, names_file: str, finder: ImageFinder, problems: Pr
     return found
 
 
-def _holds_numbers(path: str) -> bool:
+def holds_numbers(path: str) -> bool:
     """Whether a line of a text file, perhaps a label file, begins with two numbers."""
     try:
         lines = read_text(path).splitlines()
