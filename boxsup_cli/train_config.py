@@ -348,7 +348,7 @@ def _mask_rcnn(args: argparse.Namespace, name: str, ranks: int, images: int, cla
     model: dict[str, Any] = {"ROI_HEADS": {"NUM_CLASSES": classes}}
     if args.size != "full":  # whose recipe is the published one
         comments.append(
-            "Masks count by their quality: better than all alike, or those above a limit (docs/benchmarks.md)."
+            "Masks count by their quality, the best of three ways with the one seed tried (docs/benchmarks.md)."
         )
         model["ROI_MASK_HEAD"] = {
             "CONFIDENCE_KEY": "quality",
