@@ -38,18 +38,18 @@ class Existing(argparse.Action):
         paths = [os.path.expanduser(path) for path in ([values] if isinstance(values, str) else values)]
         setattr(namespace, self.dest, paths[0] if isinstance(values, str) else paths)
         missing = [path for path in paths if not os.path.exists(path)]
-        if missing and not hasattr(namespace, "missing"):
-            namespace.missing = f"{option_string or self.metavar}: there is no '{missing[0]}'."
+        if missing and not hasattr(namespace, "mistake"):
+            namespace.mistake = f"{option_string or self.metavar}: there is no '{missing[0]}'."
 
 
 def run_command(args: argparse.Namespace) -> None:
     """Run a parsed subcommand.
 
     Raises:
-        BadInput: a file or folder that it needs is missing; and what the subcommand raises.
+        BadInput: an argument cannot be, such as a file that is missing; and what the subcommand raises.
     """
-    if hasattr(args, "missing"):
-        raise BadInput(args.missing)
+    if hasattr(args, "mistake"):
+        raise BadInput(args.mistake)
     args.run(args)
 
 

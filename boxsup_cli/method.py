@@ -2,10 +2,14 @@
 
 import argparse
 import os
+import sys
 from typing import Any, NamedTuple
 
-from boxsup_cli.arguments import Group, add_opts_argument
+from boxsup_cli.arguments import Existing, Group, add_opts_argument
 from boxsup_cli.errors import BadInput
+
+#: The methods of this package, which are known before they are imported.
+METHODS = ("box", "grabcut", "boxcaseg", "boxmask", "lpg", "salient-onnx", "sam")
 
 
 class MethodChoice(NamedTuple):
@@ -24,15 +28,43 @@ class MethodChoice(NamedTuple):
     opts: tuple[Any, ...]
 
 
+class _Method(argparse.Action):
+    """The name of a method; that there is no such one is known before anything is imported."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        if values in METHODS or "boxsup_d2" in sys.modules:  # what is imported may have brought others
+            return
+        import difflib
+        from importlib.metadata import entry_points
+
+        if not entry_points(group="boxsup_d2.methods"):  # other packages, whose methods their import tells
+            near = difflib.get_close_matches(values, METHODS, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            namespace.mistake = f"There is no method '{values}'; there are {', '.join(METHODS)}.{hint}"
+
+
 def add_method_arguments(group: Group) -> None:
     """Add ``--method``, ``--weights``, ``--config``, ``--fast``, ``--best`` and ``--opts``."""
     group.add_argument(
         "--method",
+        action=_Method,
         metavar="NAME",
         help="one of those that 'boxsup models' lists (default: boxmask, the network that ships, or that of --config)",
     )
     group.add_argument("--weights", metavar="F", help="trained weights; default: model_final.pth beside --config")
-    group.add_argument("--config", metavar="F", help="a config of a network, such as those that 'boxsup train' leaves")
+    group.add_argument(
+        "--config",
+        action=Existing,
+        metavar="F",
+        help="a config of a network, such as those that 'boxsup train' leaves",
+    )
     setting = group.add_mutually_exclusive_group()
     setting.add_argument("--fast", action="store_true", help="a faster setting of the method, for somewhat worse masks")
     setting.add_argument("--best", action="store_true", help="a slower setting, for somewhat better masks")

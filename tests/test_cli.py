@@ -638,6 +638,11 @@ def test_exports_are_added_to_a_finished_output(tmp_path: Path, data: dict[str, 
         (["train", "--yolo", ".", "--images", "gone"], "--images: there is no 'gone'"),
         (["report", "pyproject.toml", "gone.json", "--images", "."], "MASKS.json: there is no 'gone.json'"),
         (["eval", "gone.json", "gone.json"], "PRED.json: there is no 'gone.json'"),
+        (["serve", "--config", "gone.yaml"], "--config: there is no 'gone.yaml'"),
+        (
+            ["label", "--json", "pyproject.toml", "--images", ".", "--method", "grabcat"],
+            f"There is no method 'grabcat'; there are {', '.join(methods())}. Did you mean 'grabcut'?",
+        ),
     ],
 )
 def test_missing_files_are_named_before_anything_is_imported(words: list[str], message: str) -> None:
@@ -647,7 +652,7 @@ def test_missing_files_are_named_before_anything_is_imported(words: list[str], m
     )
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", program, *words], cwd=root, capture_output=True, text=True)
-    assert done.stderr.strip() == f"boxsup: error: {message}."
+    assert done.stderr.strip().removesuffix(".") == f"boxsup: error: {message}"
     assert done.stdout.strip() == "2 []"
 
 
