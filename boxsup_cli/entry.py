@@ -7,6 +7,7 @@ Only programs import this module: it changes what Ctrl-C does.
 import gc
 import os
 import signal
+import sys
 from types import FrameType
 
 
@@ -29,8 +30,10 @@ def main() -> int:
         return run()
     finally:
         # On its way out the interpreter would search hundreds of thousands of objects of torch's modules for garbage,
-        # several times, which takes half as long as importing them did. The system takes back all memory anyway.
-        gc.freeze()
+        # several times, which takes half as long as importing them did. The system takes back all memory anyway. Not
+        # after a training, which imports triton: that complains of what it is not given back.
+        if "triton" not in sys.modules:
+            gc.freeze()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ class Export(NamedTuple):
         images: whether the writer is told the folder of the images.
         polygons: whether the writer is told how far polygons may pass the edges of masks.
         annotations: whether what it writes is read as annotations by the next command.
+        pictures: ending of files that it names as the images; "": it writes none.
     """
 
     what: str
@@ -29,6 +30,7 @@ class Export(NamedTuple):
     images: bool = False
     polygons: bool = False
     annotations: bool = False
+    pictures: str = ""
 
 
 EXPORTS = {
@@ -36,6 +38,7 @@ EXPORTS = {
         "a picture of every image with its masks, boxes and classes over it",
         "report.overlays:write_overlays",
         images=True,
+        pictures=".jpg",
     ),
     "png": Export("a black and white PNG per mask", "data.formats.export:write_mask_pngs"),
     "voc-png": Export(
@@ -94,7 +97,10 @@ def asked_exports(args: argparse.Namespace, others: tuple[str, ...] = ()) -> dic
     asked = {option: getattr(args, option.replace("-", "_")) for option in EXPORTS}
     drawn = [*others, *(option for option, export in EXPORTS.items() if export.polygons)]
     if args.simplify and not any(getattr(args, option) for option in drawn):
-        raise BadInput(f"--simplify is for polygons: give --{' or --'.join(drawn)} as well, or leave it out.")
+        raise BadInput(
+            f"--simplify is for polygons: give --{' or --'.join(drawn)} as well, or leave it out. Those of YOLO and "
+            "GeoJSON are exact."
+        )
     return {option: os.path.abspath(folder) for option, folder in asked.items() if folder}
 
 
@@ -123,6 +129,12 @@ def check_export(name: str, folder: str, data: dict[str, Any], image_root: str) 
             output_stems(data["images"])
         if name == "voc-png":
             check_voc_png(data, folder)
+    if EXPORTS[name].pictures:
+        pictures = {os.path.realpath(os.path.join(image_root, image["file_name"])) for image in data["images"]}
+        for stem in output_stems(data["images"]):
+            path = os.path.join(folder, f"{stem}{EXPORTS[name].pictures}")
+            if os.path.realpath(path) in pictures:
+                raise BadInput(f"--{name} '{folder}' would write over the image '{path}': name another folder.")
     if name != "yolo-seg":
         return
     for link, picture in yolo_links(data, folder, image_root):

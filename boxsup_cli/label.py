@@ -159,6 +159,11 @@ def run(args: argparse.Namespace) -> None:
             shutil.rmtree(work, ignore_errors=True)
         crowds = sum(bool(annotation.get("iscrowd")) for annotation in source.usable["annotations"])
         show(summary_line(summary, short(out), crowds))
+        covered = round(summary["share_empty"] * summary["instances"]) if summary.get("kept") else 0
+        if covered:
+            show(
+                f"{covered} masks are empty, most likely under masks that are kept: --overwrite-masks labels all boxes"
+            )
         look = _look_line(summary, short(out), short(source.image_root), report=bool(args.report))
         if look:
             show(look)
@@ -211,12 +216,13 @@ def work_folder(out: str) -> str:
 def summary_line(summary: dict[str, Any], out: str, crowds: int) -> str:
     kept = f", {summary['kept']} masks kept" if summary.get("kept") else ""
     kept += f", {crowds} crowd regions (iscrowd 1) left as they are" if crowds else ""
-    boxes = f", {summary['left_as_boxes']} of them left as boxes" if summary.get("left_as_boxes") else ""
+    left = summary.get("left_as_boxes", 0)
+    boxes = f", {left} boxes left without one" if left else ""
     quality = f"mean quality {summary['mean_quality']:.2f}, " if "mean_quality" in summary else ""
     means = f"; {quality}mean confidence {summary['mean_confidence_exact']:.2f}, {summary['share_empty']:.1%} empty"
     # Of no mask there are no means.
     means = means if summary["instances"] else ""
-    return f"{summary['instances']} masks on {summary['images']} images{boxes}{kept}{means} -> '{out}'"
+    return f"{summary['instances'] - left} masks on {summary['images']} images{boxes}{kept}{means} -> '{out}'"
 
 
 def _look_line(summary: dict[str, Any], out: str, image_root: str, *, report: bool) -> str:

@@ -21,7 +21,15 @@ _FILLED = ("height", "width")
 # Keys that this module adds to the provenance: the request, the other formats that were written, and their --simplify.
 _REQUEST, _EXPORTS, _SIMPLIFY = "request", "exports", "simplify"
 # What users call parts of a request.
-_IN_WORDS = {"source_sha256": "boxes", "config_sha256": "settings", "weights_sha256": "weights"}
+_IN_WORDS = {
+    "source_sha256": "boxes",
+    "config_sha256": "settings",
+    "weights_sha256": "weights",
+    "overwrite": "--overwrite-masks",
+    "polygons": "--polygons",
+    "simplify": "--simplify",
+    "min_quality": "--min-quality",
+}
 
 
 def is_done(out: str, request: dict[str, Any], *, force: bool) -> bool:
@@ -38,7 +46,7 @@ def is_done(out: str, request: dict[str, Any], *, force: bool) -> bool:
     if force:
         return False
     if provenance is None:
-        what = "was not written by this program"
+        what = "was not written by this command"
     else:
         former = provenance.get(_REQUEST) or provenance
         keys = {*request, *(former if _REQUEST in provenance else ())}

@@ -17,7 +17,7 @@ from boxsup_cli.arguments import (
     share,
 )
 from boxsup_cli.errors import BadInput, bad_input
-from boxsup_cli.exports import add_export_arguments, asked_exports
+from boxsup_cli.exports import add_export_arguments, asked_exports, check_export
 from boxsup_cli.sources import add_keep_going_argument, add_outside_argument, inspect_source
 
 _EPILOG = """
@@ -96,7 +96,6 @@ def run(args: argparse.Namespace) -> None:
     from boxsup_cli.console import short, show
     from boxsup_cli.label_output import claim_folders, export, is_done, missing_exports
     from boxsup_cli.predict_job import PredictJob, predict
-    from boxsup_d2.data.formats.folders import output_stems
     from boxsup_d2.data.formats.problems import Problems
     from boxsup_d2.engine.launch import launch
     from boxsup_d2.prediction import dataset_path, image_list, prediction_identity
@@ -134,15 +133,15 @@ def run(args: argparse.Namespace) -> None:
         args.keep_going,
     )
     dataset, work = dataset_path(out), f"{out}.work"
+    for name, folder in exports.items():
+        check_export(name, folder, {**images, "annotations": []}, image_root)
     with bad_input():
-        if exports:
-            output_stems(images["images"])  # names that other formats cannot tell apart
         identity = prediction_identity(
             job.network(), images, image_root, min_score=args.min_score, classes=args.classes
         )
     done = is_done(dataset, identity, force=args.force) and os.path.isfile(out)
     if not done and os.path.exists(out) and not os.path.exists(dataset) and not args.force:
-        raise BadInput(f"'{out}' was not written by this program: replace it with --force, or name another --out.")
+        raise BadInput(f"'{out}' was not written by this command: replace it with --force, or name another --out.")
     exports = missing_exports(dataset, exports, args.simplify) if done else exports
     claim_folders(exports, path, work, force=args.force)
     with bad_input():  # a folder that may not be written to

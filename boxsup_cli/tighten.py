@@ -44,11 +44,14 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"'{args.out}' is there already: replace it by --force, or name another --out.")
     from boxsup_cli.console import show
     from boxsup_d2.data.formats.coco import read_coco_json, with_tight_boxes
+    from boxsup_d2.masks.rle import has_mask
     from boxsup_d2.utils.files import atomic_write, strict_json
 
     with bad_input():
         data = read_coco_json(args.masks, args.masks, "Correct the path.")
         tight, changed = with_tight_boxes(data, args.masks)
+    if not any(has_mask(annotation.get("segmentation")) for annotation in data["annotations"]):
+        raise BadInput(f"'{args.masks}' holds {len(data['annotations'])} boxes and no mask to fit them to.")
     with atomic_write(args.out) as file:
         file.write(strict_json(tight))
-    show(f"{changed} of {len(data['annotations'])} boxes are other ones -> '{args.out}'")
+    show(f"{changed} of {len(data['annotations'])} boxes changed -> '{args.out}'")

@@ -301,10 +301,10 @@ def test_masks_of_low_quality_deserve_a_look_and_can_stay_boxes(
     masks = read(tmp_path / "masks.json")
 
     assert label(tmp_path, "--min-quality", "0.6") == 2, "another output"
-    assert "other min_quality" in " ".join(capsys.readouterr().err.split())
+    assert "other --min-quality" in " ".join(capsys.readouterr().err.split())
     assert label(tmp_path, "--min-quality", "0.6", "--png", str(tmp_path / "png"), out="boxes_left.json") == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "7 of them left as boxes" in told
+    assert "0 masks on 7 images, 7 boxes left without one" in told
     assert "deserve" not in told, "the masks that stayed are good ones"
     result = read(tmp_path / "boxes_left.json")
     assert result["info"]["boxsup_d2"]["summary"]["left_as_boxes"] == 7
@@ -702,7 +702,7 @@ def test_polygons_may_have_fewer_points(
     assert again() == 0
     exact = points()
     assert again("--simplify", "1.5") == 2, "another output"
-    assert "other simplify" in capsys.readouterr().err
+    assert "other --simplify" in capsys.readouterr().err
     assert again("--simplify", "1.5", "--force") == 0
     assert all(now < before for now, before in zip(points(), exact, strict=True))
     assert again("--simplify", "1.5") == 0
@@ -720,6 +720,39 @@ def test_polygons_may_have_fewer_points(
     assert "is there already" in capsys.readouterr().err
     source = ["label", "--annotations", str(tmp_path), "--images", str(tmp_path / "images"), "--out", "x.json"]
     assert main([*source, "--labelme", str(tmp_path / "inside")]) == 2
+
+
+def test_no_option_makes_pictures_replace_the_images(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (tmp_path / "images").glob("*.png"):
+        Image.open(path).save(path.with_suffix(".jpg"))
+    data["images"] = [{**i, "file_name": f"{Path(i['file_name']).stem}.jpg"} for i in data["images"]]
+    (tmp_path / "boxes.json").write_text(json.dumps(data))
+    files = {path: path.read_bytes() for path in (tmp_path / "images").iterdir()}
+    for options in ([], ["--force"]):
+        assert label(tmp_path, "--overlays", str(tmp_path / "images"), *options) == 2
+        assert "would write over the image" in capsys.readouterr().err
+    # Nor through another name of theirs.
+    (tmp_path / "drawn").mkdir()
+    for path in files:
+        os.link(path, tmp_path / "drawn" / path.name)
+    assert label(tmp_path, "--overlays", str(tmp_path / "drawn"), "--force") == 0
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_corners_are_not_taken_for_sides(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxes = [a for a in data["annotations"] if not a.get("iscrowd") and "segmentation" not in a][:5]
+    for number, annotation in enumerate(boxes):
+        annotation["bbox"] = [20 + number, 15, 50, 35 + number]  # in 60 x 40
+    (tmp_path / "boxes.json").write_text(json.dumps({**data, "annotations": boxes}))
+    assert label(tmp_path) == 2
+    assert re.search(r"boxes that look.*5 mistake", capsys.readouterr().err, re.DOTALL)
+    boxes[0]["bbox"] = [20, 10, 15, 10]  # which no corners are
+    (tmp_path / "boxes.json").write_text(json.dumps({**data, "annotations": boxes}))
+    assert label(tmp_path) == 0
 
 
 # ------------------------------------------------------------------------------------------------- the others

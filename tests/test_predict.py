@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from boxsup_d2.model_zoo import get_config_file
 from boxsup_d2.modeling.deeplab import DeepLabSegmenter
 from boxsup_d2.modeling.rcnn.meta_arch import PromptableRCNN
 from boxsup_d2.prediction import image_list, trained_network
+from boxsup_d2.prediction.network import find_config
 
 # Of an untrained network with two classes every object has about a third.
 LOW = ["--min-score", "0.3", "--num-gpus", "0", "--opts", "DATALOADER.NUM_WORKERS", "0"]
@@ -152,6 +154,15 @@ def test_interrupted_and_damaged_work_goes_on(
     assert asked == ["a.png", "c.png"], "what was predicted is not predicted again"
     assert "b.png" in capsys.readouterr().out
     assert [image["file_name"] for image in read(tmp_path / "found.coco.json")["images"]] == ["a.png", "inner/c.png"]
+
+
+def test_a_network_is_found_that_the_last_command_did_not_ask_for(network: Path, tmp_path: Path) -> None:
+    shutil.copytree(network, tmp_path / "my/mask-rcnn")
+    (tmp_path / "my/config.yaml").write_text("ROUNDS: [{NAME: a, STEPS: [{NAME: boxmask, CONFIG: x.yaml}]}]\n")
+    config, weights = find_config(str(tmp_path / "my"))
+    assert (config, weights) == tuple(
+        str(tmp_path / "my/mask-rcnn" / name) for name in ("config.yaml", "model_final.pth")
+    )
 
 
 def test_boxinst_is_asked_for_its_own_classes(photos: Path, tmp_path: Path) -> None:

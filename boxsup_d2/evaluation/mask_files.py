@@ -102,6 +102,9 @@ def compare_mask_files(predicted: str, truth: str, *, rank_by: str | None = None
         raise ValueError(f"'{predicted}' holds {len(objects)} boxes and no mask: 'boxsup label' makes masks of boxes.")
     if not objects:
         raise ValueError(f"'{predicted}' holds no object: there is nothing to compare with '{truth}'.")
+    true = [annotation for record in theirs.records for annotation in objects_of(record)]
+    if true and not any(annotation["segmentation"] for annotation in true):
+        raise ValueError(f"'{truth}' holds {len(true)} boxes and no mask: there is nothing to compare with.")
     partners = match_records(ours, theirs)
     rows = [row for record, partner in partners for row in _score(record, partner, ours, theirs)]
     unmatched = _count_unmatched(ours, theirs, partners, rows)

@@ -133,8 +133,11 @@ def find_config(path: str) -> tuple[str, str]:
         steps = [step for each in rounds for step in each["STEPS"]]
     if not os.path.isdir(path):
         raise ValueError(f"'{path}' is a rounds config: name the folder of one of its steps.")
-    for step in reversed(steps):
-        folder = os.path.join(path, step["NAME"])
+    names = [step["NAME"] for step in reversed(steps)]
+    # A step that the last command of a training did not ask for is there all the same.
+    names += sorted({each.name for each in os.scandir(path) if each.is_dir()} - set(names))
+    for name in names:
+        folder = os.path.join(path, name)
         config = os.path.join(folder, _CONFIG)
         if os.path.isfile(config) and os.path.isfile(os.path.join(folder, _WEIGHTS)):
             kind = _kind_of(load_config(config))

@@ -71,6 +71,9 @@ def check_coco_form(data: Any, path: str) -> None:
     if isinstance(data, list):
         looks_like = data and all(isinstance(item, dict) and "image_id" in item for item in data[:1])
         what = "detection results, without their images and classes" if looks_like else "no COCO json"
+        whole = f"{os.path.splitext(path)[0]}.coco.json"
+        if looks_like and os.path.isfile(whole):
+            raise ValueError(f"'{path}' holds a bare list: {what}. 'boxsup predict' wrote these as well: '{whole}'.")
         raise ValueError(
             f"'{path}' holds a bare list: {what}. Export it as a COCO instances json: an object with 'images', "
             "'annotations' and 'categories'."

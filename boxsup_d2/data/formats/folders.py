@@ -202,13 +202,15 @@ def output_stems(images: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def write_file(path: str, content: str | bytes) -> None:
-    """Write a file, and make its folder.
+    """Write a file, and make its folder; other names of a file that was there keep what it was.
 
     Raises:
         OSError: the disk is full, for instance; names the file.
     """
     with disk_full_message(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
+        if os.path.lexists(path):  # perhaps a link to an image, or one of its names
+            os.remove(path)
         with open(path, "wb") as file:
             file.write(content.encode(errors="replace") if isinstance(content, str) else content)
 

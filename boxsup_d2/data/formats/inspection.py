@@ -45,6 +45,8 @@ _BATCH = 1024
 # How far a box may reach out of its image before that is worth a note: VOC's boxes are often written by tools that
 # count from 0 where others count from 1, and sums of rounded numbers end a little behind the last pixel.
 _TOLERANCE = 1.0
+# Boxes from which on all of them together tell that their numbers mean something else.
+_MANY = 4
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def inspect_coco(
     categories = inspector.categories(data["categories"])
     images = inspector.images(data["images"])
     annotations = inspector.annotations(data["annotations"])
+    inspector.look_for_corners(annotations)
     return Inspection(
         path=path,
         problems=inspector.problems,
@@ -286,6 +289,16 @@ class _Inspector:
             seen[entry["id"]] = entry
             usable.append(self._with_sound_mask(entry))
         return usable
+
+    def look_for_corners(self, annotations: list[dict[str, Any]]) -> None:
+        """Note a problem where all boxes would be inside of their images as corners, and many are not as they are."""
+        boxes = [(a["bbox"], self._sizes[a["image_id"]]) for a in annotations if not a.get("iscrowd")]
+        outside = [box for box, (h, w) in boxes if box[0] + box[2] > w + _TOLERANCE or box[1] + box[3] > h + _TOLERANCE]
+        if len(boxes) < _MANY or len(outside) * 4 < len(boxes):
+            return
+        if all(x0 < x1 <= w + _TOLERANCE and y0 < y1 <= h + _TOLERANCE for (x0, y0, x1, y1), (h, w) in boxes):
+            for box in outside:
+                self.problems.add("boxes that look like x0, y0, x1, y1 (COCO's are x, y, width, height)", str(box))
 
     def _annotation_fault(self, entry: dict[str, Any]) -> Fault | None:
         fault = crowd_fault(entry) or reference_fault(entry, self._known, self._category_ids) or box_fault(entry)
