@@ -1,8 +1,10 @@
 """The parser of ``boxsup``, and its exit codes."""
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from boxsup_cli import convert, evaluate, export, label, models, predict, report, serve, tighten, train
 from boxsup_cli.arguments import TellAndEnd, run_command
@@ -35,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = module.add_parser(commands)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, parser=command)
     return parser
 
 
@@ -43,6 +45,14 @@ def _version() -> str:
     from boxsup_d2.version import __version__
 
     return f"boxsup_d2 {__version__}\n"
+
+
+def _refuse(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> NoReturn:
+    """End as argparse does, but with the usage of the subcommand, and what may have been meant."""
+    options = [option for action in parser._actions for option in action.option_strings]
+    near = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1, cutoff=0.7)
+    hint = f". Did you mean {near[0]}?" if near else ""
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the exit code. Bad usage ends in ``SystemExit(2)``, as argparse has it.
     """
     parser = build_parser()
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        _refuse(getattr(args, "parser", parser), unknown)
     if not hasattr(args, "run"):
         parser.print_help(sys.stderr)
         return BAD_INPUT

@@ -120,6 +120,25 @@ def test_help_has_an_example_of_every_command(command: str, capsys: pytest.Captu
     assert f"$ boxsup {command}" in text
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["label", "--json", "x", "--images", "x", "--methd", "box"],
+            "label: error: .*--methd box. Did you mean --method",
+        ),
+        (["predict", "my", "photos", "--polygons"], "predict: error: unrecognized arguments: --polygons$"),
+        (["--bogus"], "boxsup: error: unrecognized arguments: --bogus$"),
+    ],
+)
+def test_unknown_options_are_told_by_their_command(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert re.search(message, capsys.readouterr().err.strip())
+
+
 def test_module_and_function_are_one_program() -> None:
     run = subprocess.run([sys.executable, "-m", "boxsup_d2", "--version"], capture_output=True, text=True, timeout=60)
     assert run.stdout.startswith("boxsup_d2 ")
