@@ -142,7 +142,9 @@ def missing_exports(out: str, exports: dict[str, str], simplify: float) -> dict[
     return {
         name: folder
         for name, folder in exports.items()
-        if done.get(name) != folder or not os.path.isdir(folder) or simplified.get(name) != asked.get(name)
+        if done.get(name) != os.path.realpath(folder)
+        or not os.path.isdir(folder)
+        or simplified.get(name) != asked.get(name)
     }
 
 
@@ -179,11 +181,11 @@ def export(out: str, image_root: str, exports: dict[str, str], *, simplify: floa
 
 
 def _done_exports(provenance: dict[str, Any], out: str) -> dict[str, str]:
-    """Format → folder, absolute, as the provenance of an output says, which somebody may have edited."""
+    """Format → folder, absolute, links followed, as an output says, which somebody may have edited."""
     done = provenance.get(_EXPORTS)
     if not isinstance(done, dict):
         return {}
-    return {name: os.path.normpath(os.path.join(os.path.dirname(out), str(folder))) for name, folder in done.items()}
+    return {name: os.path.realpath(os.path.join(os.path.dirname(out), str(folder))) for name, folder in done.items()}
 
 
 def claim_folders(exports: dict[str, str], source_path: str, work: str, *, force: bool) -> None:

@@ -692,6 +692,9 @@ def test_a_file_says_nothing_of_its_makers_machine_and_moves_with_its_images(
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "moved").rglob("*.*")}
     assert label(tmp_path / "moved", "--png", str(tmp_path / "moved/out/png"), out="out/masks.json") == 0
     assert {file: file.stat().st_mtime_ns for file in files} == files, "it is done here, too"
+    (tmp_path / "link").symlink_to(tmp_path / "moved/out")
+    assert label(tmp_path / "moved", "--png", str(tmp_path / "link/png"), out="../link/masks.json") == 0
+    assert {file: file.stat().st_mtime_ns for file in files} == files, "and so it is by another way"
 
 
 def test_polygons_may_have_fewer_points(
