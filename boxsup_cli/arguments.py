@@ -25,8 +25,8 @@ class TellAndEnd(argparse.Action):
         parser.exit()
 
 
-class Existing(argparse.Action):
-    """An argument of one or more files or folders that must be there, which is known before anything is imported."""
+class Checked(argparse.Action):
+    """An argument that is checked before anything is imported; :func:`run_command` tells the first mistake."""
 
     def __call__(
         self,
@@ -35,11 +35,24 @@ class Existing(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
+        values, mistake = self.check(values, option_string or str(self.metavar))
+        setattr(namespace, self.dest, values)
+        if mistake and not hasattr(namespace, "mistake"):
+            namespace.mistake = mistake
+
+    def check(self, values: Any, name: str) -> tuple[Any, str]:
+        """What was given, as the command gets it, and what is wrong with it; "": nothing is."""
+        raise NotImplementedError
+
+
+class Existing(Checked):
+    """One or more files or folders that must be there."""
+
+    def check(self, values: Any, name: str) -> tuple[Any, str]:
         paths = [os.path.expanduser(path) for path in ([values] if isinstance(values, str) else values)]
-        setattr(namespace, self.dest, paths[0] if isinstance(values, str) else paths)
-        missing = [path for path in paths if not os.path.exists(path)]
-        if missing and not hasattr(namespace, "mistake"):
-            namespace.mistake = f"{option_string or self.metavar}: there is no '{missing[0]}'."
+        missing = next((path for path in paths if not os.path.exists(path)), None)
+        mistake = "" if missing is None else f"{name}: there is no '{missing}'."
+        return (paths[0] if isinstance(values, str) else paths), mistake
 
 
 def run_command(args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any, NamedTuple
 
-from boxsup_cli.arguments import Existing, Group, add_opts_argument
+from boxsup_cli.arguments import Checked, Existing, Group, add_opts_argument
 from boxsup_cli.errors import BadInput
 
 #: The methods of this package, which are known before they are imported.
@@ -28,26 +28,20 @@ class MethodChoice(NamedTuple):
     opts: tuple[Any, ...]
 
 
-class _Method(argparse.Action):
-    """The name of a method; that there is no such one is known before anything is imported."""
+class _Method(Checked):
+    """The name of a method."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        setattr(namespace, self.dest, values)
+    def check(self, values: Any, name: str) -> tuple[Any, str]:
         if values in METHODS or "boxsup_d2" in sys.modules:  # what is imported may have brought others
-            return
+            return values, ""
         import difflib
         from importlib.metadata import entry_points
 
-        if not entry_points(group="boxsup_d2.methods"):  # other packages, whose methods their import tells
-            near = difflib.get_close_matches(values, METHODS, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            namespace.mistake = f"There is no method '{values}'; there are {', '.join(METHODS)}.{hint}"
+        if entry_points(group="boxsup_d2.methods"):  # of other packages, whose methods their import tells
+            return values, ""
+        near = difflib.get_close_matches(values, METHODS, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        return values, f"There is no method '{values}'; there are {', '.join(METHODS)}.{hint}"
 
 
 def add_method_arguments(group: Group) -> None:
