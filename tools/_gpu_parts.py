@@ -104,9 +104,9 @@ def each(job: Job, entries: Mapping[str, Callable[[], str]]) -> Iterator[dict[st
 
 def write_rows(part: str, device: str, folder: Path, *, quick: bool, seconds: float) -> None:
     """Run a part; every row is in ``<folder>/<part>.jsonl`` as soon as it is there."""
-    from _gpu_speed import labels, loader, recipes
+    from _gpu_speed import labels, loader, recipes, steps
 
-    kinds = {"tests": tests, "methods": methods, "recipes": recipes, "labels": labels, "loader": loader}
+    kinds = {"tests": tests, "methods": methods, "steps": steps, "recipes": recipes, "labels": labels, "loader": loader}
     job = Job(device, quick, folder, seconds)
     torch.manual_seed(0)
     with (folder / f"{part}.jsonl").open("w") as file:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from _gpu_parts import BOXES, MASKED, MIN_AGREEMENT, SALIENT, SEM_SEG, Job, each
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data import transforms as T
 from detectron2.engine import SimpleTrainer
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.structures import Boxes, Instances
@@ -117,6 +119,50 @@ def recipes(job: Job) -> Iterator[dict[str, Any]]:
     for amp in (True, False)[0 if job.on_gpu else 1 :]:
         precision = "mixed precision" if amp else "float32"
         yield from each(job, {f"{name}, {precision}": partial(measure, name, amp) for name in RECIPES})
+
+
+# ------------------------------------------------------------------------------------------------- steps
+STEPS = 200  # of which the first and the last tenth tell whether the loss falls
+
+
+def steps(job: Job) -> Iterator[dict[str, Any]]:
+    """COCO's BoxInst as one GPU trains it, beside the same network taught by masks, and whether its loss falls."""
+    job.toy_datasets(96 if job.quick else 500)
+    shape, number = ((96, 160), 20) if job.quick else ((800, 1333), STEPS)
+    sizes = f"R-50, 2 images of {shape[0]} x {shape[1]} px{', mixed precision' if job.on_gpu else ''}"
+
+    def measure(from_masks: bool) -> str:
+        opts = ["MODEL.MASK_ON", from_masks, "DATASETS.TRAIN", (MASKED,), "DATASETS.TEST", ()]
+        opts += ["SOLVER.IMS_PER_BATCH", 2, "SOLVER.BASE_LR", 0.01 / 8, "SOLVER.AMP.ENABLED", job.on_gpu]
+        cfg = job.config("BoxInst/coco-R50-1x.yaml", "steps", *opts)
+        resize = [T.Resize(shape)]
+        mapper = DatasetMapper(
+            True, augmentations=resize, image_format="BGR", use_instance_mask=True, instance_mask_format="bitmask"
+        )
+        samples = [mapper(item) for item in DatasetCatalog.get(MASKED)]
+        batches = itertools.cycle(list(zip(samples[::2], samples[1::2], strict=False)))
+        trainer = _trainer(cfg, batches)
+        tenth, losses = number // 10, []
+        # The schedule's middle, so that all losses have their weight.
+        with EventStorage(cfg.SOLVER.MAX_ITER // 2) as storage:
+            for iteration in range(number):
+                if iteration == tenth:
+                    job.sync()
+                    started = time.perf_counter()
+                trainer.iter = storage.iter
+                trainer.run_step()
+                losses.append(storage.history("total_loss").latest())
+                storage.step()
+            job.sync()
+        ms = 1000 * (time.perf_counter() - started) / (number - tenth)
+        first, last = np.mean(losses[:tenth]), np.mean(losses[-tenth:])
+        result = f"{ms:.0f} ms a step, loss from {first:.2f} to {last:.2f} in {number} steps"
+        return result if last < first else f"FAILED: {result}"
+
+    yield from each(
+        job,
+        {f"{name}, {sizes}": partial(measure, masks) for name, masks in (("CondInst", True), ("BoxInst", False))},
+    )
 
 
 # ------------------------------------------------------------------------------------------------- labelling

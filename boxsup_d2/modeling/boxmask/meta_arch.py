@@ -36,7 +36,7 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
         summary="a network trained on masks of many kinds, which also says how good its masks are",
         weights_key="MODEL.WEIGHTS",
         weights="package://boxsup_d2/model_zoo/weights/boxmask.safetensors",
-        weights_sha256="11ee411cd0bf2c1a8cc3da7d48e97f0fd597d420001ada48d9ce9b7bed671c6e",
+        weights_sha256="5ba846025ffb179921b628ddecd49f0f5d2eb61329999d84877163705114d864",
         recipe="zoo/boxmask.yaml",
         fast=("MODEL.BOXMASK.TEST_FLIP_BELOW", 0.0, "MODEL.BOXMASK.EDGE_STEPS", 0),
         best=("MODEL.BOXMASK.TEST_FLIP_BELOW", 1.0),
