@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, BoxMode, Instances
@@ -30,7 +31,7 @@ from boxsup_d2.modeling.average import WeightAverage
 from boxsup_d2.modeling.boxmask import losses
 from boxsup_d2.modeling.boxmask.box_learning import BoxLearning
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
-from boxsup_d2.modeling.boxmask.inference import WindowInference, without_specks
+from boxsup_d2.modeling.boxmask.inference import WindowInference, mask_boxes, paired_box_iou, without_specks
 from boxsup_d2.modeling.boxmask.network import QualityHead
 from boxsup_d2.modeling.fold import pad_evenly
 
@@ -313,11 +314,7 @@ class TestModel:
         assert torch.equal(alone.pred_masks[0], instances.pred_masks[1])
 
     def test_flipped_images_get_flipped_masks(self):
-        model = build_model(
-            small_cfg(
-                MODEL__BOXMASK__TEST_FLIP_BELOW=1.0, MODEL__BOXMASK__TEST_PASSES=1, MODEL__BOXMASK__TEST_SIZES=[64, 96]
-            )
-        ).eval()
+        model = build_model(small_cfg(MODEL__BOXMASK__TEST_FLIP_BELOW=1.0, MODEL__BOXMASK__TEST_SIZES=[64, 96])).eval()
         inputs = prompt([[10, 10, 40, 40]])
         mirrored = {**inputs, "image": inputs["image"].flip(-1), "instances": prompt([[30, 10, 60, 40]])["instances"]}
         first, second = model([inputs, mirrored])
@@ -325,7 +322,7 @@ class TestModel:
         assert torch.allclose(first["instances"].quality, second["instances"].quality, atol=1e-4)
 
     def test_only_doubtful_windows_are_mirrored(self):
-        model = build_model(small_cfg(MODEL__BOXMASK__TEST_PASSES=1)).eval()
+        model = build_model(small_cfg()).eval()
         inputs = prompt([[10, 10, 40, 40], [2, 2, 30, 44], [30, 5, 68, 30]])
         looks = {}
         for below in (0.0, 1.0):
@@ -406,6 +403,52 @@ class TestFolding:
             torch.testing.assert_close(network(x), conv(x))
         for other in (Conv2dSame(3, 3, kernel, stride=3), Conv2dSame(3, 3, 2, stride=2), torch.nn.Conv2d(3, 3, kernel)):
             assert pad_evenly(torch.nn.Sequential(other))[0] is other
+
+
+class TestLookingAgain:
+    def test_boxes_of_maps(self):
+        prob = torch.zeros(3, 8, 10)
+        prob[0, 2:5, 3:9] = 0.6
+        prob[1, 7, 0] = 0.51
+        windows = [(10, 20, 30, 28), (-4, 0, 6, 16), (0, 0, 10, 8)]
+        boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 1], [1, 2, 3, 4]], dtype=torch.float64)
+        expected = [[16.0, 22, 28, 25], [-4, 14, -3, 16], [1, 2, 3, 4]]
+        assert mask_boxes(prob, windows, boxes).tolist() == expected
+        assert mask_boxes(prob[:0], [], boxes[:0]).shape == (0, 4)
+        pairs = torch.tensor(
+            [[[0.0, 0, 2, 2], [1, 0, 3, 2]], [[0, 0, 1, 1], [2, 2, 3, 3]], [[0, 0, 4, 2], [0, 0, 4, 2]]]
+        )
+        assert paired_box_iou(*pairs.unbind(1)).tolist() == pytest.approx([1 / 3, 0, 1])
+
+    def test_loose_boxes_are_looked_at_again_and_tight_ones_are_not(self):
+        """By a network that takes what is bright for the object."""
+        image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+        image[:, 10:40, 20:60] = 255
+        boxes = torch.tensor([[20.0, 10, 60, 40], [14, 10, 70, 44]])
+        seen = []
+
+        def look(images, covers):
+            seen.append((images, covers))
+            bright = F.avg_pool2d(images[:, :1].float() / 255, 2)
+            return bright * 20 - 10, torch.full((len(images),), 3.0)
+
+        settings = WindowInference(sizes=(64,), overrun=0.5)
+        once, _, _ = settings.predict(look, image, boxes, (60, 80))
+        assert [len(images) for images, _ in seen] == [2]
+        seen.clear()
+        twice, _, quality = dataclasses.replace(settings, again_below=0.9).predict(look, image, boxes, (60, 80))
+        assert [len(images) for images, _ in seen] == [2, 1]
+        window = box_window((17, 10, 65, 42), 0.25, 2.0)  # half-way between the box and what is bright
+        cover = torch.from_numpy(box_coverage((17, 10, 65, 42), window, 64)).flip(-1)
+        assert (seen[1][1][0, 0] - cover).abs().mean() < 0.03
+        for patches in (once, twice):
+            for patch in patches:
+                mask = torch.zeros(60, 80, dtype=torch.bool)
+                rows, columns = (patch.prob > 0.5).nonzero().T
+                mask[rows + patch.top, columns + patch.left] = True
+                truth = image[0] > 0
+                assert (mask & truth).sum() / (mask | truth).sum() > 0.85
+        assert len(quality) == 2
 
 
 def test_specks_go_and_pinholes_are_filled():

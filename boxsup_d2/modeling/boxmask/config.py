@@ -59,9 +59,11 @@ def _add_samples(cfg: CN) -> None:
 
 def _add_network(cfg: CN) -> None:
     cfg.MODEL.BOXMASK = CN()
-    # Configs of before: the average is MODEL.EMA's, and TEST_FLIP_BELOW says what is mirrored.
+    # Configs of before: the average is MODEL.EMA's, and TEST_FLIP_BELOW says what is mirrored,
+    # TEST_AGAIN_BELOW what is looked at again.
     cfg.register_deprecated_key("MODEL.BOXMASK.EMA_DECAY")
     cfg.register_deprecated_key("MODEL.BOXMASK.TEST_FLIP")
+    cfg.register_deprecated_key("MODEL.BOXMASK.TEST_PASSES")
     # Backbone features, finest first, of strides 2 to 32.
     cfg.MODEL.BOXMASK.IN_FEATURES = ["res1", "res2", "res3", "res4", "res5"]
     # Channels of the decoder at strides 4 and more, and at stride 2.
@@ -119,9 +121,10 @@ def _add_network(cfg: CN) -> None:
     # Average with the mirrored window where the predicted IoU is at most this (0: nowhere, 1: everywhere): where the
     # network is sure, mirroring changes nothing but the time.
     cfg.MODEL.BOXMASK.TEST_FLIP_BELOW = 0.75
-    # How often a box is looked at: the second time the window lies around the mask that was found, and is mirrored.
-    # Better for boxes that are 10 % off, worse for tight ones.
-    cfg.MODEL.BOXMASK.TEST_PASSES = 1
+    # A box is looked at a second time, mirrored, where the IoU of its mask's tight box with it is below this (0: never):
+    # half-way between both boxes, since either may be wrong. Better for boxes that are 10 % off, and no worse for tight
+    # ones, few of which are looked at again.
+    cfg.MODEL.BOXMASK.TEST_AGAIN_BELOW = 0.0
     # A mask may leave its box by this share of the box's sides: users' boxes may be too tight.
     cfg.MODEL.BOXMASK.TEST_OVERRUN = 0.1
     # Pieces and holes of less than this share of a mask's largest piece go (0: none do).

@@ -32,7 +32,8 @@ class WindowInference:
         margin, max_aspect: see :func:`boxsup_d2.masks.windows.box_window`.
         sizes: sides of windows, in pixels; the probabilities of several are averaged.
         flip_below: windows whose predicted IoU is at most this are averaged with their mirror image; 0: none, 1: all.
-        passes: how often a box is looked at, from the second time on where the mask before was.
+        again_below: a box is looked at a second time, mirrored, where the IoU of its mask's tight box with it is below
+            this; half-way between both boxes.
         overrun: share of a box's sides by which its mask may leave it.
         specks: see :func:`without_specks`.
         edge_steps, edge_weight, edge_color: see :func:`boxsup_d2.modeling.boxmask.edges.snap_to_edges`.
@@ -43,7 +44,7 @@ class WindowInference:
     max_aspect: float = 2.0
     sizes: Sequence[int] = (128,)
     flip_below: float = 0.0
-    passes: int = 1
+    again_below: float = 0.0
     overrun: float = 0.1
     specks: float = 0.0
     edge_steps: int = 0
@@ -59,7 +60,7 @@ class WindowInference:
             max_aspect=cfg.INPUT.MASK_CROP.MAX_ASPECT,
             sizes=tuple(node.TEST_SIZES),
             flip_below=node.TEST_FLIP_BELOW,
-            passes=node.TEST_PASSES,
+            again_below=node.TEST_AGAIN_BELOW,
             overrun=node.TEST_OVERRUN,
             specks=node.TEST_SPECKS,
             edge_steps=node.EDGE_STEPS,
@@ -97,14 +98,19 @@ class WindowInference:
         size = pixels.shape[:2]
         windows = [box_window(box, self.margin, self.max_aspect) for box in corners]
         prob, quality = self._look(look, pixels, corners, windows, mirror=False)
-        for step in range(1, self.passes):
-            # A user's box may be loose or too tight: the mask knows better where the object is.
-            found = [_mask_box(p, window, box) for p, window, box in zip(prob, windows, corners, strict=True)]
-            boxes_now = [clip_box(box, *size) for box in found]
-            windows = [box_window(box, self.margin, self.max_aspect) for box in boxes_now]
-            prob, judged = self._look(look, pixels, boxes_now, windows, mirror=step % 2 == 1)
-            quality = (quality * step + judged) / (step + 1)
         prob = without_specks(prob, self.specks)
+        boxes = torch.tensor(corners, dtype=torch.float64)
+        found = mask_boxes(prob, windows, boxes)
+        loose = (paired_box_iou(found, boxes) < self.again_below).nonzero()[:, 0].tolist()
+        if loose:
+            # A user's box may be loose or too tight, and then the mask knows better where the object is; or it is wrong.
+            moved = [clip_box(box, *size) for box in ((found + boxes) / 2)[loose].tolist()]
+            seen = [box_window(box, self.margin, self.max_aspect) for box in moved]
+            again, judged = self._look(look, pixels, moved, seen, mirror=True)
+            prob[loose] = without_specks(again, self.specks)
+            quality[loose] = (quality[loose] + judged) / 2
+            for i, window in zip(loose, seen, strict=True):
+                windows[i] = window
         patches = paste_patches(prob, torch.tensor(windows, dtype=torch.int64).reshape(-1, 4), *size)
         patches = [_cut_to_box(p, box, self.overrun) for p, box in zip(patches, corners, strict=True)]
         return patches, mean_foreground(prob, prob > 0.5), quality
@@ -156,19 +162,35 @@ def _resize(maps: Tensor, side: int) -> Tensor:
     return F.interpolate(maps, (side, side), mode="bilinear", align_corners=False)
 
 
-def _mask_box(prob: Tensor, window: Window, box: Box) -> Box:
-    """Tight box, in the image's pixels, of what is above 1/2 in a window's map; ``box`` where nothing is."""
+def mask_boxes(prob: Tensor, windows: Sequence[Window], boxes: Tensor) -> Tensor:
+    """Tight boxes, in the image's pixels, of what is above 1/2 in the maps of windows.
+
+    Args:
+        prob: N x h x w, on any device.
+        windows: of the maps.
+        boxes: N x 4 float64, taken where a map has nothing above 1/2.
+
+    Returns:
+        N x 4 float64, on the CPU.
+    """
     inside = prob > 0.5
-    columns, rows = inside.any(0).nonzero()[:, 0].tolist(), inside.any(1).nonzero()[:, 0].tolist()
-    if not columns:
-        return box
-    scale_x, scale_y = (window[2] - window[0]) / prob.shape[1], (window[3] - window[1]) / prob.shape[0]
-    return (
-        window[0] + columns[0] * scale_x,
-        window[1] + rows[0] * scale_y,
-        window[0] + (columns[-1] + 1) * scale_x,
-        window[1] + (rows[-1] + 1) * scale_y,
-    )
+    edges = []
+    for lines in (inside.any(1), inside.any(2)):  # columns, rows
+        line = lines.byte()
+        edges += [line.argmax(1), lines.shape[1] - line.flip(1).argmax(1)]
+    left, right, top, bottom = torch.stack(edges).cpu().double()
+    corners = torch.tensor(windows, dtype=torch.float64).reshape(-1, 4)
+    scale = (corners[:, 2:] - corners[:, :2]) / torch.tensor([prob.shape[2], prob.shape[1]])
+    found = torch.stack([left, top, right, bottom], dim=1) * scale.repeat(1, 2) + corners[:, :2].repeat(1, 2)
+    return torch.where(inside.any(2).any(1).cpu()[:, None], found, boxes)
+
+
+def paired_box_iou(first: Tensor, second: Tensor) -> Tensor:
+    """N IoUs of N x 4 boxes, of each pair."""
+    overlap = torch.minimum(first[:, 2:], second[:, 2:]) - torch.maximum(first[:, :2], second[:, :2])
+    both = overlap.clamp(min=0).prod(1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (first, second)]
+    return both / (areas[0] + areas[1] - both).clamp(min=1e-9)
 
 
 def without_specks(prob: Tensor, share: float) -> Tensor:
