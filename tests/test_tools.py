@@ -112,6 +112,16 @@ def test_merged_instances_are_drawn_inside_their_boxes():
             assert merged.segmentation["size"] == [tool.HEIGHT, tool.WIDTH]
 
 
+# ------------------------------------------------------------------------------------------------- export_weights
+def test_several_networks_become_their_mean():
+    tool = load_tool("export_weights")
+    states = [{"weight": torch.tensor([1.0, value]), "count": torch.tensor(value)} for value in (2, 4, 9)]
+    mean = tool.mean_state(states)
+    assert mean["weight"].tolist() == [1, 5]
+    assert mean["count"] == 2
+    assert torch.equal(tool.mean_state(states[:1])["weight"], states[0]["weight"])
+
+
 # ------------------------------------------------------------------------------------------------- gpu_check
 def write_wheel(path):
     """A wheel of one module, which says that it needs a package that is nowhere."""

@@ -5,8 +5,8 @@
         boxsup_d2/model_zoo/weights/boxmask.safetensors
 
 Several checkpoints become one network: the mean of their weights, which is better than each where all began at the same
-weights and learnt from the same data. Prints the file's size and sha256, and compares half with full precision on a data
-set where ``--check`` names one.
+weights and learnt from the same data. Prints the file's size and sha256, and compares half with full precision on a
+data set where ``--check`` names one.
 """
 
 import argparse

@@ -103,7 +103,7 @@ class WindowInference:
         found = mask_boxes(prob, windows, boxes)
         loose = (paired_box_iou(found, boxes) < self.again_below).nonzero()[:, 0].tolist()
         if loose:
-            # A user's box may be loose or too tight, and then the mask knows better where the object is; or it is wrong.
+            # A user's box may be loose or too tight, and then the mask knows better; or the mask is wrong.
             moved = [clip_box(box, *size) for box in ((found + boxes) / 2)[loose].tolist()]
             seen = [box_window(box, self.margin, self.max_aspect) for box in moved]
             again, judged = self._look(look, pixels, moved, seen, mirror=True)
