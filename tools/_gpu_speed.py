@@ -128,7 +128,7 @@ STEPS = 200  # of which the first and the last tenth tell whether the loss falls
 def steps(job: Job) -> Iterator[dict[str, Any]]:
     """COCO's BoxInst as one GPU trains it, beside the same network taught by masks, and whether its loss falls."""
     job.toy_datasets(96 if job.quick else 500)
-    shape, number = ((96, 160), 20) if job.quick else ((800, 1333), STEPS)
+    shape, number = ((96, 160), 10) if job.quick else ((800, 1333), STEPS)
     sizes = f"R-50, 2 images of {shape[0]} x {shape[1]} px{', mixed precision' if job.on_gpu else ''}"
 
     def measure(from_masks: bool) -> str:
