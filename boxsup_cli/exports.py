@@ -125,16 +125,16 @@ def check_export(name: str, folder: str, data: dict[str, Any], image_root: str) 
     from boxsup_d2.data.formats.folders import output_stems
 
     with bad_input():
-        if name != "label-studio":  # whose tasks are in one file
-            output_stems(data["images"])
+        # Label Studio's tasks are in one file.
+        stems = output_stems(data["images"]) if name != "label-studio" else []
         if name == "voc-png":
             check_voc_png(data, folder)
     if EXPORTS[name].pictures:
-        pictures = {os.path.realpath(os.path.join(image_root, image["file_name"])) for image in data["images"]}
-        for stem in output_stems(data["images"]):
-            path = os.path.join(folder, f"{stem}{EXPORTS[name].pictures}")
-            if os.path.realpath(path) in pictures:
-                raise BadInput(f"--{name} '{folder}' would write over the image '{path}': name another folder.")
+        # Any picture there may be somebody's, whatever its format, named in the json or not.
+        images = {os.path.realpath(os.path.join(image_root, os.path.dirname(i["file_name"]))) for i in data["images"]}
+        for stem in stems:
+            if os.path.realpath(os.path.join(folder, os.path.dirname(stem))) in images:
+                raise BadInput(f"--{name} '{folder}' would write pictures among the images: name another folder.")
     if name != "yolo-seg":
         return
     for link, picture in yolo_links(data, folder, image_root):

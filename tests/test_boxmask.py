@@ -31,7 +31,7 @@ from boxsup_d2.modeling.average import WeightAverage
 from boxsup_d2.modeling.boxmask import losses
 from boxsup_d2.modeling.boxmask.box_learning import BoxLearning
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
-from boxsup_d2.modeling.boxmask.inference import WindowInference, mask_boxes, paired_box_iou, without_specks
+from boxsup_d2.modeling.boxmask.inference import WindowInference, mask_boxes, without_specks
 from boxsup_d2.modeling.boxmask.network import QualityHead
 from boxsup_d2.modeling.fold import pad_evenly
 
@@ -406,49 +406,64 @@ class TestFolding:
 
 
 class TestLookingAgain:
-    def test_boxes_of_maps(self):
+    def test_boxes_of_maps_and_how_they_fit(self):
         prob = torch.zeros(3, 8, 10)
         prob[0, 2:5, 3:9] = 0.6
         prob[1, 7, 0] = 0.51
         windows = [(10, 20, 30, 28), (-4, 0, 6, 16), (0, 0, 10, 8)]
-        boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 1], [1, 2, 3, 4]], dtype=torch.float64)
-        expected = [[16.0, 22, 28, 25], [-4, 14, -3, 16], [1, 2, 3, 4]]
-        assert mask_boxes(prob, windows, boxes).tolist() == expected
-        assert mask_boxes(prob[:0], [], boxes[:0]).shape == (0, 4)
-        pairs = torch.tensor(
-            [[[0.0, 0, 2, 2], [1, 0, 3, 2]], [[0, 0, 1, 1], [2, 2, 3, 3]], [[0, 0, 4, 2], [0, 0, 4, 2]]]
-        )
-        assert paired_box_iou(*pairs.unbind(1)).tolist() == pytest.approx([1 / 3, 0, 1])
+        boxes = torch.tensor([[15.0, 22.5, 30, 25], [0, 0, 1, 1], [1, 2, 3, 4]], dtype=torch.float64)
+        found, fit = mask_boxes(prob, windows, boxes)
+        # Edges half a cell away are the box's; an empty mask has its box.
+        assert found.tolist() == [[15, 22.5, 28, 25], [-4, 14, -3, 16], [1, 2, 3, 4]]
+        assert fit.tolist() == pytest.approx([13 / 15, 0, 0])
+        assert [len(x) for x in mask_boxes(prob[:0], [], boxes[:0])] == [0, 0]
 
-    def test_loose_boxes_are_looked_at_again_and_tight_ones_are_not(self):
+    @pytest.mark.parametrize("side", [4, 16, 30])
+    def test_masks_that_are_slim_boxes_fit_them(self, side):
+        rng = np.random.default_rng(0)
+        corners = [(x, y, x + 12 * side, y + side) for x, y in rng.uniform(0, 9, (20, 2)).tolist()]
+        windows = [box_window(box, 0.25, 2.0) for box in corners]
+        covers = torch.stack([torch.from_numpy(box_coverage(b, w, 64)) for b, w in zip(corners, windows, strict=True)])
+        _, fit = mask_boxes(covers, windows, torch.tensor(corners, dtype=torch.float64))
+        assert fit.min() > 0.95
+
+    @pytest.mark.parametrize("flip_below", [0.0, 1.0])
+    def test_loose_boxes_are_looked_at_again_and_tight_ones_are_not(self, flip_below):
         """By a network that takes what is bright for the object."""
         image = torch.zeros(3, 60, 80, dtype=torch.uint8)
-        image[:, 10:40, 20:60] = 255
-        boxes = torch.tensor([[20.0, 10, 60, 40], [14, 10, 70, 44]])
+        image[:, 10:40, 20:30] = 255
+        image[:, 30:40, 20:60] = 255
+        boxes = torch.tensor([[20.0, 10, 60, 40], [20, 10, 74, 44]])
         seen = []
 
         def look(images, covers):
             seen.append((images, covers))
             bright = F.avg_pool2d(images[:, :1].float() / 255, 2)
-            return bright * 20 - 10, torch.full((len(images),), 3.0)
+            if len(seen) > 1:
+                bright[:, :, 1, 1] = 1  # a speck
+            return bright * 20 - 10, torch.full((len(images),), float(len(seen)))
 
-        settings = WindowInference(sizes=(64,), overrun=0.5)
-        once, _, _ = settings.predict(look, image, boxes, (60, 80))
-        assert [len(images) for images, _ in seen] == [2]
-        seen.clear()
-        twice, _, quality = dataclasses.replace(settings, again_below=0.9).predict(look, image, boxes, (60, 80))
-        assert [len(images) for images, _ in seen] == [2, 1]
-        window = box_window((17, 10, 65, 42), 0.25, 2.0)  # half-way between the box and what is bright
-        cover = torch.from_numpy(box_coverage((17, 10, 65, 42), window, 64)).flip(-1)
-        assert (seen[1][1][0, 0] - cover).abs().mean() < 0.03
-        for patches in (once, twice):
-            for patch in patches:
-                mask = torch.zeros(60, 80, dtype=torch.bool)
-                rows, columns = (patch.prob > 0.5).nonzero().T
-                mask[rows + patch.top, columns + patch.left] = True
-                truth = image[0] > 0
-                assert (mask & truth).sum() / (mask | truth).sum() > 0.85
-        assert len(quality) == 2
+        settings = WindowInference(sizes=(64,), overrun=0.5, specks=0.1, flip_below=flip_below, again_below=0.9)
+        patches, _, quality = settings.predict(look, image, boxes, (60, 80))
+        views = [2, 2, 1, 1] if flip_below else [2, 1]
+        assert [len(images) for images, _ in seen] == views
+        half_way = (20, 10, 67, 42)  # between the box and what is bright
+        window = box_window(half_way, 0.25, 2.0)
+        images, covers = seen[len(views) // 2]
+        mirrored = torch.from_numpy(cut_window(image.permute(1, 2, 0).numpy(), window, 64)).permute(2, 0, 1).flip(-1)
+        assert (images[0].float() - mirrored.float()).abs().mean() < 4
+        assert (images[0].float() - mirrored.flip(-1).float()).abs().mean() > 20
+        assert (covers[0, 0] - torch.from_numpy(box_coverage(half_way, window, 64)).flip(-1)).abs().mean() < 0.02
+        expected = torch.arange(1.0, len(views) + 1).sigmoid()
+        first, second = expected[: len(views) // 2].mean(), expected[len(views) // 2 :].mean()
+        assert torch.allclose(quality, torch.stack([first, (first + second) / 2]))
+        for patch in patches:
+            mask = torch.zeros(60, 80, dtype=torch.bool)
+            rows, columns = (patch.prob > 0.5).nonzero().T
+            mask[rows + patch.top, columns + patch.left] = True
+            truth = image[0] > 0
+            assert (mask & truth).sum() / (mask | truth).sum() > 0.8
+            assert cv2.connectedComponents(mask.numpy().astype(np.uint8))[0] == 2, "the object and no speck"
 
 
 def test_specks_go_and_pinholes_are_filled():

@@ -163,6 +163,10 @@ def test_a_network_is_found_that_the_last_command_did_not_ask_for(network: Path,
     assert (config, weights) == tuple(
         str(tmp_path / "my/mask-rcnn" / name) for name in ("config.yaml", "model_final.pth")
     )
+    # While it starts again, what it had is put aside, and is nobody's network.
+    (tmp_path / "my/mask-rcnn").rename(tmp_path / "my/mask-rcnn.12345678")
+    with pytest.raises(FileNotFoundError, match="no network in"):
+        find_config(str(tmp_path / "my"))
 
 
 def test_boxinst_is_asked_for_its_own_classes(photos: Path, tmp_path: Path) -> None:

@@ -170,6 +170,17 @@ def test_all_of_the_gpu_check_runs_on_a_cpu(tmp_path):
     words = ["--device", "cpu", "--quick", "--minutes", "20", "--out", str(tmp_path)]
     assert tool.main(words) == 0, (tmp_path / "gpu_check.md").read_text()
     table = (tmp_path / "gpu_check.md").read_text()
-    for name in ("passed", "BoxMask", "BoxCaseg", "LPG", "DeepLab", "PromptableRCNN", "BoxInst", "CondInst", "boxes/s", "waits"):
+    for name in (
+        "passed",
+        "BoxMask",
+        "BoxCaseg",
+        "LPG",
+        "DeepLab",
+        "PromptableRCNN",
+        "BoxInst",
+        "CondInst",
+        "boxes/s",
+        "waits",
+    ):
         assert name in table
     assert "left out" not in table

@@ -149,7 +149,7 @@ METHODS: dict[str, tuple[str, list[Any]]] = {
         "quick/voc-joint.yaml",
         [
             *("INPUT.BOX_CROP.TRAIN_SIZE", 64, "INPUT.BOX_CROP.SALIENT_SIZE", 72),
-            # After a random start a GPU's masks agreed with a CPU's by .67 alone: maps are normalised to their range.
+            # After a random start a GPU's masks agreed with a CPU's by .67 alone (docs/benchmarks.md).
             *("MODEL.WEIGHTS", "package://boxsup_d2/model_zoo/weights/boxcaseg.safetensors"),
         ],
     ),

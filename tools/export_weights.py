@@ -4,9 +4,9 @@
     python tools/export_weights.py --config-file configs/zoo/boxmask.yaml output/zoo/boxmask/model_final.pth \
         boxsup_d2/model_zoo/weights/boxmask.safetensors
 
-Several checkpoints become one network: the mean of their weights, which is better than each where all began at the same
-weights and learnt from the same data. Prints the file's size and sha256, and compares half with full precision on a
-data set where ``--check`` names one.
+Several checkpoints become one network: the mean of their weights. It is better than each where all began at the same
+weights and learnt from the same data, and worthless elsewhere: measure it. Prints the file's size and sha256, and
+compares half with full precision on a data set where ``--check`` names one.
 """
 
 import argparse

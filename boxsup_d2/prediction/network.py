@@ -134,8 +134,8 @@ def find_config(path: str) -> tuple[str, str]:
     if not os.path.isdir(path):
         raise ValueError(f"'{path}' is a rounds config: name the folder of one of its steps.")
     names = [step["NAME"] for step in reversed(steps)]
-    # A step that the last command of a training did not ask for is there all the same.
-    names += sorted({each.name for each in os.scandir(path) if each.is_dir()} - set(names))
+    # A step that the last command of a training did not ask for is there, too; what a restart put aside has a dot.
+    names += sorted({each.name for each in os.scandir(path) if each.is_dir() and "." not in each.name} - set(names))
     for name in names:
         folder = os.path.join(path, name)
         config = os.path.join(folder, _CONFIG)

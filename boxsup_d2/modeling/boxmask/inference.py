@@ -100,14 +100,15 @@ class WindowInference:
         prob, quality = self._look(look, pixels, corners, windows, flip_below=self.flip_below)
         prob = without_specks(prob, self.specks)
         boxes = torch.tensor(corners, dtype=torch.float64)
-        found = mask_boxes(prob, windows, boxes)
-        loose = (paired_box_iou(found, boxes) < self.again_below).nonzero()[:, 0].tolist()
+        found, fit = mask_boxes(prob, windows, boxes)
+        loose = (fit < self.again_below).nonzero()[:, 0].tolist()
         if loose:
             # A user's box may be loose or too tight, and then the mask knows better; or the mask is wrong.
             moved = [clip_box(box, *size) for box in ((found + boxes) / 2)[loose].tolist()]
             seen = [box_window(box, self.margin, self.max_aspect) for box in moved]
-            # One view is enough: with both the masks were no better, and a fifth dearer.
-            again, judged = self._look(look, pixels, moved, seen, mirror=True)
+            # One view is enough where not all are mirrored: with both the masks were no better, and a tenth dearer.
+            both = float(self.flip_below >= 1)
+            again, judged = self._look(look, pixels, moved, seen, mirror=True, flip_below=both)
             prob[loose] = without_specks(again, self.specks)
             quality[loose] = (quality[loose] + judged) / 2
             for i, window in zip(loose, seen, strict=True):
@@ -170,16 +171,17 @@ def _resize(maps: Tensor, side: int) -> Tensor:
     return F.interpolate(maps, (side, side), mode="bilinear", align_corners=False)
 
 
-def mask_boxes(prob: Tensor, windows: Sequence[Window], boxes: Tensor) -> Tensor:
-    """Tight boxes, in the image's pixels, of what is above 1/2 in the maps of windows.
+def mask_boxes(prob: Tensor, windows: Sequence[Window], boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the masks of windows are, and how well they fit their boxes.
 
     Args:
-        prob: N x h x w, on any device.
+        prob: N x h x w, on any device; the mask is what is above 1/2.
         windows: of the maps.
-        boxes: N x 4 float64, taken where a map has nothing above 1/2.
+        boxes: N x 4 float64.
 
     Returns:
-        N x 4 float64, on the CPU.
+        N x 4 float64 tight boxes of the masks in the image's pixels, and their N IoUs with ``boxes``, on the CPU. Edges
+        half a cell of the map or less from the box's are the box's; an empty mask has its box, and an IoU of 0.
     """
     inside = prob > 0.5
     edges = []
@@ -188,17 +190,14 @@ def mask_boxes(prob: Tensor, windows: Sequence[Window], boxes: Tensor) -> Tensor
         edges += [line.argmax(1), lines.shape[1] - line.flip(1).argmax(1)]
     left, right, top, bottom = torch.stack(edges).cpu().double()
     corners = torch.tensor(windows, dtype=torch.float64).reshape(-1, 4)
-    scale = (corners[:, 2:] - corners[:, :2]) / torch.tensor([prob.shape[2], prob.shape[1]])
-    found = torch.stack([left, top, right, bottom], dim=1) * scale.repeat(1, 2) + corners[:, :2].repeat(1, 2)
-    return torch.where(inside.any(2).any(1).cpu()[:, None], found, boxes)
-
-
-def paired_box_iou(first: Tensor, second: Tensor) -> Tensor:
-    """N IoUs of N x 4 boxes, of each pair."""
-    overlap = torch.minimum(first[:, 2:], second[:, 2:]) - torch.maximum(first[:, :2], second[:, :2])
+    cell = ((corners[:, 2:] - corners[:, :2]) / torch.tensor([prob.shape[2], prob.shape[1]])).repeat(1, 2)
+    found = torch.stack([left, top, right, bottom], dim=1) * cell + corners[:, :2].repeat(1, 2)
+    some = inside.any(2).any(1).cpu()
+    found = torch.where(some[:, None] & ((found - boxes).abs() > cell / 2), found, boxes)
+    overlap = torch.minimum(found[:, 2:], boxes[:, 2:]) - torch.maximum(found[:, :2], boxes[:, :2])
     both = overlap.clamp(min=0).prod(1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (first, second)]
-    return both / (areas[0] + areas[1] - both).clamp(min=1e-9)
+    areas = [(each[:, 2:] - each[:, :2]).prod(1) for each in (found, boxes)]
+    return found, some * both / (areas[0] + areas[1] - both)
 
 
 def without_specks(prob: Tensor, share: float) -> Tensor:
