@@ -122,8 +122,7 @@ def _add_network(cfg: CN) -> None:
     # network is sure, mirroring changes nothing but the time.
     cfg.MODEL.BOXMASK.TEST_FLIP_BELOW = 0.75
     # A box is seen a second time, mirrored, where the IoU of its mask's tight box with it is below this (0: nowhere):
-    # half-way between both, since either may be wrong. At 0.9 half a point better for boxes that are 10 % off, up to as
-    # much worse for some tight ones, a fifth dearer.
+    # half-way between both, since either may be wrong. At 0.9 better for boxes that are 10 % off, not for tight ones.
     cfg.MODEL.BOXMASK.TEST_AGAIN_BELOW = 0.0
     # A mask may leave its box by this share of the box's sides: users' boxes may be too tight.
     cfg.MODEL.BOXMASK.TEST_OVERRUN = 0.1

@@ -97,7 +97,7 @@ class WindowInference:
         """The same for as many boxes as fit into the memory, of an H x W x 3 image."""
         size = pixels.shape[:2]
         windows = [box_window(box, self.margin, self.max_aspect) for box in corners]
-        prob, quality = self._look(look, pixels, corners, windows, flip_below=self.flip_below)
+        prob, quality = self._look(look, pixels, corners, windows, mirror=False)
         prob = without_specks(prob, self.specks)
         boxes = torch.tensor(corners, dtype=torch.float64)
         found, fit = mask_boxes(prob, windows, boxes)
@@ -106,9 +106,7 @@ class WindowInference:
             # A user's box may be loose or too tight, and then the mask knows better; or the mask is wrong.
             moved = [clip_box(box, *size) for box in ((found + boxes) / 2)[loose].tolist()]
             seen = [box_window(box, self.margin, self.max_aspect) for box in moved]
-            # One view is enough where not all are mirrored: with both the masks were no better, and a tenth dearer.
-            both = float(self.flip_below >= 1)
-            again, judged = self._look(look, pixels, moved, seen, mirror=True, flip_below=both)
+            again, judged = self._look(look, pixels, moved, seen, mirror=True)
             prob[loose] = without_specks(again, self.specks)
             quality[loose] = (quality[loose] + judged) / 2
             for i, window in zip(loose, seen, strict=True):
@@ -118,19 +116,12 @@ class WindowInference:
         return patches, mean_foreground(prob, prob > 0.5), quality
 
     def _look(
-        self,
-        look: Look,
-        pixels: np.ndarray,
-        boxes: list[Box],
-        windows: list[Window],
-        *,
-        mirror: bool = False,
-        flip_below: float = 0.0,
+        self, look: Look, pixels: np.ndarray, boxes: list[Box], windows: list[Window], mirror: bool
     ) -> tuple[Tensor, Tensor]:
         """Probabilities (B maps of one size) and B predicted IoUs of boxes in their windows."""
         views = [_view(pixels, boxes, windows, side) for side in sorted(self.sizes)]
         prob, quality = _see(look, views, mirror)
-        doubtful = (quality <= flip_below).nonzero()[:, 0]
+        doubtful = (quality <= self.flip_below).nonzero()[:, 0]
         if len(doubtful):
             chosen = doubtful.cpu()
             again, judged = _see(look, [(images[chosen], covers[chosen]) for images, covers in views], not mirror)

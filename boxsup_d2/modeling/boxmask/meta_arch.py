@@ -38,15 +38,8 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
         weights="package://boxsup_d2/model_zoo/weights/boxmask.safetensors",
         weights_sha256="5ba846025ffb179921b628ddecd49f0f5d2eb61329999d84877163705114d864",
         recipe="zoo/boxmask.yaml",
-        fast=(
-            "MODEL.BOXMASK.TEST_FLIP_BELOW",
-            0.0,
-            "MODEL.BOXMASK.TEST_AGAIN_BELOW",
-            0.0,
-            "MODEL.BOXMASK.EDGE_STEPS",
-            0,
-        ),
-        best=("MODEL.BOXMASK.TEST_FLIP_BELOW", 1.0),
+        fast=("MODEL.BOXMASK.TEST_FLIP_BELOW", 0.0, "MODEL.BOXMASK.EDGE_STEPS", 0),
+        best=("MODEL.BOXMASK.TEST_FLIP_BELOW", 1.0, "MODEL.BOXMASK.TEST_AGAIN_BELOW", 0.9),
         neutral_keys=("MODEL.BOXMASK.TEST_WINDOWS_PER_FORWARD", "INPUT.MASK_CROP.CACHE_MB"),
         inference_keys=("MODEL.BOXMASK.EDGE_",),
     )
