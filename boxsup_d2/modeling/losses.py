@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boxsup_d2.masks.label_map import IGNORE_LABEL
-from boxsup_d2.modeling.affinity import HALF_NEIGHBOURS, mask_similarity, neighbour_pairs
+from boxsup_d2.modeling.affinity import HALF_NEIGHBOURS, at_first_ends, mask_similarity, neighbours
 
 
 def box_projection_mil_loss(logits: Tensor, box_masks: Tensor) -> Tensor:
@@ -191,18 +191,16 @@ def mean_of_counted(losses: Tensor, weights: Tensor) -> Tensor:
 
 def _edge_sums(logits: Tensor, edges: Tensor, boxes: Tensor, dilation: int) -> tuple[Tensor, Tensor]:
     """Sums over the edges of each of N samples: of -log P(same label), and their number."""
-    logits, inside = logits[:, 0].float(), boxes[:, 0] > 0
-    softplus = F.softplus(logits)
-    total, count = logits.new_zeros(len(logits)), logits.new_zeros(len(logits))
-    half = len(HALF_NEIGHBOURS)
-    for k, (here, there) in enumerate(neighbour_pairs(dilation)):
-        # -log(p q + (1 - p)(1 - q)) without an exponential that could overflow or a logarithm of zero. It is the same
-        # seen from either end, so that a pair is computed once and counts as often as its ends are in the box.
-        loss = softplus[here] + softplus[there] - F.softplus(logits[here] + logits[there])
-        starts = (edges[:, k] & inside)[here].float() + (edges[:, k + half] & inside)[there].float()
-        total = total + (loss * starts).sum((1, 2))
-        count = count + starts.sum((1, 2))
-    return total, count
+    logits, inside = logits[:, 0].float(), boxes > 0
+    half = edges.shape[1] // 2
+    # -log(p q + (1 - p)(1 - q)) without an exponential that could overflow or a logarithm of zero. It is the same seen
+    # from either end, so that a pair is computed once and counts as often as its ends are in the box.
+    softplus, there = F.softplus(logits)[:, None], neighbours(logits, dilation)
+    loss = softplus + F.softplus(there) - F.softplus(logits[:, None] + there)
+    starts = (edges & inside).byte()
+    on_map = neighbours(torch.ones_like(starts[:1, 0]), dilation)
+    starts = starts[:, :half] * on_map + at_first_ends(starts[:, half:], dilation)
+    return (loss * starts).sum((1, 2, 3)), starts.sum((1, 2, 3)).to(loss.dtype)
 
 
 def salient_loss(logits: Tensor, masks: Tensor) -> Tensor:
