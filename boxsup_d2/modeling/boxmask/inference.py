@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
+from detectron2.structures import Boxes
+from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor
 
 from boxsup_d2.masks.paste import MaskPatch, paste_patches
@@ -185,10 +187,7 @@ def mask_boxes(prob: Tensor, windows: Sequence[Window], boxes: Tensor) -> tuple[
     found = torch.stack([left, top, right, bottom], dim=1) * cell + corners[:, :2].repeat(1, 2)
     some = inside.any(2).any(1).cpu()
     found = torch.where(some[:, None] & ((found - boxes).abs() > cell / 2), found, boxes)
-    overlap = torch.minimum(found[:, 2:], boxes[:, 2:]) - torch.maximum(found[:, :2], boxes[:, :2])
-    both = overlap.clamp(min=0).prod(1)
-    areas = [(each[:, 2:] - each[:, :2]).prod(1) for each in (found, boxes)]
-    return found, some * both / (areas[0] + areas[1] - both)
+    return found, some * matched_pairwise_iou(Boxes(found), Boxes(boxes))
 
 
 def without_specks(prob: Tensor, share: float) -> Tensor:
