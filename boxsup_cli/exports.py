@@ -52,6 +52,7 @@ EXPORTS = {
         ("labels", "data.yaml"),
         root="yolo_root",
         images=True,
+        polygons=True,
         annotations=True,
     ),
     "labelme": Export(
@@ -96,10 +97,10 @@ def asked_exports(args: argparse.Namespace, others: tuple[str, ...] = ()) -> dic
     """
     asked = {option: getattr(args, option.replace("-", "_")) for option in EXPORTS}
     drawn = [*others, *(option for option, export in EXPORTS.items() if export.polygons)]
-    if args.simplify and not any(getattr(args, option) for option in drawn):
+    if args.simplify and not any(getattr(args, option.replace("-", "_")) for option in drawn):
         raise BadInput(
-            f"--simplify is for polygons: give --{' or --'.join(drawn)} as well, or leave it out. Those of YOLO and "
-            "GeoJSON are exact."
+            f"--simplify is for polygons: give --{' or --'.join(drawn)} as well, or leave it out. Those of GeoJSON are "
+            "exact."
         )
     return {option: os.path.abspath(folder) for option, folder in asked.items() if folder}
 

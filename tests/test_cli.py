@@ -700,16 +700,17 @@ def test_a_file_says_nothing_of_its_makers_machine_and_moves_with_its_images(
 def test_polygons_may_have_fewer_points(
     tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def points() -> tuple[int, int]:
+    def points() -> tuple[int, ...]:
         polygons = [a["segmentation"] for a in read(tmp_path / "masks.json")["annotations"] if not a.get("iscrowd")]
         shapes = [s for f in (tmp_path / "lm").rglob("*.json") for s in read(f)["shapes"]]
         return (
             sum(len(ring) for rings in polygons if isinstance(rings, list) for ring in rings),
             sum(len(s["points"]) for s in shapes if s["shape_type"] == "polygon"),
+            sum(len(f.read_text().split()) for f in (tmp_path / "yolo" / "labels").rglob("*.txt")),
         )
 
     def again(*words: str, polygons: bool = True, out: str = "masks.json") -> int:
-        formats = ["--labelme", str(tmp_path / "lm"), *(["--polygons"] if polygons else [])]
+        formats = ["--labelme", str(tmp_path / "lm"), "--yolo-seg", str(tmp_path / "yolo"), *(["--polygons"] if polygons else [])]
         return label(tmp_path, *formats, *words, out=out)
 
     round_mask = np.hypot(np.arange(40)[:, None] - 20, np.arange(60) - 30) < 15
@@ -718,7 +719,7 @@ def test_polygons_may_have_fewer_points(
     drawn["segmentation"] = {**round_rle, "counts": round_rle["counts"].decode()}
     (tmp_path / "boxes.json").write_text(json.dumps(data))
     assert label(tmp_path, "--simplify", "1") == 2
-    assert "--simplify is for polygons: give --polygons or --labelme" in capsys.readouterr().err
+    assert "--simplify is for polygons: give --polygons or --yolo-seg or --labelme" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         label(tmp_path, "--simplify", "-1", "--polygons")
     assert again() == 0

@@ -259,6 +259,15 @@ def test_simpler_polygons_stay_near_the_mask(tolerance: float) -> None:
     off = cv2.distanceTransform(mask, cv2.DIST_L2, 5) + cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5) - 0.5
     assert off[again != mask].max() <= tolerance + 0.5
     assert again[95, 90]
+    # As one polygon, painted by OpenCV as well, which paints the cuts between parts, too.
+    single = mask_to_polygon(mask > 0, tolerance)
+    assert len(single) < len(mask_to_polygon(mask > 0)) / 2.5
+    again = mask_util.decode(mask_util.frPyObjects([single], *mask.shape)[0])
+    assert off[again != mask].max() <= tolerance + 0.5
+    whole = (mask > 0) & (cv2.connectedComponents(mask)[1] == cv2.connectedComponents(mask)[1][70, 40])
+    points = np.array(mask_to_polygon(whole, tolerance)).reshape(1, -1, 2).astype(np.int32)
+    painted = cv2.fillPoly(np.zeros_like(mask), points, 1) > 0
+    assert (painted & whole).sum() / (painted | whole).sum() > 0.94
 
 
 def test_to_polygons(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ from boxsup_d2.data.images import encode_label_map
 from boxsup_d2.masks.label_map import IGNORE_LABEL, MAX_CLASSES
 
 
-def write_yolo_seg(data: dict[str, Any], out_dir: str, image_root: str | None = None) -> dict[str, int]:
+def write_yolo_seg(
+    data: dict[str, Any], out_dir: str, image_root: str | None = None, *, tolerance: float = 0.0
+) -> dict[str, int]:
     """Write a data set as ``yolo train`` takes it: text files, ``data.yaml``, and links to the images, hard
     ones where the drive allows.
 
@@ -41,6 +43,7 @@ def write_yolo_seg(data: dict[str, Any], out_dir: str, image_root: str | None = 
         data: see the module.
         out_dir: folder to write to.
         image_root: folder of the images, to make links to; None makes none.
+        tolerance: see :func:`.polygons.mask_to_polygons`.
 
     Returns:
         ``files``, ``objects``, ``without_mask`` (left out: no mask, or an empty one), ``crowds`` (left out) and
@@ -62,7 +65,7 @@ def write_yolo_seg(data: dict[str, Any], out_dir: str, image_root: str | None = 
         height, width = image["height"], image["width"]
         lines = []
         for annotation in objects:
-            points = np.array(mask_to_polygon(decode_mask(annotation, height, width))).reshape(-1, 2)
+            points = np.array(mask_to_polygon(decode_mask(annotation, height, width), tolerance)).reshape(-1, 2)
             if not len(points):
                 counts["without_mask"] += 1
                 continue

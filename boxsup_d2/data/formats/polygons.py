@@ -67,16 +67,22 @@ def _cut_corners(ring: np.ndarray) -> np.ndarray:
     return points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
 
 
-def mask_to_polygon(mask: np.ndarray) -> list[float]:
+def mask_to_polygon(mask: np.ndarray, tolerance: float = 0.0) -> list[float]:
     """All of a mask (H×W bool) as one polygon, for rasterisers of either kind; empty for an empty mask.
 
     Its points lie a sixteenth of a pixel inside of the mask: between the edges of its pixels for pycocotools, and, cut
     down to whole numbers, on its border pixels for OpenCV's ``fillPoly``, which paints the points themselves. Both give
     the mask back, holes included. Of several parts ``fillPoly`` also paints the cuts between them, a pixel wide:
-    they are as short as they can be.
+    they are as short as they can be. With a ``tolerance``, see :func:`mask_to_polygons`, this is so but for that.
     """
     parts = _parts(mask)
-    return join_rings(_inset(parts)).reshape(-1).tolist() if parts else []
+    if not parts:
+        return []
+    rings = _inset(parts)
+    if tolerance > 0:
+        inset = iter(rings)
+        rings = [ring for part in parts for ring in _simplified([next(inset) for _ in part], tolerance)]
+    return join_rings(rings).reshape(-1).tolist()
 
 
 def _inset(parts: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
