@@ -710,7 +710,13 @@ def test_polygons_may_have_fewer_points(
         )
 
     def again(*words: str, polygons: bool = True, out: str = "masks.json") -> int:
-        formats = ["--labelme", str(tmp_path / "lm"), "--yolo-seg", str(tmp_path / "yolo"), *(["--polygons"] if polygons else [])]
+        formats = [
+            "--labelme",
+            str(tmp_path / "lm"),
+            "--yolo-seg",
+            str(tmp_path / "yolo"),
+            *(["--polygons"] if polygons else []),
+        ]
         return label(tmp_path, *formats, *words, out=out)
 
     round_mask = np.hypot(np.arange(40)[:, None] - 20, np.arange(60) - 30) < 15
