@@ -556,6 +556,7 @@ def as_objects(data: dict[str, Any]) -> list[Any]:
 
 
 def test_round_trips(tmp_path: Path, labelled: dict[str, Any]) -> None:
+    labelled["categories"].append({"id": 90, "name": "yak", "supercategory": "cattle"})  # of which there is none
     write_labelme(labelled, str(tmp_path / "labelme"), str(tmp_path))
     write_label_studio(labelled, str(tmp_path / "studio"))
     # As CVAT exports what it imported as COCO: run lengths that are lists, and called crowds; its own attributes.
@@ -573,10 +574,43 @@ def test_round_trips(tmp_path: Path, labelled: dict[str, Any]) -> None:
         data, problems, _ = read(tmp_path / folder, tmp_path)
         assert not problems
         assert as_objects(data) == as_objects(labelled), folder
+        assert data["categories"] == labelled["categories"], folder
         images = sorted(data["images"], key=itemgetter("id"))
         assert images == sorted(labelled["images"], key=itemgetter("id")), folder
     config = (tmp_path / "studio" / "config.xml").read_text()
     assert '<Label value="zebra"/>' in config
+
+
+def relabelled(value: Any, before: str, after: str) -> Any:
+    """A tool's file in which every object of a class was given another one."""
+    if isinstance(value, dict):
+        return {key: v if key == "boxsup_d2" else relabelled(v, before, after) for key, v in value.items()}
+    if isinstance(value, list):
+        return [relabelled(v, before, after) for v in value]
+    return after if value == before else value
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "classes"),
+    [("zebra", "ant", [3, 3]), ("zebra", "yak", [90, 3]), ("ant", "gnu", [7, 91]), ("ant", "ant", [7, 3])],
+)
+@pytest.mark.parametrize("tool", ["labelme", "studio"])
+def test_another_class_given_in_a_tool(
+    tmp_path: Path, labelled: dict[str, Any], tool: str, before: str, after: str, classes: list[int]
+) -> None:
+    """It has the number that the json had for it, drawn before or not; a new one has a new number."""
+    labelled["categories"].append({"id": 90, "name": "yak"})
+    if tool == "labelme":
+        write_labelme(labelled, str(tmp_path / "out"), str(tmp_path))
+    else:
+        write_label_studio(labelled, str(tmp_path / "out"))
+    for path in (tmp_path / "out").rglob("*.json"):
+        path.write_text(json.dumps(relabelled(json.loads(path.read_text()), before, after)))
+    data, problems, _ = read(tmp_path / "out", tmp_path)
+    assert not problems
+    number_of = {annotation["id"]: annotation["category_id"] for annotation in data["annotations"]}
+    assert [number_of[11], number_of[5]] == classes
+    assert data["categories"][:3] == labelled["categories"]
 
 
 def test_tighten(tmp_path: Path, labelled: dict[str, Any]) -> None:

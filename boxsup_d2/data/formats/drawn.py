@@ -22,6 +22,8 @@ from boxsup_d2.masks.segmentation import segmentation_fault
 
 #: Under this key files of tools keep what the COCO json says of an image or object and the tool has no room for.
 KEPT = "boxsup_d2"
+#: Under this one, among what is kept of every image, are the classes of the json: tools know only those that are drawn.
+CATEGORIES = "categories"
 # Keys of an annotation that its shapes say.
 _OF_SHAPES = ("bbox", "segmentation", "area", "iscrowd", "image_id", "confidence", "confidence_exact", "quality")
 
@@ -119,30 +121,41 @@ def _extent(polygons: list[list[float]]) -> list[float]:
 def to_coco(found: list[tuple[dict[str, Any], list[dict[str, Any]]]], names: Iterable[str] = ()) -> dict[str, Any]:
     """Images with their objects, of :func:`objects_of`, as a COCO dict.
 
-    Ids that images, objects and classes bring along (``id``, ``category_id``) stay where no two share one.
+    Ids that images, objects and classes bring along (``id``, ``category_id``) stay where no two share one. Classes that
+    images bring along (:data:`CATEGORIES`) stay, drawn or not; objects that were given another one have its id.
 
     Args:
         found: image (``file_name``, ``height``, ``width`` and whatever else) and its objects.
         names: of classes in the order of their numbers, where it is known; others follow in the order of the alphabet.
     """
-    images = _numbered([image for image, _ in found])
+    kept = {category["name"]: category for image, _ in found for category in _categories(image)}
+    images = _numbered([{key: v for key, v in image.items() if key != CATEGORIES} for image, _ in found])
     annotations = []
     for image, (_, objects) in zip(images, found, strict=True):
         annotations += [{**annotation, "image_id": image["id"]} for annotation in objects]
     present = {annotation["name"] for annotation in annotations}
-    known = list(dict.fromkeys(names))
+    known = list(dict.fromkeys([*kept, *names]))
     claimed: dict[str, set[Any]] = {name: set() for name in [*known, *sorted(present - set(known))]}
     for annotation in annotations:
         claimed[annotation["name"]].add(annotation.pop("category_id", None))
-    categories = [{"name": name, "id": ids.pop() if len(ids) == 1 else None} for name, ids in claimed.items()]
-    number_of = {category["name"]: category["id"] for category in _numbered(categories)}
+    categories = _numbered(
+        [kept.get(name, {"id": ids.pop() if len(ids) == 1 else None, "name": name}) for name, ids in claimed.items()]
+    )
+    number_of = {category["name"]: category["id"] for category in categories}
     for annotation in annotations:
         annotation["category_id"] = number_of[annotation.pop("name")]
     return {
         "images": images,
         "annotations": _numbered(annotations),
-        "categories": [{"id": key, "name": name} for name, key in number_of.items()],
+        "categories": categories,
     }
+
+
+def _categories(image: dict[str, Any]) -> list[dict[str, Any]]:
+    """Classes that an image brings along; a file that others change may hold anything there."""
+    value = image.get(CATEGORIES)
+    entries = value if isinstance(value, list) else []
+    return [x for x in entries if isinstance(x, dict) and isinstance(x.get("name"), str) and is_int(x.get("id"))]
 
 
 def _numbered(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

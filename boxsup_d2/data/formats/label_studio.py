@@ -17,7 +17,16 @@ import numpy as np
 
 from boxsup_d2.data.formats.brush_rle import decode_brush, encode_brush
 from boxsup_d2.data.formats.coco_checks import is_finite, is_int
-from boxsup_d2.data.formats.drawn import KEPT, Shape, crop_to_rle, ellipse, kept_fields, objects_of, to_coco
+from boxsup_d2.data.formats.drawn import (
+    CATEGORIES,
+    KEPT,
+    Shape,
+    crop_to_rle,
+    ellipse,
+    kept_fields,
+    objects_of,
+    to_coco,
+)
 from boxsup_d2.data.formats.folders import by_image
 from boxsup_d2.data.formats.polygons import decode_mask
 from boxsup_d2.data.formats.problems import Problems
@@ -65,7 +74,7 @@ def read_label_studio(data: list[Any], problems: Problems, notes: Problems) -> d
         regions = list(task_regions(task, picture, notes))
         size = _size(regions)
         kept = _dict(content.get(KEPT))
-        image = {"file_name": picture, **_dict(kept.get("image"))}
+        image = {"file_name": picture, **_dict(kept.get("image")), CATEGORIES: kept.get(CATEGORIES)}
         if size is None:  # nothing was drawn in it: its size comes from its file
             found.append((image, []))
             continue
@@ -206,6 +215,7 @@ def write_label_studio(data: dict[str, Any], out_dir: str) -> dict[str, int]:
             counts["crowds"] += len(annotations) - len(objects)
             counts["objects"] += len(objects)
             task = _task(image, objects, names)
+            task["data"][KEPT][CATEGORIES] = data["categories"]
             counts["without_mask"] += 2 * len(objects) - len(task["predictions"][0]["result"])
             file.write(separator + json.dumps(task))
             separator = ",\n"

@@ -12,11 +12,24 @@ from typing import Any
 
 from boxsup_d2.data.formats.coco import read_json
 from boxsup_d2.data.formats.coco_checks import is_finite, is_int
-from boxsup_d2.data.formats.drawn import KEPT, Shape, crop_to_rle, decode_png, ellipse, kept_fields, objects_of, to_coco
+from boxsup_d2.data.formats.drawn import (
+    CATEGORIES,
+    KEPT,
+    Shape,
+    crop_to_rle,
+    decode_png,
+    ellipse,
+    kept_fields,
+    objects_of,
+    to_coco,
+)
 from boxsup_d2.data.formats.folders import ImageFinder, by_image, header_size, output_stems, write_file
 from boxsup_d2.data.formats.polygons import polygons_of
 from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.formats.rotated_boxes import TURNED, box_of_corners
+
+# Keys of an image that its file says in its own words.
+_OF_FILE = ("file_name", "height", "width")
 
 
 def read_labelme(folder: str, files: Sequence[str], images: str, problems: Problems, notes: Problems) -> dict[str, Any]:
@@ -145,7 +158,7 @@ def write_labelme(data: dict[str, Any], out_dir: str, image_root: str, *, tolera
             "imageData": None,
             "imageHeight": image["height"],
             "imageWidth": image["width"],
-            KEPT: {key: value for key, value in image.items() if key not in ("file_name", "height", "width")},
+            KEPT: {**{key: v for key, v in image.items() if key not in _OF_FILE}, CATEGORIES: data["categories"]},
         }
         write_file(path, json.dumps(content, indent=1))
         counts["files"] += 1
