@@ -279,7 +279,7 @@ def test_picture_of_training_shows_boxes_and_masks():
     assert picture.shape == (3, 64, 240)
 
 
-def test_clear_errors():
+def test_clear_errors(monkeypatch):
     item = sample(SIZE, [(20, 20, 9, 1)])
     item["instances"].gt_classes += 1
     with pytest.raises(ValueError, match=r"'toy.png' has a box of class 2, but .* 2 classes: MODEL.FCOS.NUM_CLASSES"):
@@ -290,6 +290,9 @@ def test_clear_errors():
     item["instances"].gt_masks = PolygonMasks([[[1.0, 1, 9, 1, 9, 9]], [[1.0, 1, 9, 1, 9, 9]]])
     with pytest.raises(ValueError, match=r"INPUT.MASK_FORMAT bitmask"), EventStorage(0):
         model_of(MODEL__MASK_ON=True).train()([item])
+    monkeypatch.setattr(TinyPyramid, "size_divisibility", 4)
+    with pytest.raises(ValueError, match=r"multiples of 8, .* 'build_tiny_pyramid' pads to multiples of 4"):
+        model_of()
     with pytest.raises(ValueError, match=r"MODEL.BOXINST.MASK_STRIDE is 3: it must divide 4"):
         build_model(config(MODEL__BOXINST__MASK_STRIDE=3))
     with pytest.raises(ValueError, match=r"MODEL.FCOS.IN_FEATURES has \['p7'\], but the backbone makes"):
@@ -436,6 +439,7 @@ def test_published_names_become_ours():
     cfg = get_config("BoxInst/coco-R50-1x.yaml")
     with torch.device("meta"):
         ours = META_ARCH_REGISTRY.get("BoxInst")(cfg).state_dict()
+    del ours["loss_normalizer"]  # theirs lack it
     fcos = "proposal_generator.fcos_head."
     theirs = {
         "head.controller.": "controller.",

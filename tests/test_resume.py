@@ -167,6 +167,8 @@ class NoisyTestBackbone(Backbone):
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.Dropout(0.5))
 
+    size_divisibility = 4
+
     def forward(self, x):
         return {"res2": self.layers(x)}
 
@@ -190,6 +192,15 @@ def averaged_box_mask(cfg):
     cfg.MODEL.BOXMASK.TEACHER_START, cfg.MODEL.EMA.ENABLED = 1, True
 
 
+def box_teacher(cfg):
+    """Detectron2's FCOS divides its losses by a moving average, which goes on as well."""
+    cfg.DATASETS.TRAIN, cfg.INPUT.CROP.ENABLED = (BOXES,), False
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.BACKBONE.NAME = "BoxTeacher", "NoisyTestBackbone"
+    cfg.MODEL.FCOS.IN_FEATURES = cfg.MODEL.BOXINST.IN_FEATURES = ["res2"]
+    cfg.MODEL.FCOS.NUM_CLASSES, cfg.MODEL.FCOS.NUM_CONVS, cfg.MODEL.EMA.ENABLED = 20, 1, True
+    cfg.MODEL.BOXINST.BRANCH_CONVS, cfg.MODEL.BOXINST.BRANCH_CHANNELS, cfg.MODEL.BOXINST.BRANCH_NORM = 1, 8, "GN"
+
+
 def unbroken_and_resumed(cfg, monkeypatch):
     """Checkpoints of a training at its end, and of one that went on from the second of four iterations."""
     monkeypatch.setattr(Trainer, "test", lambda *_: {})
@@ -205,7 +216,7 @@ def unbroken_and_resumed(cfg, monkeypatch):
     return expected, torch.load(output / "model_final.pth", map_location="cpu", weights_only=True)
 
 
-@pytest.mark.parametrize("network", [noisy_segmenter, averaged_box_mask])
+@pytest.mark.parametrize("network", [noisy_segmenter, averaged_box_mask, box_teacher])
 def test_a_resumed_training_ends_with_the_same_weights(cfg, network, monkeypatch):
     network(cfg)
     expected, found = unbroken_and_resumed(cfg, monkeypatch)

@@ -67,6 +67,17 @@ def fcos_arguments(cfg: CfgNode, backbone: Backbone, num_parameters: int) -> dic
 class ControlledFCOS(FCOS):
     """FCOS with a :class:`ControlledFCOSHead`; arguments as of Detectron2's ``FCOS``."""
 
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        # Detectron2 keeps the average number of positives that its losses are divided by, from 300 on, as an attribute.
+        # In a buffer it is part of a checkpoint, so that a resumed training goes on with the same losses.
+        self.register_buffer("loss_normalizer", torch.tensor(300.0))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # Published checkpoints, and those of before, lack it.
+        state_dict.setdefault(prefix + "loss_normalizer", self.loss_normalizer)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def dense_predictions(self, features: list[Tensor]) -> Dense:
         """Predictions of the FCOS head on its maps, in float32: half precision cannot count 1,300 pixels."""
         found = self.head(features)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 
 def aligned_bilinear(x: Tensor, factor: int) -> Tensor:
-    """Enlarge maps by an integer so that cells stay where the shape legend says, which ``F.interpolate`` cannot.
+    """Enlarge maps by an integer as the published networks do: to pixels, cells stay where the shape legend says; to a
+    finer map, they move right and down by half a cell of that one.
 
     Args:
         x: N x C x h x w; N may be 0.

@@ -103,7 +103,8 @@ class BoxInst(ControlledFCOS):
         """``MODEL.FCOS``, ``MODEL.BOXINST`` and Detectron2's shared keys.
 
         Raises:
-            ValueError: the backbone lacks one of ``IN_FEATURES``, or ``MASK_STRIDE`` does not divide their stride.
+            ValueError: the backbone lacks one of ``IN_FEATURES``, their maps do not meet at its size of images, or
+                ``MASK_STRIDE`` does not divide their stride.
         """
         boxinst = cfg.MODEL.BOXINST
         roi = cfg.MODEL.ROI_MASK_HEAD
@@ -118,6 +119,13 @@ class BoxInst(ControlledFCOS):
             raise ValueError(
                 f"MODEL.BOXINST.MASK_STRIDE is {boxinst.MASK_STRIDE}: it must divide {stride}, the stride of "
                 f"'{boxinst.IN_FEATURES[0]}', the first of MODEL.BOXINST.IN_FEATURES."
+            )
+        coarsest = max(shapes[name].stride for name in boxinst.IN_FEATURES)
+        if not backbone.size_divisibility or backbone.size_divisibility % coarsest:
+            raise ValueError(
+                f"Images need sides of multiples of {coarsest}, the coarsest stride of MODEL.BOXINST.IN_FEATURES, but "
+                f"MODEL.BACKBONE.NAME '{cfg.MODEL.BACKBONE.NAME}' pads to multiples of {backbone.size_divisibility}: "
+                "use one with an FPN."
             )
         mask_head = DynamicMaskHead(
             boxinst.MASK_CHANNELS, channels=boxinst.HEAD_CHANNELS, num_layers=boxinst.HEAD_LAYERS
