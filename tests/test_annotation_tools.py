@@ -581,36 +581,81 @@ def test_round_trips(tmp_path: Path, labelled: dict[str, Any]) -> None:
     assert '<Label value="zebra"/>' in config
 
 
-def relabelled(value: Any, before: str, after: str) -> Any:
-    """A tool's file in which every object of a class was given another one."""
+def relabelled(value: Any, before: str, after: str, kinds: tuple[str, ...]) -> Any:
+    """A tool's file in which the shapes of these kinds and of a class were given another one."""
     if isinstance(value, dict):
-        return {key: v if key == "boxsup_d2" else relabelled(v, before, after) for key, v in value.items()}
+        here = kinds if value.get("shape_type", value.get("type", kinds[0])) in kinds else ("",)
+        return {key: v if key == "boxsup_d2" else relabelled(v, before, after, here) for key, v in value.items()}
     if isinstance(value, list):
-        return [relabelled(v, before, after) for v in value]
-    return after if value == before else value
+        return [relabelled(v, before, after, kinds) for v in value]
+    return after if value == before and kinds != ("",) else value
 
 
+BOXES, MASKS = ("rectangle", "rectanglelabels"), ("polygon", "brushlabels")
+
+
+@pytest.mark.parametrize("kinds", [BOXES + MASKS, BOXES, MASKS])
 @pytest.mark.parametrize(
     ("before", "after", "classes"),
-    [("zebra", "ant", [3, 3]), ("zebra", "yak", [90, 3]), ("ant", "gnu", [7, 91]), ("ant", "ant", [7, 3])],
+    [("zebra", "ant", [3, 3]), ("zebra", "yak", [90, 3]), ("ant", "gnu", [7, 92]), ("ant", "ant", [7, 3])],
 )
 @pytest.mark.parametrize("tool", ["labelme", "studio"])
 def test_another_class_given_in_a_tool(
-    tmp_path: Path, labelled: dict[str, Any], tool: str, before: str, after: str, classes: list[int]
+    tmp_path: Path,
+    labelled: dict[str, Any],
+    tool: str,
+    before: str,
+    after: str,
+    classes: list[int],
+    kinds: tuple[str, ...],
 ) -> None:
-    """It has the number that the json had for it, drawn before or not; a new one has a new number."""
-    labelled["categories"].append({"id": 90, "name": "yak"})
+    """It has the number that the json had for it, drawn before or not; a new one has a new number. The box or the mask
+    alone may have been given it."""
+    labelled["categories"] += [{"id": 90, "name": "yak"}, {"id": 91, "name": " yak "}]
     if tool == "labelme":
         write_labelme(labelled, str(tmp_path / "out"), str(tmp_path))
     else:
         write_label_studio(labelled, str(tmp_path / "out"))
     for path in (tmp_path / "out").rglob("*.json"):
-        path.write_text(json.dumps(relabelled(json.loads(path.read_text()), before, after)))
+        path.write_text(json.dumps(relabelled(json.loads(path.read_text()), before, after, kinds)))
     data, problems, _ = read(tmp_path / "out", tmp_path)
     assert not problems
-    number_of = {annotation["id"]: annotation["category_id"] for annotation in data["annotations"]}
-    assert [number_of[11], number_of[5]] == classes
-    assert data["categories"][:3] == labelled["categories"]
+    objects = {annotation["id"]: annotation for annotation in data["annotations"]}
+    assert sorted(objects) == [5, 11, 20]
+    assert [objects[11]["category_id"], objects[5]["category_id"]] == classes
+    assert decode_mask(objects[11], H, W).any()
+    assert data["categories"][:4] == labelled["categories"]
+
+
+@pytest.mark.parametrize("tool", ["labelme", "studio"])
+def test_nothing_of_a_json_is_lost_in_a_tool(tmp_path: Path, labelled: dict[str, Any], tool: str) -> None:
+    """Not what has the name of a key of ours either, nor classes of one name or with spaces around."""
+    labelled["categories"] += [{"id": 8, "name": "zebra"}, {"id": 12, "name": " dog"}]
+    first, second, third, _ = labelled["annotations"]
+    first |= {"name": "Fido", "flags": {"bad": True}, "description": "old"}
+    second |= {"category_id": 8, "flags": 3}
+    third |= {"category_id": 12}
+    labelled["images"][0] |= {"categories": ["indoor"]}
+    if tool == "labelme":
+        write_labelme(labelled, str(tmp_path / "out"), str(tmp_path))
+        shapes = json.loads((tmp_path / "out/images/a.json").read_text())["shapes"]
+        assert (shapes[0]["flags"], shapes[0]["description"]) == ({"bad": True}, "old"), "to be seen and changed"
+    else:
+        write_label_studio(labelled, str(tmp_path / "out"))
+    data, problems, _ = read(tmp_path / "out", tmp_path)
+    assert not problems
+    assert as_objects(data) == as_objects(labelled)
+    assert data["categories"] == labelled["categories"]
+    assert sorted(data["images"], key=itemgetter("id")) == sorted(labelled["images"], key=itemgetter("id"))
+
+
+def test_classes_are_kept_once(tmp_path: Path, labelled: dict[str, Any]) -> None:
+    """Of thousands, in every file they would be gigabytes."""
+    labelled["categories"] += [{"id": 100 + i, "name": f"class {i}"} for i in range(1000)]
+    write_labelme(labelled, str(tmp_path / "labelme"), str(tmp_path))
+    write_label_studio(labelled, str(tmp_path / "studio"))
+    for folder in ("labelme", "studio"):
+        assert sum(path.read_text().count("class 999") for path in (tmp_path / folder).rglob("*.json")) == 1
 
 
 def test_tighten(tmp_path: Path, labelled: dict[str, Any]) -> None:

@@ -22,8 +22,11 @@ from boxsup_d2.masks.segmentation import segmentation_fault
 
 #: Under this key files of tools keep what the COCO json says of an image or object and the tool has no room for.
 KEPT = "boxsup_d2"
-#: Under this one, among what is kept of every image, are the classes of the json: tools know only those that are drawn.
-CATEGORIES = "categories"
+#: Under this key an image brings along the classes of the json, those that no object has included. The first one's file
+#: is enough: of thousands of classes a copy beside every image would be gigabytes.
+CATEGORIES = f"{KEPT}:categories"
+# The label of an object, and the one that it had when it was written.
+_LABEL, _FORMER = f"{KEPT}:label", f"{KEPT}:former"
 # Keys of an annotation that its shapes say.
 _OF_SHAPES = ("bbox", "segmentation", "area", "iscrowd", "image_id", "confidence", "confidence_exact", "quality")
 
@@ -34,7 +37,8 @@ class Shape:
 
     Attributes:
         label: name of its class.
-        group: shapes with the same one, and label, are one object; None: it is an object of its own.
+        group: shapes with the same one, and label, are one object; None: it is an object of its own. Those of an object
+            that this program wrote stay one when only its box, or only its mask, is given another label.
         box: x, y, w, h, where it is a box.
         mask: COCO polygons or RLE, where it is an area.
         fields: what else is known of the object.
@@ -53,15 +57,15 @@ class Shape:
         self.fields |= fields
 
 
-def kept_fields(annotation: dict[str, Any]) -> dict[str, Any]:
-    """What a tool's file should keep of an annotation beside its shapes, to read it back."""
-    return {key: value for key, value in annotation.items() if key not in _OF_SHAPES}
+def kept_fields(annotation: dict[str, Any], label: str) -> dict[str, Any]:
+    """What a tool's file should keep of an annotation of this class beside its shapes, to read it back."""
+    return {**{key: value for key, value in annotation.items() if key not in _OF_SHAPES}, _FORMER: label.strip()}
 
 
 def objects_of(
     shapes: Iterable[Shape], height: int, width: int, problems: Problems, where: str
 ) -> list[dict[str, Any]]:
-    """Annotations, without image and number and with ``name`` for a class, of the shapes of an image.
+    """Annotations, for :func:`to_coco`, of the shapes of an image.
 
     Args:
         shapes: of the image.
@@ -70,6 +74,8 @@ def objects_of(
         where: name of the file, for them.
     """
     groups: dict[Hashable, list[Shape]] = {}
+    shapes = list(shapes)
+    ours = {shape.group for shape in shapes if _FORMER in shape.fields} - {None}
     for number, shape in enumerate(shapes):
         fault = None if shape.mask is None else segmentation_fault(shape.mask, height, width)
         if not shape.label:
@@ -77,7 +83,8 @@ def objects_of(
         if fault is not None:
             problems.add("shapes that cannot be used", f"{where}, shape {number + 1}: {fault}")
             continue
-        key = (shape.label, number, None) if shape.group is None else (shape.label, None, shape.group)
+        label = "" if shape.group in ours else shape.label
+        key = (label, number, None) if shape.group is None else (label, None, shape.group)
         groups.setdefault(key, []).append(shape)
     objects = []
     for members in groups.values():
@@ -105,7 +112,9 @@ def _object(shapes: list[Shape], height: int, width: int) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for shape in shapes:
         fields |= shape.fields
-    annotation = {**fields, "name": shapes[0].label, "bbox": box, "iscrowd": 0}
+    labels, former = [shape.label for shape in shapes], fields.pop(_FORMER, None)
+    label = next((label for label in labels if label != former), labels[0])
+    annotation = {**fields, _LABEL: label, "bbox": box, "iscrowd": 0}
     if mask is not None:
         annotation["segmentation"] = mask
         annotation["area"] = float(area(mask, height, width))
@@ -128,27 +137,35 @@ def to_coco(found: list[tuple[dict[str, Any], list[dict[str, Any]]]], names: Ite
         found: image (``file_name``, ``height``, ``width`` and whatever else) and its objects.
         names: of classes in the order of their numbers, where it is known; others follow in the order of the alphabet.
     """
-    kept = {category["name"]: category for image, _ in found for category in _categories(image)}
+    kept: dict[int, dict[str, Any]] = {}
+    for image, _ in found:
+        for category in _categories(image):
+            kept.setdefault(category["id"], category)
     images = _numbered([{key: v for key, v in image.items() if key != CATEGORIES} for image, _ in found])
     annotations = []
     for image, (_, objects) in zip(images, found, strict=True):
-        annotations += [{**annotation, "image_id": image["id"]} for annotation in objects]
-    present = {annotation["name"] for annotation in annotations}
-    known = list(dict.fromkeys([*kept, *names]))
-    claimed: dict[str, set[Any]] = {name: set() for name in [*known, *sorted(present - set(known))]}
+        annotations += [{"category_id": None, **annotation, "image_id": image["id"]} for annotation in objects]
     for annotation in annotations:
-        claimed[annotation["name"]].add(annotation.pop("category_id", None))
-    categories = _numbered(
-        [kept.get(name, {"id": ids.pop() if len(ids) == 1 else None, "name": name}) for name, ids in claimed.items()]
-    )
-    number_of = {category["name"]: category["id"] for category in categories}
+        if not is_int(annotation["category_id"]):
+            annotation["category_id"] = None
+    number_of: dict[str, int] = {}
+    for key, category in kept.items():
+        number_of.setdefault(category["name"].strip(), key)
+    known = dict.fromkeys(names)
+    drawn = sorted({annotation[_LABEL] for annotation in annotations} - known.keys())
+    claimed: dict[str, set[Any]] = {label: set() for label in [*known, *drawn] if label not in number_of}
     for annotation in annotations:
-        annotation["category_id"] = number_of[annotation.pop("name")]
-    return {
-        "images": images,
-        "annotations": _numbered(annotations),
-        "categories": categories,
-    }
+        if annotation[_LABEL] in claimed:
+            claimed[annotation[_LABEL]].add(annotation["category_id"])
+    others = [{"id": ids.pop() if len(ids) == 1 else None, "name": label} for label, ids in claimed.items()]
+    categories = _numbered([*kept.values(), *others])
+    number_of |= {category["name"]: category["id"] for category in categories[len(kept) :]}
+    for annotation in annotations:
+        label, former = annotation.pop(_LABEL), annotation["category_id"]
+        # Of two classes of one name, that which it had.
+        unchanged = former in kept and kept[former]["name"].strip() == label
+        annotation["category_id"] = former if unchanged else number_of[label]
+    return {"images": images, "annotations": _numbered(annotations), "categories": categories}
 
 
 def _categories(image: dict[str, Any]) -> list[dict[str, Any]]:

@@ -74,7 +74,7 @@ def read_label_studio(data: list[Any], problems: Problems, notes: Problems) -> d
         regions = list(task_regions(task, picture, notes))
         size = _size(regions)
         kept = _dict(content.get(KEPT))
-        image = {"file_name": picture, **_dict(kept.get("image")), CATEGORIES: kept.get(CATEGORIES)}
+        image = {"file_name": picture, **_dict(kept.get("image"))}
         if size is None:  # nothing was drawn in it: its size comes from its file
             found.append((image, []))
             continue
@@ -184,7 +184,9 @@ def _join_parents(shapes: list[Shape], kept: dict[str, Any]) -> None:
         if parent is None and isinstance(key, str) and key.endswith(_OF_MASK):
             parent = key.removesuffix(_OF_MASK)
         box = boxes.get(parent) if isinstance(parent, str) else None
-        own = parent if box is not None and box is not shape and box.label == shape.label else key
+        ours = isinstance(key, str) and key.endswith(_OF_MASK)
+        joined = box is not None and box is not shape and (ours or box.label == shape.label)
+        own = parent if joined else key
         shape.group = own if isinstance(own, str | int) else None
         shape.fields |= _dict(kept.get(str(own)))
 
@@ -214,8 +216,9 @@ def write_label_studio(data: dict[str, Any], out_dir: str) -> dict[str, int]:
             objects = [annotation for annotation in annotations if not annotation.get("iscrowd")]
             counts["crowds"] += len(annotations) - len(objects)
             counts["objects"] += len(objects)
+            if separator == "[\n":
+                image = {**image, CATEGORIES: data["categories"]}
             task = _task(image, objects, names)
-            task["data"][KEPT][CATEGORIES] = data["categories"]
             counts["without_mask"] += 2 * len(objects) - len(task["predictions"][0]["result"])
             file.write(separator + json.dumps(task))
             separator = ",\n"
@@ -243,8 +246,8 @@ def _task(image: dict[str, Any], objects: list[dict[str, Any]], names: dict[int,
             regions.append(brush_region(mask, label[0], key, of_box=True))
     # A rotated box is drawn as one: whoever turns it back means it.
     kept = {
-        str(annotation["id"]): {key: v for key, v in kept_fields(annotation).items() if key != ROTATED_BOX}
-        for annotation in objects
+        str(a["id"]): {key: v for key, v in kept_fields(a, names[a["category_id"]]).items() if key != ROTATED_BOX}
+        for a in objects
     }
     picture = f"/data/local-files/?d={quote(image['file_name'])}"
     return {

@@ -28,8 +28,9 @@ from boxsup_d2.data.formats.polygons import polygons_of
 from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.formats.rotated_boxes import TURNED, box_of_corners
 
-# Keys of an image that its file says in its own words.
+# Keys of an image, and of an object, that labelme has a place for.
 _OF_FILE = ("file_name", "height", "width")
+_OF_SHAPE = {"flags": dict, "description": str}
 
 
 def read_labelme(folder: str, files: Sequence[str], images: str, problems: Problems, notes: Problems) -> dict[str, Any]:
@@ -80,12 +81,12 @@ def _shapes(entry: Any, size: tuple[int, int], where: str, notes: Problems) -> l
     if not isinstance(entry, dict):
         entry = {}
     kept = entry.get(KEPT)
-    fields = {key: entry[key] for key in ("flags", "description") if entry.get(key)}
+    fields = {key: entry[key] for key in _OF_SHAPE if entry.get(key)}
     group = entry.get("group_id")
     shape = Shape(
         str(entry.get("label") or "").strip(),
         group if isinstance(group, int | str) else None,
-        fields={**fields, **(kept if isinstance(kept, dict) else {})},
+        fields={**(kept if isinstance(kept, dict) else {}), **fields},
     )
     points, kind = entry.get("points"), entry.get("shape_type") or "polygon"
     if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
@@ -143,8 +144,10 @@ def write_labelme(data: dict[str, Any], out_dir: str, image_root: str, *, tolera
             counts["without_mask"] += not polygons
             x, y, w, h = annotation["bbox"]
             common = {"label": names[annotation["category_id"]], "group_id": annotation["id"], "flags": {}}
+            kept = kept_fields(annotation, common["label"])
+            own = {key: kept.pop(key) for key, kind in _OF_SHAPE.items() if isinstance(kept.get(key), kind)}
             corners = [[x, y], [x + w, y + h]]
-            shapes.append({**common, "shape_type": "rectangle", "points": corners, KEPT: kept_fields(annotation)})
+            shapes.append({**common, **own, "shape_type": "rectangle", "points": corners, KEPT: kept})
             for flat in polygons:
                 points = [list(point) for point in zip(flat[0::2], flat[1::2], strict=True)]
                 shapes.append({**common, "shape_type": "polygon", "points": points})
@@ -158,7 +161,10 @@ def write_labelme(data: dict[str, Any], out_dir: str, image_root: str, *, tolera
             "imageData": None,
             "imageHeight": image["height"],
             "imageWidth": image["width"],
-            KEPT: {**{key: v for key, v in image.items() if key not in _OF_FILE}, CATEGORIES: data["categories"]},
+            KEPT: {
+                **{key: v for key, v in image.items() if key not in _OF_FILE},
+                **({} if counts["files"] else {CATEGORIES: data["categories"]}),
+            },
         }
         write_file(path, json.dumps(content, indent=1))
         counts["files"] += 1
