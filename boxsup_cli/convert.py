@@ -30,7 +30,9 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         epilog=_EPILOG,
     )
     parser.add_argument("checkpoint", action=Existing, metavar="CKPT", help="a published checkpoint, .pth or .pkl")
-    parser.add_argument("--out", required=True, metavar="F", help="file to write (.safetensors or .pth)")
+    parser.add_argument(
+        "--out", required=True, type=os.path.expanduser, metavar="F", help="file to write (.safetensors or .pth)"
+    )
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
     parser.add_argument("--allow-code", action="store_true", help="let the file run code while it is read")
     parser.add_argument("--forms", action=TellAndEnd, text=_forms, help="list the forms that are known, and end")

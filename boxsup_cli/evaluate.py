@@ -42,8 +42,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--rank-by", metavar="FIELD", help="field that ranks masks for AP (default: score, quality or confidence)"
     )
-    parser.add_argument("--csv", metavar="F", help="write the IoU of every object")
-    parser.add_argument("--json-out", metavar="F", help="write all figures, in percent")
+    parser.add_argument("--csv", type=os.path.expanduser, metavar="F", help="write the IoU of every object")
+    parser.add_argument("--json-out", type=os.path.expanduser, metavar="F", help="write all figures, in percent")
     return parser
 
 
@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> None:
     for name, path in (("--csv", args.csv), ("--json-out", args.json_out)):
         if path and os.path.realpath(path) in inputs:
             raise BadInput(f"{name} is one of the jsons, '{path}': name another file.")
+    if args.csv and args.json_out and os.path.realpath(args.csv) == os.path.realpath(args.json_out):
+        raise BadInput(f"--csv and --json-out are one file, '{args.csv}': name two.")
     from boxsup_cli.console import output, show
     from boxsup_d2.evaluation.mask_files import compare_mask_files
 

@@ -19,6 +19,7 @@ class Export(NamedTuple):
         root: name of a function beside the writer that returns the folder that is really written to.
         images: whether the writer is told the folder of the images.
         polygons: whether the writer is told how far polygons may pass the edges of masks.
+        boxes: whether an object without a mask is written as its box.
         annotations: whether what it writes is read as annotations by the next command.
         pictures: ending of files that it names as the images; "": it writes none.
     """
@@ -29,6 +30,7 @@ class Export(NamedTuple):
     root: str = ""
     images: bool = False
     polygons: bool = False
+    boxes: bool = False
     annotations: bool = False
     pictures: str = ""
 
@@ -60,28 +62,38 @@ EXPORTS = {
         "data.formats.labelme:write_labelme",
         images=True,
         polygons=True,
+        boxes=True,
         annotations=True,
     ),
     "label-studio": Export(
         "tasks.json, pre-annotations to be imported into Label Studio, and config.xml, their labelling interface",
         "data.formats.label_studio:write_label_studio",
         ("tasks.json", "config.xml"),
+        boxes=True,
         annotations=True,
     ),
+}
+
+# What writers count as left out, in words: of one and of several.
+_LEFT_OUT = {
+    "without_mask": ("object without a mask", "objects without a mask"),
+    "covered": ("object that others cover", "objects that others cover"),
+    "crowds": ("crowd region", "crowd regions"),
+    "images_of_crowds": ("image that has crowd regions alone", "images that have crowd regions alone"),
 }
 
 
 def add_export_arguments(group: Group) -> None:
     """Add an option per format, and what they share."""
     for option, export in EXPORTS.items():
-        group.add_argument(f"--{option}", metavar="DIR", help=f"also write {export.what}")
+        group.add_argument(f"--{option}", type=os.path.expanduser, metavar="DIR", help=f"also write {export.what}")
     group.add_argument(
         "--simplify",
         type=non_negative,
         default=0.0,
         metavar="PX",
-        help="polygons of fewer points, which may pass the edges of masks by so many pixels: 1 leaves a third of them, "
-        "less than 0.4 changes nothing",
+        help="polygons of fewer points, which may pass the edges of new masks by so many pixels: 1 leaves a third of "
+        "them, less than 0.4 changes nothing; with --polygons in every format",
     )
 
 
@@ -143,12 +155,16 @@ def check_export(name: str, folder: str, data: dict[str, Any], image_root: str) 
             raise BadInput(f"--{name}: '{link}' is another image than '{picture}': name another folder.")
 
 
-def write(name: str, data: dict[str, Any], folder: str, image_root: str, simplify: float) -> dict[str, int]:
-    """Write a COCO dict, see the writers, in a format into a folder; returns how many files and objects."""
+def write(name: str, data: dict[str, Any], folder: str, image_root: str, simplify: float) -> list[str]:
+    """Write a COCO dict, see the writers, in a format into a folder; returns what is left out, in words."""
     export = EXPORTS[name]
     function = _function(export, export.writer.split(":")[1])
     options = {"tolerance": simplify} if export.polygons else {}
-    return function(data, folder, image_root, **options) if export.images else function(data, folder, **options)
+    counts = function(data, folder, image_root, **options) if export.images else function(data, folder, **options)
+    left = {key: counts.get(key, 0) for key in _LEFT_OUT} if isinstance(counts, dict) else {}
+    if export.boxes:
+        left["without_mask"] = 0
+    return [f"{number} {_LEFT_OUT[key][number > 1]}" for key, number in left.items() if number]
 
 
 def _function(export: Export, name: str) -> Any:

@@ -18,6 +18,7 @@ from boxsup_cli.arguments import (
 from boxsup_cli.errors import BadInput, bad_input
 from boxsup_cli.exports import EXPORTS, add_export_arguments, asked_exports, check_export
 from boxsup_cli.method import add_method_arguments, chosen_method
+from boxsup_cli.report import check_page, write
 from boxsup_cli.sources import Source, add_source_arguments, read_source
 
 if TYPE_CHECKING:  # imported when the command runs
@@ -68,7 +69,9 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     add_machine_arguments(machine)
     add_device_argument(machine)
     results = parser.add_argument_group("results")
-    results.add_argument("--out", default="masks.json", metavar="F", help="json to write (default: %(default)s)")
+    results.add_argument(
+        "--out", default="masks.json", type=os.path.expanduser, metavar="F", help="json to write (default: %(default)s)"
+    )
     results.add_argument(
         "--force",
         action="store_true",
@@ -80,7 +83,10 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     results.add_argument("--polygons", action="store_true", help="polygons instead of run lengths; not exact")
     add_export_arguments(results)
     results.add_argument(
-        "--report", metavar="F", help="also write a page to look at the masks, as 'boxsup report' does"
+        "--report",
+        type=os.path.expanduser,
+        metavar="F",
+        help="also write a page to look at the masks, as 'boxsup report' does",
     )
     return parser
 
@@ -93,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
         RuntimeError, ValueError, OSError: an image is damaged, the disk is full, another run is at work.
     """
     hide_gpus(args)
-    out = os.path.abspath(os.path.expanduser(args.out))
+    out = os.path.abspath(args.out)
     if os.path.isdir(out):
         raise BadInput(
             f"--out: '{out}' is a folder; name a file in it, such as '{os.path.join(args.out, 'masks.json')}'."
@@ -101,6 +107,8 @@ def run(args: argparse.Namespace) -> None:
     given = args.json or args.annotations or args.geojson
     if given and os.path.exists(out) and os.path.exists(given) and os.path.samefile(out, given):
         raise BadInput(f"--out is the file that is labelled, '{out}': name another one.")
+    if args.report:
+        check_page(args.report, "--report")
     if args.geojson:
         from boxsup_cli.label_geo import run_geo
 
@@ -110,12 +118,16 @@ def run(args: argparse.Namespace) -> None:
     from boxsup_cli.console import short, show
     from boxsup_cli.label_job import check_classes, job_config, label, move_earlier_work, request_of
     from boxsup_cli.label_output import export, finish, is_done, missing_exports
+    from boxsup_d2.data.formats.pseudo_masks import read_provenance
     from boxsup_d2.engine.launch import launch
     from boxsup_d2.utils.lock import acquire_lock
 
     exports = asked_exports(args, ("polygons",))
     given = os.path.abspath(args.json or args.annotations or args.yolo or args.voc_xml)
     source = read_source(args)
+    inside = bool(args.annotations) and os.path.commonpath([given, out]) == given
+    if inside and os.path.exists(out) and read_provenance(out) is None:  # not even --force may lose it
+        raise BadInput(f"--out '{out}' is a file of the annotations that are labelled: name another one.")
     job = make_job(args, source, out)
     with bad_input():
         check_classes(job, source.usable["categories"])
@@ -168,8 +180,6 @@ def run(args: argparse.Namespace) -> None:
         if look:
             show(look)
     if args.report:
-        from boxsup_cli.report import write
-
         write([out], source.image_root, args.report, keep_going=args.keep_going, outside_images=args.outside_images)
 
 

@@ -28,7 +28,7 @@ def run_geo(args: argparse.Namespace, out: str) -> None:
     from boxsup_cli.console import errors, problems_table, short, show
     from boxsup_cli.label import make_job, summary_line, work_folder
     from boxsup_cli.label_job import check_classes, job_config, label, request_of
-    from boxsup_cli.label_output import is_done
+    from boxsup_cli.label_output import is_done, summary_without
     from boxsup_d2.data.formats.geo import mask_features, read_raster_boxes, write_windows
     from boxsup_d2.data.formats.problems import Problems
     from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY, read_pseudo_masks, write_pseudo_masks
@@ -71,6 +71,9 @@ def run_geo(args: argparse.Namespace, out: str) -> None:
             "checkpoint": seen_from(out, provenance["checkpoint"]),
             "request": request,
         }
+        if args.min_quality is not None:
+            left = sum(annotation["quality"] < args.min_quality for annotation in labelled["annotations"])
+            provenance["summary"] = summary_without(provenance["summary"], left, args.min_quality)
         # As any json that labelling writes, it says at its head where its masks come from.
         features = mask_features(found, raster, labelled, args.min_quality or 0.0)
         write_pseudo_masks(out, {**found.collection, "features": features}, provenance)

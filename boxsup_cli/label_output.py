@@ -98,9 +98,7 @@ def finish(
     }
     if min_quality is not None:
         left = _leave_as_boxes(labelled, source, min_quality, overwrite=overwrite)
-        summary = provenance["summary"]
-        doubtful = 0 if min_quality >= DOUBTFUL_QUALITY else summary.get("doubtful", left) - left
-        provenance["summary"] = {**summary, "doubtful": doubtful, "left_as_boxes": left}
+        provenance["summary"] = summary_without(provenance["summary"], left, min_quality)
     if polygons:  # the usable part only: other entries may lack sizes or images
         from boxsup_d2.data.formats.polygons import to_polygons
 
@@ -115,6 +113,12 @@ def finish(
     }
     write_pseudo_masks(out, final, provenance)
     return provenance["summary"]
+
+
+def summary_without(summary: dict[str, Any], left: int, min_quality: float) -> dict[str, Any]:
+    """The summary of a labelling of which so many masks, those of a lower quality, are left as boxes."""
+    doubtful = 0 if min_quality >= DOUBTFUL_QUALITY else summary.get("doubtful", left) - left
+    return {**summary, "doubtful": doubtful, "left_as_boxes": left}
 
 
 def _leave_as_boxes(labelled: dict[str, Any], source: Source, min_quality: float, *, overwrite: bool) -> int:
@@ -223,7 +227,9 @@ def _export(data: dict[str, Any], exports: dict[str, str], image_root: str, simp
 
     for name, folder in exports.items():
         tell(f"writing --{name} '{folder}'")
-        write(name, data, folder, image_root, simplify)
+        left = write(name, data, folder, image_root, simplify)
+        if left:
+            tell(f"--{name} leaves out {', '.join(left)}")
 
 
 def _merged(

@@ -69,7 +69,13 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         "--batch-size", type=positive, default=1, metavar="N", help="images at once (default: %(default)s)"
     )
     results = parser.add_argument_group("results")
-    results.add_argument("--out", default="predictions.json", metavar="F", help="json to write (default: %(default)s)")
+    results.add_argument(
+        "--out",
+        default="predictions.json",
+        type=os.path.expanduser,
+        metavar="F",
+        help="json to write (default: %(default)s)",
+    )
     results.add_argument("--force", action="store_true", help="replace what is there that another command wrote")
     results.add_argument(
         "--min-score", type=share, default=0.5, metavar="S", help="leave out what is less sure (default: %(default)s)"
@@ -89,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     if not os.path.exists(os.path.expanduser(args.model)):
         raise BadInput(f"There is no '{args.model}': name the folder of a training, or a config and --weights.")
     hide_gpus(args)
-    out = os.path.abspath(os.path.expanduser(args.out))
+    out = os.path.abspath(args.out)
     if os.path.isdir(out):
         raise BadInput(f"--out: '{out}' is a folder; name a file in it.")
 

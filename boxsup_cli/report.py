@@ -40,7 +40,13 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--truth", action=Existing, metavar="F", help="COCO json with true masks: IoU of every mask, and the averages"
     )
-    parser.add_argument("--out", default="report.html", metavar="F", help="page to write (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        default="report.html",
+        type=os.path.expanduser,
+        metavar="F",
+        help="page to write (default: %(default)s)",
+    )
     parser.add_argument("--max-images", type=int, metavar="N", help="show so many at most, from worst to best")
     parser.add_argument(
         "--keep-going", action="store_true", help="show images that are missing or outside of --images in grey"
@@ -65,6 +71,15 @@ def run(args: argparse.Namespace) -> None:
         keep_going=args.keep_going,
         outside_images=args.outside_images,
     )
+
+
+def check_page(path: str, option: str) -> None:
+    """
+    Raises:
+        BadInput: there is a folder, or a file that is no page and would be lost.
+    """
+    if os.path.isdir(path) or (os.path.exists(path) and not path.lower().endswith((".html", ".htm"))):
+        raise BadInput(f"{option} '{path}' is there, and no page: name another file, one that ends in .html.")
 
 
 def write(
@@ -95,8 +110,7 @@ def write(
             raise BadInput(f"There is no file '{path}'.")
     if not os.path.isdir(images):
         raise BadInput(f"--images: there is no folder '{images}'.")
-    if any(os.path.exists(out) and os.path.samefile(out, path) for path in [*masks, *([truth] if truth else [])]):
-        raise BadInput(f"--out is one of the jsons, '{out}': name another file.")
+    check_page(out, "--out")
     stems = [os.path.splitext(os.path.basename(path))[0] for path in masks]
     # Files of one name in several folders are told apart by what differs in their paths.
     common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in masks])

@@ -26,7 +26,9 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "masks", action=Existing, metavar="MASKS.json", help="json with masks, such as 'boxsup label' writes"
     )
-    parser.add_argument("--out", default="tight.json", metavar="F", help="json to write (default: %(default)s)")
+    parser.add_argument(
+        "--out", default="tight.json", type=os.path.expanduser, metavar="F", help="json to write (default: %(default)s)"
+    )
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
     return parser
 

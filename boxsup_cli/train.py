@@ -104,7 +104,11 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     machine = parser.add_argument_group("machine and results")
     add_machine_arguments(machine)
     machine.add_argument(
-        "--out", default="boxsup-train", metavar="DIR", help="folder to write to (default: %(default)s)"
+        "--out",
+        default="boxsup-train",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="folder to write to (default: %(default)s)",
     )
     machine.add_argument("--force", action="store_true", help="replace configs in --out that were edited")
     machine.add_argument("--verbose", action="store_true", help="show the whole log")
@@ -135,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
     from boxsup_cli.train_job import check_init, run_rounds_config, summary
     from boxsup_d2.engine.launch import launch
 
-    out = os.path.abspath(os.path.expanduser(args.out))
+    out = os.path.abspath(args.out)
     source = read_source(args)
     with bad_input():
         plan = plan_training(args, source, folders, out, args.num_gpus)

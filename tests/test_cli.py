@@ -706,7 +706,7 @@ def test_polygons_may_have_fewer_points(
         return (
             sum(len(ring) for rings in polygons if isinstance(rings, list) for ring in rings),
             sum(len(s["points"]) for s in shapes if s["shape_type"] == "polygon"),
-            sum(len(f.read_text().split()) for f in (tmp_path / "yolo" / "labels").rglob("*.txt")),
+            sum(len(f.read_text().split()) for f in (tmp_path / "yolo-masks.json" / "labels").rglob("*.txt")),
         )
 
     def again(*words: str, polygons: bool = True, out: str = "masks.json") -> int:
@@ -714,7 +714,7 @@ def test_polygons_may_have_fewer_points(
             "--labelme",
             str(tmp_path / "lm"),
             "--yolo-seg",
-            str(tmp_path / "yolo"),
+            str(tmp_path / f"yolo-{out}"),
             *(["--polygons"] if polygons else []),
         ]
         return label(tmp_path, *formats, *words, out=out)
@@ -928,6 +928,8 @@ def test_eval_compares_prints_and_writes(
     (tmp_path / "boxes.json").write_text(json.dumps(data))
     assert main(["eval", str(tmp_path / "boxes.json"), masks]) == 2
     assert "boxes.json' holds 8 boxes and no mask" in capsys.readouterr().err
+    assert main(["eval", masks, masks, "--csv", str(tmp_path / "x"), "--json-out", str(tmp_path / "x")]) == 2
+    assert "--csv and --json-out are one file" in capsys.readouterr().err
 
 
 def test_report_is_written_by_two_commands(tmp_path: Path, data: dict[str, Any]) -> None:
@@ -937,6 +939,47 @@ def test_report_is_written_by_two_commands(tmp_path: Path, data: dict[str, Any])
     assert main(["report", *masks, "--images", str(tmp_path / "images"), "--out", str(tmp_path / "b.html")]) == 0
     for name in ("a.html", "b.html"):
         assert "<html" in (tmp_path / name).read_text()[:500]
+
+
+def test_no_file_of_the_user_becomes_another(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is labelled, or any file that is no page, for a page; annotations of a folder for the masks of them."""
+    images, boxes = str(tmp_path / "images"), tmp_path / "boxes.json"
+    before = boxes.read_bytes()
+    assert label(tmp_path, "--report", str(boxes)) == 2
+    assert "boxes.json' is there, and no page" in capsys.readouterr().err
+    assert not (tmp_path / "masks.json").exists(), "nothing was done"
+    assert main(["report", str(boxes), "--images", images, "--out", str(boxes)]) == 2
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "boxes.json").write_bytes(before)
+    command = ["label", "--annotations", str(folder), "--images", images, "--method", "box", "--keep-going"]
+    assert main([*command, "--force", "--out", str(folder / "boxes.json")]) == 2
+    assert "is a file of the annotations that are labelled" in capsys.readouterr().err
+    assert boxes.read_bytes() == (folder / "boxes.json").read_bytes() == before
+    assert main([*command, "--out", str(folder / "masks.json")]) == 0
+    assert main([*command, "--force", "--out", str(folder / "masks.json")]) == 0
+
+
+def test_outputs_are_below_the_home_folder(
+    tmp_path: Path, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell leaves the ~ of --png=~/png as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert label(tmp_path, "--png=~/png", "--report=~/page.html") == 0
+    assert list((tmp_path / "png").iterdir())
+    assert (tmp_path / "page.html").is_file()
+
+
+def test_formats_tell_what_they_leave_out(
+    tmp_path: Path, data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    crowds = sum(bool(annotation.get("iscrowd")) for annotation in data["annotations"])
+    assert label(tmp_path, "--labelme", str(tmp_path / "lm"), "--overlays", str(tmp_path / "drawn")) == 0
+    told = capsys.readouterr()
+    assert f"--labelme leaves out {crowds} crowd region" in told.out + told.err
+    assert "--overlays leaves" not in told.out + told.err
 
 
 def test_convert_says_what_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

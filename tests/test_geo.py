@@ -92,6 +92,8 @@ def test_boxes_of_a_geotiff_become_masks(
     assert not list(tmp_path.glob("*.work"))
     assert main(command) == 0
     assert "is done" in capsys.readouterr().out
+    assert main([*command[:1], "--force", "--min-quality", "0.6", *command[1:]]) == 0
+    assert "0 masks on 3 images, 4 boxes left without one" in capsys.readouterr().out
 
 
 def test_windows_are_what_the_raster_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
