@@ -111,6 +111,8 @@ def write(
     if not os.path.isdir(images):
         raise BadInput(f"--images: there is no folder '{images}'.")
     check_page(out, "--out")
+    if any(os.path.exists(out) and os.path.samefile(out, path) for path in [*masks, *([truth] if truth else [])]):
+        raise BadInput(f"--out is one of the jsons, '{out}': name another file.")
     stems = [os.path.splitext(os.path.basename(path))[0] for path in masks]
     # Files of one name in several folders are told apart by what differs in their paths.
     common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in masks])

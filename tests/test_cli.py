@@ -951,6 +951,11 @@ def test_no_file_of_the_user_becomes_another(
     assert "boxes.json' is there, and no page" in capsys.readouterr().err
     assert not (tmp_path / "masks.json").exists(), "nothing was done"
     assert main(["report", str(boxes), "--images", images, "--out", str(boxes)]) == 2
+    (tmp_path / "named.html").write_bytes(before)  # a json, whatever its name
+    capsys.readouterr()
+    named = str(tmp_path / "named.html")
+    assert main(["report", named, "--images", images, "--out", named]) == 2
+    assert "--out is one of the jsons" in capsys.readouterr().err
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "boxes.json").write_bytes(before)
