@@ -68,13 +68,17 @@ class WeightAverage:
     def update(self, number: int) -> None:
         """Move towards the network; ``number``: of the update, from 0."""
         share = 1 - average_decay(number, self._decay, self._ramp)
-        for mean, value in zip(self.network.parameters(), self._model.parameters(), strict=True):
-            mean.lerp_(value, share)
-        for mean, value in zip(self.network.buffers(), self._model.buffers(), strict=True):
-            if self._average_buffers and mean.is_floating_point():
-                mean.lerp_(value, share)
-            else:
-                mean.copy_(value)
+        averaged = list(zip(self.network.parameters(), self._model.parameters(), strict=True))
+        copied = []
+        for pair in zip(self.network.buffers(), self._model.buffers(), strict=True):
+            (averaged if self._average_buffers and pair[0].is_floating_point() else copied).append(pair)
+        # All at once: on a GPU a launch for each of a large network's thousand tensors would take as long as its step.
+        if averaged:
+            means, values = zip(*averaged, strict=True)
+            torch._foreach_lerp_(means, values, share)
+        if copied:
+            means, values = zip(*copied, strict=True)
+            torch._foreach_copy_(means, values)
 
     def start(self) -> None:
         """Take the network's weights, loaded ones for instance, as the average."""
