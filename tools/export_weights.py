@@ -43,7 +43,9 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+", metavar="checkpoint")
     parser.add_argument("output", type=Path)
     args = parser.parse_args()
-    cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0])
+    # Whatever the network began with is not needed any more.
+    opts = ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0, "MODEL.TIMM.PRETRAINED", False]
+    cfg = load_config(args.config_file, opts)
     model = build_model(cfg).eval()
     states = []
     for checkpoint in args.checkpoints:
