@@ -225,13 +225,27 @@ def test_inference_does_not_depend_on_how_crops_are_grouped():
 
 
 @pytest.mark.parametrize("antialias", [False, True])
-def test_crops_are_the_resized_boxes(antialias):
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")],
+        ),
+    ],
+)
+def test_crops_are_the_resized_boxes(antialias, device):
     cfg = small_cfg()
     cfg.INPUT.BOX_CROP.ANTIALIAS = antialias
+    cfg.MODEL.DEVICE = device
     model = build_model(cfg).eval()
     image = torch.randint(0, 256, (3, 150, 160), dtype=torch.uint8)
     boxes = truncate_boxes(torch.tensor([[4.9, 3.2, 36.8, 35.7], [-5, 20, 170, 149], [200, 10, 300, 20]]), (150, 160))
-    crops = model.crop_boxes(image, boxes)
+    crops = model.crop_boxes(image, boxes).cpu()
+    floats = model.crop_boxes(image.float(), boxes).cpu()  # what a GPU computes with
+    assert torch.equal(floats, floats.round()), "the network has learnt from whole grey levels"
+    assert (crops.float() - floats).abs().max() <= 1
     for crop, (x0, y0, x1, y1) in zip(crops, [(4, 3, 36, 35), (0, 20, 160, 149), (159, 10, 160, 20)], strict=True):
         exact = nn.functional.interpolate(
             image[None, :, y0:y1, x0:x1].float(), size=64, mode="bilinear", antialias=antialias

@@ -281,18 +281,20 @@ class BoxCaseg(BoxToMaskMethod):
             boxes: B x 4 whole-pixel corners inside the image, from :func:`truncate_boxes`.
 
         Returns:
-            B x 3 x test_size x test_size in 0..255, bilinear: uint8 on the CPU, whose resize is four times as fast
-            in it and stays within a grey level, float32 on the GPU, which has none for uint8.
+            B x 3 x test_size x test_size in 0..255, bilinear, whole grey levels as in training, whose steps the network
+            has learnt to see in smooth areas: uint8 on the CPU, whose resize is four times as fast in it and stays
+            within a grey level, float32 on the GPU, which has none for uint8.
         """
         image = image.to(self.device)[None].contiguous(memory_format=torch.channels_last)
-        if image.is_cuda:
+        if not image.is_cpu:
             image = image.float()
         size = (self.test_size, self.test_size)
         crops = [
             F.interpolate(image[..., y0:y1, x0:x1], size, mode="bilinear", antialias=self.antialias)
             for x0, y0, x1, y1 in boxes.tolist()
         ]
-        return torch.cat(crops) if crops else image.new_zeros((0, 3, *size))
+        cut = torch.cat(crops) if crops else image.new_zeros((0, 3, *size))
+        return cut.round_() if cut.is_floating_point() else cut
 
     def predict_crops(self, crops: Tensor) -> Tensor:
         """N x h x w probabilities in 0..1, at stride 4, of N x 3 x S x S crops in 0..255."""
