@@ -199,6 +199,22 @@ def test_unknown_network_and_level_are_named():
         TimmBackbone(name="resnet18", out_features=["res9"])
 
 
+@pytest.mark.parametrize("in_channels", [3, 4])
+def test_timms_weights_that_cannot_be_downloaded(monkeypatch, in_channels):
+    original = timm.create_model
+
+    def offline(name, pretrained=False, **kwargs):
+        if pretrained:
+            raise FileNotFoundError("An error happened\nand more of it")
+        return original(name, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    told = r"'tf_efficientnet_lite0'.*An error happened Name a file.*PRETRAINED False"
+    with pytest.raises(OSError, match=told) as error:
+        TimmBackbone(name="tf_efficientnet_lite0", pretrained=True, in_channels=in_channels)
+    assert "and more" not in str(error.value)
+
+
 def test_frozen_batch_norm_keeps_its_statistics_and_the_activation():
     torch.manual_seed(0)
     trained, frozen = (TimmBackbone(name="tf_efficientnet_lite0", freeze_bn=f) for f in (False, True))

@@ -50,6 +50,7 @@ class TimmBackbone(Backbone):
 
         Raises:
             ValueError: timm does not know the network, or it lacks one of ``out_features``.
+            OSError: its weights cannot be downloaded.
         """
         super().__init__()
         if not timm.is_model(name):
@@ -58,9 +59,12 @@ class TimmBackbone(Backbone):
         # By default, the features of timm's HRNet are those of the classification head's convolutions.
         kwargs: dict[str, Any] = {"feature_location": ""} if name.startswith("hrnet") else {}
         kwargs["features_only"] = True
-        self.net = timm.create_model(name, pretrained=pretrained and in_channels == 3, in_chans=in_channels, **kwargs)
-        if pretrained and in_channels > 3:
-            _load_grown(self.net, timm.create_model(name, pretrained=True, **kwargs))
+        if pretrained and in_channels == 3:
+            self.net = _downloaded(name, **kwargs)
+        else:
+            self.net = timm.create_model(name, in_chans=in_channels, **kwargs)
+            if pretrained:
+                _load_grown(self.net, _downloaded(name, **kwargs))
         if name.startswith("hrnet"):
             _use_bilinear_fusion(self.net)
         net_info: Any = self.net.feature_info
@@ -103,6 +107,18 @@ class TimmBackbone(Backbone):
         """Feature maps by level of N x C x H x W images (normalised, sides multiples of ``size_divisibility``)."""
         maps = self.net(image)
         return {level: maps[i] for level, i in self._index.items()}
+
+
+def _downloaded(name: str, **kwargs: Any) -> nn.Module:
+    """The network with its ImageNet weights."""
+    try:
+        return timm.create_model(name, pretrained=True, **kwargs)
+    except (OSError, RuntimeError) as error:  # nothing is reached, or timm knows of no weights
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise OSError(
+            f"MODEL.TIMM.PRETRAINED: the weights of '{name}' cannot be downloaded: {reason} Name a file of them by "
+            "MODEL.WEIGHTS, or set MODEL.TIMM.PRETRAINED False to begin at random."
+        ) from error
 
 
 def _load_grown(net: nn.Module, pretrained: nn.Module) -> None:
