@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from boxsup_cli.arguments import Commands, Existing, TellAndEnd
-from boxsup_cli.errors import BadInput
+from boxsup_cli.errors import BadInput, bad_input
 
 _EPILOG = """
 examples:
@@ -50,13 +50,14 @@ def run(args: argparse.Namespace) -> None:
     """Convert.
 
     Raises:
-        BadInput: there is no such checkpoint.
-        ValueError, OSError: it is of no known kind, or cannot be read or written.
+        BadInput: there is no such checkpoint, it is of no known kind, or the file to write is there already.
+        OSError: it cannot be read or written.
     """
     if not os.path.isfile(args.checkpoint):
         raise BadInput(f"There is no file '{args.checkpoint}'.")
     from boxsup_cli.console import show
     from boxsup_d2.checkpoint.convert import convert_checkpoint
 
-    done = convert_checkpoint(Path(args.checkpoint), Path(args.out), allow_code=args.allow_code, force=args.force)
+    with bad_input((ValueError, FileExistsError)):
+        done = convert_checkpoint(Path(args.checkpoint), Path(args.out), allow_code=args.allow_code, force=args.force)
     show(str(done))

@@ -4,11 +4,11 @@ import argparse
 import os
 
 from boxsup_cli.arguments import Commands, Existing, add_opts_argument
-from boxsup_cli.errors import BadInput
+from boxsup_cli.errors import BadInput, bad_input
 
 _EPILOG = """
 examples:
-  the network that ships, and one that 'boxsup train' left, from the windows around boxes to masks:
+  the network that ships, and one that 'boxsup train' trained, from the windows around boxes to masks:
     $ boxsup export boxmask boxmask.onnx --image photo.jpg
     $ boxsup export my/boxmask boxmask.pt --image photo.jpg
   a Mask R-CNN, from images to objects, as TorchScript:
@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> None:
     """Export.
 
     Raises:
-        BadInput: there is no such image, or a file of the name is there.
-        ValueError, OSError, RuntimeError, ImportError: see :func:`boxsup_d2.export.export_network`.
+        BadInput: a file is missing or is there already, or such a network or format cannot be written.
+        OSError, RuntimeError, ImportError: see :func:`boxsup_d2.export.export_network`.
     """
     if not os.path.isfile(os.path.expanduser(args.image)):
         raise BadInput(f"--image: there is no file '{args.image}'.")
@@ -52,4 +52,6 @@ def run(args: argparse.Namespace) -> None:
     from boxsup_cli.console import show
     from boxsup_d2.export import export_network
 
-    show(export_network(args.model, args.out, args.image, weights=args.weights, opts=args.opts))
+    with bad_input((ValueError, FileNotFoundError)):
+        done = export_network(args.model, args.out, args.image, weights=args.weights, opts=args.opts)
+    show(done)

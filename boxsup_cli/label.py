@@ -120,6 +120,7 @@ def run(args: argparse.Namespace) -> None:
     from boxsup_cli.label_output import export, finish, is_done, missing_exports
     from boxsup_d2.data.formats.pseudo_masks import read_provenance
     from boxsup_d2.engine.launch import launch
+    from boxsup_d2.utils.files import explain_unwritable
     from boxsup_d2.utils.lock import acquire_lock
 
     exports = asked_exports(args, ("polygons",))
@@ -151,7 +152,7 @@ def run(args: argparse.Namespace) -> None:
                 shutil.rmtree(work, ignore_errors=True)
     else:
         _claim(exports, source, given, work, force=args.force)
-        with bad_input():  # a folder that may not be written to
+        with bad_input(), explain_unwritable(out):
             os.makedirs(job.output_dir, exist_ok=True)
         with acquire_lock(work, "lock"):
             source.write(work)
@@ -225,7 +226,7 @@ def work_folder(out: str) -> str:
 
 def summary_line(summary: dict[str, Any], out: str, crowds: int) -> str:
     kept = f", {summary['kept']} masks kept" if summary.get("kept") else ""
-    kept += f", {crowds} crowd regions (iscrowd 1) left as they are" if crowds else ""
+    kept += f", {crowds} crowd region{'s' * (crowds > 1)} (iscrowd 1) left alone" if crowds else ""
     left = summary.get("left_as_boxes", 0)
     boxes = f", {left} boxes left without one" if left else ""
     quality = f"mean quality {summary['mean_quality']:.2f}, " if "mean_quality" in summary else ""

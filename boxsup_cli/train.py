@@ -137,11 +137,13 @@ def run(args: argparse.Namespace) -> None:
     from boxsup_cli.console import short, show
     from boxsup_cli.train_config import plan_training, write_configs
     from boxsup_cli.train_job import check_init, run_rounds_config, summary
+    from boxsup_d2.config import load_config, merge_overrides
     from boxsup_d2.engine.launch import launch
 
     out = os.path.abspath(args.out)
     source = read_source(args)
     with bad_input():
+        merge_overrides(load_config(""), args.opts)  # whether there are such keys, before anything is written
         plan = plan_training(args, source, folders, out, args.num_gpus)
         rounds_config = write_configs(os.path.join(out, "configs"), plan, force=args.force)
         source.write(os.path.join(out, "configs"))

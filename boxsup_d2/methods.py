@@ -236,7 +236,9 @@ def _check_weights_given(cfg: CfgNode, method: type[BoxToMaskMethod], weights: s
     """Refuse a method without its weights; those that a training started from do not count."""
     key = method.info.weights_key
     if key and not weights and (key == "MODEL.WEIGHTS" or not value_of(cfg, key)):
-        raise ValueError(f"Method '{method.info.name}' needs weights (--weights): {method.info.weights_help}.")
+        ships = method.info.weights and method.info.weights == cfg.MODEL.WEIGHTS
+        hint = " The config begins with those that ship: leave it out to use these." if ships else ""
+        raise ValueError(f"Method '{method.info.name}' needs weights (--weights): {method.info.weights_help}.{hint}")
 
 
 def _set_device(cfg: CfgNode, device: str | None) -> None:

@@ -509,6 +509,17 @@ def test_full_disk_names_the_export(
         assert "rows': the disk is full" in capsys.readouterr().err
 
 
+def test_folder_that_may_not_be_written_to_is_named_by_the_file(tmp_path: Path) -> None:
+    # Root may write anywhere, so that the refusal is made up.
+    page = str(tmp_path / "new" / "page.html")
+    for refused in (f"{tmp_path}/new/.page.html.tmp", f"{tmp_path}/new", str(tmp_path)):
+        told = r"Cannot write '.*new/page\.html': permission denied"
+        with pytest.raises(PermissionError, match=told), files.explain_unwritable(page):
+            raise PermissionError(errno.EACCES, "Permission denied", refused)
+    with pytest.raises(PermissionError, match=r"denied: '.*photo\.jpg'"), files.explain_unwritable(page):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "photo.jpg"))
+
+
 @pytest.mark.parametrize("content", ["", "[1]", '{"png": '])
 def test_damaged_record_of_exports_is_named(
     tmp_path: Path, data: dict[str, Any], content: str, capsys: pytest.CaptureFixture[str]

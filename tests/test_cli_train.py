@@ -288,6 +288,8 @@ def test_from_boxes_to_masks_by_a_network_of_ones_own(
         (["--init", "absent.pth"], "absent.pth"),
         (["--mask-rcnn-iterations", "3"], "--mask-rcnn"),
         (["--json", "absent.json"], "absent.json"),
+        (["--opts", "FOO"], "in pairs KEY VALUE"),
+        (["--opts", "MODEL.NOPE", "3"], "no config key MODEL.NOPE"),
     ],
 )
 def test_what_cannot_be_used_is_told_before_the_work(

@@ -640,6 +640,15 @@ def test_forms_that_tools_write(root: Path) -> None:
     path.write_text(json.dumps([{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]))
     with pytest.raises(ValueError, match=r"boxes\.json' holds a bare list: detection results"):
         read_coco_json(str(path), "x")
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=r"boxes\.json' holds a bare list: no COCO json"):
+        read_coco_json(str(path), "x")
+    (root / "boxes.coco.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"'boxsup predict' wrote these as well: '.*boxes\.coco\.json'"):
+        read_coco_json(str(path), "x")  # nothing was found
+    path.write_text(" ")
+    with pytest.raises(ValueError, match=r"boxes\.json' is no valid json \(it is empty\)"):
+        read_coco_json(str(path), "x")
     path.write_text('{"images": [1' + "0" * 5000 + "]}")
     with pytest.raises(ValueError, match=r"boxes\.json' is no valid json"):
         read_coco_json(str(path), "x")

@@ -79,6 +79,10 @@ def test_what_differs_or_cannot_be_is_not_written(tmp_path: Path, photo: str, mo
     with pytest.raises(ValueError, match="GrabCut cannot be exported"):
         export_network("grabcut", tmp_path / "network.pt", photo)
     trained(tmp_path, "quick/Base-BoxCaseg.yaml", "INPUT.BOX_CROP.TEST_SIZE", 32)
+    (tmp_path / "model_final.pth").rename(tmp_path / "elsewhere.pth")
+    with pytest.raises(FileNotFoundError, match=r"no weights .*model_final\.pth.*nothing to learn from"):
+        export_network(tmp_path, tmp_path / "network.pt", photo)
+    (tmp_path / "elsewhere.pth").rename(tmp_path / "model_final.pth")
     monkeypatch.setattr(write, "_window_difference", lambda *_: 0.1)
     with pytest.raises(RuntimeError, match=r"differ from the network's by 0\.1"):
         export_network(tmp_path, tmp_path / "network.pt", photo)

@@ -235,6 +235,8 @@ def test_config_runs_no_code(tmp_path, through_base):
         ({"MODEL": {"BOXCASEG": {"ALFA": 0.1}}}, "MODEL.BOXCASEG.ALFA. Did you mean MODEL.BOXCASEG.ALPHA"),
         ({"CHECKPOINT_PERIOD": 5}, "CHECKPOINT_PERIOD. Did you mean SOLVER.CHECKPOINT_PERIOD"),
         ({"XYZZY": {"Q": 1}}, "no config key XYZZY.Q. See boxsup_d2/config/keys.py"),
+        ({"MODEL": {"BOXCASEG": {"NONSENSE": 1}}}, "no config key MODEL.BOXCASEG.NONSENSE. See boxsup_d2"),
+        ({"MODEL": {"NOPE": 1}}, "no config key MODEL.NOPE. See boxsup_d2"),
         ({"SOLVER": {"MAX_ITER": "many"}}, r"c\.yaml: Type mismatch.*SOLVER.MAX_ITER"),
         ({"SOLVER": 3}, r"c\.yaml: SOLVER is a section; give values to its keys, for example SOLVER\.[A-Z_]+\.$"),
         ({"SOLVER": {"MAX_ITER": {"A": 1}}}, r"c\.yaml: there is no config key SOLVER.MAX_ITER.A"),

@@ -16,6 +16,7 @@ from boxsup_d2.config import add_boxsup_config
 from boxsup_d2.labelling.driver import build_provenance
 from boxsup_d2.masks.box_masks import BoxMasks
 from boxsup_d2.methods import file_config, load_model, method_config, methods
+from boxsup_d2.model_zoo import get_config_file
 from boxsup_d2.modeling.box_to_mask import MethodInfo, fill_boxes
 from boxsup_d2.modeling.boxcaseg import checkpoint as boxcaseg_checkpoint
 from boxsup_d2.modeling.lpg import checkpoint as lpg_checkpoint
@@ -101,6 +102,10 @@ def test_methods_without_weights_are_complete_configs():
         ({"name": "grabcut", "weights": "w.pth"}, r"'grabcut' has no weights.*'w\.pth'"),
         ({"name": "salient-onnx"}, r"needs weights.*\.onnx"),
         ({"name": "sam"}, r"needs weights.*hub name"),
+        (
+            {"name": "boxmask", "config_file": get_config_file("zoo/boxmask-finetune.yaml")},
+            r"needs weights.*those that ship: leave it out",
+        ),
         ({"name": "box", "device": "tpu9x"}, r"no device 'tpu9x'"),
         ({"name": "box", "opts": ["MODEL.GRABCUT.ITERATION", 3]}, r"Did you mean MODEL\.GRABCUT\.ITERATIONS"),
     ],

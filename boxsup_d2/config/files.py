@@ -192,7 +192,10 @@ def _key_problem(cfg: CfgNode, key: str) -> str:
     if node is not _ABSENT:
         return ""
     valid = [name for name, _ in _flat_values(cfg)]
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
+    section, _, name = key.rpartition(".")
+    siblings = [other.rpartition(".")[2] for other in valid if other.rpartition(".")[0] == section]
+    near = [f"{section}.{other}" for other in difflib.get_close_matches(name, siblings, n=1)]
+    near = near or difflib.get_close_matches(key, valid, n=1, cutoff=0.8)
     if not near:  # the right name in the wrong section, or in lower case
         by_upper = {name.upper(): name for name in valid}
         last = key.upper().rsplit(".", 1)[-1]

@@ -68,12 +68,11 @@ def export_network(
     if kind not in (".onnx", ".pt"):
         raise ValueError(f"'{path}': name a file that ends in .onnx or .pt (TorchScript).")
     name = os.path.expanduser(os.fspath(model))
-    given = None if weights is None else os.path.expanduser(os.fspath(weights))
     if name in methods():
+        given = None if weights is None else os.path.expanduser(os.fspath(weights))
         cfg = method_config(name, given, None, opts, "cpu")
     else:
-        config, found = find_config(name)
-        cfg = file_config(config, given or found, opts, "cpu")
+        cfg = file_config(*find_config(name, weights), opts, "cpu")
     pixels = read_image(os.path.expanduser(os.fspath(image)), cfg.INPUT.FORMAT)
     network = load_model(cfg)
     examples: list[tuple[Tensor, ...]]

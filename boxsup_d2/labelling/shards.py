@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from boxsup_d2.masks.merge import MergedInstance
-from boxsup_d2.utils.files import disk_full_message, strict_json
+from boxsup_d2.utils.files import explain_unwritable, strict_json
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class ShardWriter:
             OSError: e.g. the disk is full; earlier lines stay valid.
         """
         line = (strict_json({"image_id": image_id, **record}, separators=(",", ":")) + "\n").encode()
-        with disk_full_message(self.path, "Images that are already labelled are not labelled again."):
+        with explain_unwritable(self.path, "Images that are already labelled are not labelled again."):
             written = 0
             while written < len(line):  # a nearly full disk takes a part of it first
                 written += self._file.write(line[written:]) or 0
@@ -57,7 +57,7 @@ class ShardWriter:
     def close(self) -> None:
         """Force everything to the disk; may be called twice."""
         if not self._file.closed:
-            with disk_full_message(self.path, "Images that are already labelled are not labelled again."):
+            with explain_unwritable(self.path, "Images that are already labelled are not labelled again."):
                 os.fsync(self._file.fileno())
             self._file.close()
 

@@ -69,7 +69,7 @@ class WeightAverage:
         """Move towards the network; ``number``: of the update, from 0."""
         share = 1 - average_decay(number, self._decay, self._ramp)
         averaged = list(zip(self.network.parameters(), self._model.parameters(), strict=True))
-        copied = []
+        copied: list[tuple[torch.Tensor, torch.Tensor]] = []
         for pair in zip(self.network.buffers(), self._model.buffers(), strict=True):
             (averaged if self._average_buffers and pair[0].is_floating_point() else copied).append(pair)
         # All at once: on a GPU a launch for each of a large network's thousand tensors would take as long as its step.

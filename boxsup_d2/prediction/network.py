@@ -68,12 +68,7 @@ def trained_network(
         ValueError: it is no such network, the names are more or less than its classes, or a key or the device does not
             exist.
     """
-    config, found = find_config(os.path.expanduser(os.fspath(model)))
-    weights = os.path.expanduser(os.fspath(weights)) if weights else found
-    if "://" not in weights and not os.path.isfile(weights):
-        raise FileNotFoundError(
-            f"There are no weights '{weights}' of the network of '{config}': name them (--weights)."
-        )
+    config, found = find_config(model, weights)
     cfg = load_config(config, opts)
     kind = _kind_of(cfg)
     if kind is None:
@@ -89,7 +84,7 @@ def trained_network(
     semantic = issubclass(kind, SemanticSegmentor)
     known = _class_names(cfg, kind, os.path.dirname(config), names)
     prepare_inference(cfg, opts, device)
-    cfg.MODEL.WEIGHTS = weights
+    cfg.MODEL.WEIGHTS = found
     cfg.freeze()
     return TrainedNetwork(cfg, tuple(known), semantic)
 
@@ -105,15 +100,27 @@ def _needs_boxes(kind: type) -> bool:
     return issubclass(kind, BoxToMaskMethod) and not kind.info.finds_objects
 
 
-def find_config(path: str) -> tuple[str, str]:
-    """Config of a model, and where its weights are by default.
+def find_config(model: str | os.PathLike, weights: str | os.PathLike | None = None) -> tuple[str, str]:
+    """Config and weights of a trained network.
 
     Args:
-        path: see :func:`trained_network`.
+        model, weights: see :func:`trained_network`.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`trained_network`.
     """
+    config, beside = _find_config(os.path.expanduser(os.fspath(model)))
+    found = os.path.expanduser(os.fspath(weights)) if weights else beside
+    if "://" not in found and not os.path.isfile(found):
+        why = "" if weights else " (its training has not ended, or had nothing to learn from)"
+        raise FileNotFoundError(
+            f"There are no weights '{found}' of the network of '{config}'{why}: name them (--weights)."
+        )
+    return config, found
+
+
+def _find_config(path: str) -> tuple[str, str]:
+    """Config of what a user named, and where its weights would be."""
     if path.endswith((".pth", ".pkl", ".safetensors")):
         folder = os.path.dirname(path)
         config = os.path.join(folder, _CONFIG)

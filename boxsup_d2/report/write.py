@@ -14,7 +14,7 @@ from boxsup_d2.data.paths import missing_files, outside_names, require_images
 from boxsup_d2.report.mask_sets import MaskSet, load_collection
 from boxsup_d2.report.page import page_content, render_page
 from boxsup_d2.report.render import Rendered, Renderer, render_scenes
-from boxsup_d2.utils.files import atomic_write, disk_full_message
+from boxsup_d2.utils.files import atomic_write, explain_unwritable
 from boxsup_d2.utils.progress import track
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def write_report(
     scenes = track(drawn, "report", len(collection.scenes), shown=progress)
     folder = f"{os.path.splitext(os.path.abspath(path))[0]}_files"
     embedded = len(collection.scenes) <= max_embedded
-    with disk_full_message(path), _PictureStore(folder, embedded=embedded) as store:
+    with explain_unwritable(path), _PictureStore(folder, embedded=embedded) as store:
         measured = store.take_all(scenes)
         content = page_content(collection, measured, title, "" if embedded else os.path.basename(folder))
         with atomic_write(path) as file:

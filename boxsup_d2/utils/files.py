@@ -8,9 +8,10 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["atomic_write", "disk_full_message", "file_sha256", "json_sha256", "seen_from", "strict_json"]
+__all__ = ["atomic_write", "explain_unwritable", "file_sha256", "json_sha256", "seen_from", "strict_json"]
 
 
 def file_sha256(path: str) -> str:
@@ -74,16 +75,17 @@ def atomic_write(path: str | os.PathLike[str], hint: str = "", *, binary: bool =
         binary: bytes are written; else text in UTF-8.
 
     Raises:
-        OSError: the disk is full (the message names the file, the space that is left and ``hint``), or the file
-            cannot be written for another reason.
+        OSError: the disk is full (the message names the file, the space that is left and ``hint``), or the folder may
+            not be written to, or the file cannot be written for another reason.
     """
     path = os.path.abspath(path)
     folder, base = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
+    with explain_unwritable(path, hint):
+        os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{base}.tmp")
     try:
         with (
-            disk_full_message(path, hint),
+            explain_unwritable(path, hint),
             open(temporary, "wb" if binary else "w", encoding=None if binary else "utf-8") as file,
         ):
             yield file
@@ -98,19 +100,36 @@ def atomic_write(path: str | os.PathLike[str], hint: str = "", *, binary: bool =
 
 
 @contextlib.contextmanager
-def disk_full_message(path: str, hint: str = "") -> Iterator[None]:
-    """Turn "no space left on device" into a message that names the file, the space left and what to do."""
+def explain_unwritable(path: str, hint: str = "") -> Iterator[None]:
+    """Say which file cannot be written and what to do, where a disk is full or a folder may not be written to.
+
+    Args:
+        path: as the user knows it, whatever temporary file or folder beside it is refused.
+        hint: appended to the message where the disk is full.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(next(folder for folder in Path(path).absolute().parents if folder.is_dir())).free
+            reason = (
+                f"the disk is full or a quota is reached ({free / 1e6:.0f} MB free). Free some space and run the same "
+                f"command again. {hint}"
+            )
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and _is_beside(error.filename, path):
+            reason = f"{os.strerror(error.errno).lower()}. Name a file in another folder."
+        else:
             raise
-        free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
-        raise OSError(
-            error.errno,
-            f"Cannot write '{path}': the disk is full or a quota is reached ({free / 1e6:.0f} MB free). Free some "
-            f"space and run the same command again. {hint}".rstrip(),
-        ) from error
+        raise OSError(error.errno, f"Cannot write '{path}': {reason}".rstrip()) from error
+
+
+def _is_beside(name: Any, path: str) -> bool:
+    """Whether a name is of the path's folder, or of one above it, and not of a file that is read meanwhile."""
+    folder = Path(path).absolute().parent
+    if not isinstance(name, str):
+        return False
+    refused = Path(name).absolute()
+    return refused in (folder, *folder.parents) or folder in refused.parents
 
 
 def _sync_folder(folder: str) -> None:

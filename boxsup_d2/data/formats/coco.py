@@ -50,6 +50,8 @@ def read_json(path: str, dataset: str, fix: str = "", damaged: str = "Get it aga
     try:
         with open(require_path(path, dataset, fix), "rb") as file:
             content = file.read()
+        if not content.strip():
+            raise ValueError("it is empty")
         try:
             # Of bytes, json finds out itself whether they are UTF-8, 16 or 32, with a byte order mark or without.
             return json.loads(content)
@@ -69,10 +71,10 @@ def check_coco_form(data: Any, path: str) -> None:
         ValueError: a json has not the outer form of COCO's: an object with lists of objects.
     """
     if isinstance(data, list):
-        looks_like = data and all(isinstance(item, dict) and "image_id" in item for item in data[:1])
-        what = "detection results, without their images and classes" if looks_like else "no COCO json"
+        looks_like = all(isinstance(item, dict) and "image_id" in item for item in data[:1])
+        what = "detection results, without their images and classes" if data and looks_like else "no COCO json"
         whole = f"{os.path.splitext(path)[0]}.coco.json"
-        if looks_like and os.path.isfile(whole):
+        if looks_like and os.path.isfile(whole):  # an empty list as well: nothing was found
             raise ValueError(f"'{path}' holds a bare list: {what}. 'boxsup predict' wrote these as well: '{whole}'.")
         raise ValueError(
             f"'{path}' holds a bare list: {what}. Export it as a COCO instances json: an object with 'images', "

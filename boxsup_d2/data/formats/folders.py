@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from boxsup_d2.data.formats.problems import Problems
 from boxsup_d2.data.images import image_size, is_image_name, is_leftover
 from boxsup_d2.data.paths import missing_files
-from boxsup_d2.utils.files import disk_full_message
+from boxsup_d2.utils.files import explain_unwritable
 
 # What Label Studio writes before the name of an uploaded file.
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")
@@ -207,7 +207,7 @@ def write_file(path: str, content: str | bytes) -> None:
     Raises:
         OSError: the disk is full, for instance; names the file.
     """
-    with disk_full_message(path):
+    with explain_unwritable(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         if os.path.lexists(path):  # perhaps a link to an image, or one of its names
             os.remove(path)
