@@ -1001,7 +1001,7 @@ def test_formats_tell_what_they_leave_out(
 def test_convert_says_what_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(tmp_path / "absent.pth"), "--out", str(tmp_path / "x.pth")]) == 2
     (tmp_path / "text.pth").write_text("no checkpoint")
-    assert main(["convert", str(tmp_path / "text.pth"), "--out", str(tmp_path / "x.pth")]) == 1
+    assert main(["convert", str(tmp_path / "text.pth"), "--out", str(tmp_path / "x.pth")]) == 2
     told = capsys.readouterr().err
     assert "absent.pth" in told
     assert "text.pth" in told
