@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> None:
     from boxsup_cli.console import show
     from boxsup_d2.checkpoint.convert import convert_checkpoint
 
-    with bad_input((ValueError, FileExistsError)):
+    if os.path.exists(args.out) and not args.force:
+        raise BadInput(f"'{args.out}' is there already: replace it with --force, or name another file.")
+    with bad_input((ValueError,)):
         done = convert_checkpoint(Path(args.checkpoint), Path(args.out), allow_code=args.allow_code, force=args.force)
     show(str(done))

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from timm.layers import Conv2dSame
 
 import boxsup_d2  # noqa: F401
+from boxsup_d2.checkpoint import BoxSupCheckpointer
 from boxsup_d2.checkpoint.small import write_small
 from boxsup_d2.config import add_boxsup_config, load_config
 from boxsup_d2.data.dataset_mappers.mask_crop import MaskCropDatasetMapper, cut_mask, tight_box
@@ -28,6 +29,7 @@ from boxsup_d2.data.dataset_mappers.mask_crop_loader import MaskCropOrder, mask_
 from boxsup_d2.masks.windows import box_coverage, box_window, clip_box, cut_window
 from boxsup_d2.methods import load_model, method_config
 from boxsup_d2.modeling.average import WeightAverage
+from boxsup_d2.modeling.backbone import TimmBackbone
 from boxsup_d2.modeling.boxmask import losses
 from boxsup_d2.modeling.boxmask.box_learning import BoxLearning
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
@@ -496,6 +498,23 @@ def test_boxes_are_predicted_in_lots():
             torch.testing.assert_close(ours.prob, theirs.prob, rtol=0, atol=1e-4)
     long = found[-1]["patches"][2].prob
     assert long.untyped_storage().nbytes() == long.numel() * long.element_size(), "nothing of the window is kept"
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "hrnet_w18_small", "resnet18"])
+def test_weights_of_any_encoder_start_and_resume_a_training(tmp_path, name):
+    cfg = small_cfg()
+    cfg.MODEL.TIMM.NAME = name
+    model, donor = build_model(cfg), TimmBackbone(name=name, out_features=list(cfg.MODEL.TIMM.OUT_FEATURES))
+    file = tmp_path / "weights.pth"
+    torch.save(donor.net.state_dict(), file)  # as timm has them
+    BoxSupCheckpointer(model).load(str(file))
+    ours = model.net.backbone.net.state_dict()
+    for key, value in donor.net.state_dict().items():
+        assert torch.equal(ours[key][:, -value.shape[1] :] if value.dim() == 4 else ours[key], value), key
+    torch.save({"model": model.state_dict()}, file)
+    again = build_model(cfg)
+    BoxSupCheckpointer(again).load(str(file))
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.gpu

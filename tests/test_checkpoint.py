@@ -209,7 +209,7 @@ def test_timms_weights_that_cannot_be_downloaded(monkeypatch, in_channels):
         return original(name, **kwargs)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    told = r"'tf_efficientnet_lite0'.*An error happened Name a file.*PRETRAINED False"
+    told = r"'tf_efficientnet_lite0' \(An error happened\)\. Name a file.*PRETRAINED False"
     with pytest.raises(OSError, match=told) as error:
         TimmBackbone(name="tf_efficientnet_lite0", pretrained=True, in_channels=in_channels)
     assert "and more" not in str(error.value)

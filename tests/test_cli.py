@@ -511,13 +511,14 @@ def test_full_disk_names_the_export(
 
 def test_folder_that_may_not_be_written_to_is_named_by_the_file(tmp_path: Path) -> None:
     # Root may write anywhere, so that the refusal is made up.
-    page = str(tmp_path / "new" / "page.html")
-    for refused in (f"{tmp_path}/new/.page.html.tmp", f"{tmp_path}/new", str(tmp_path)):
-        told = r"Cannot write '.*new/page\.html': permission denied"
-        with pytest.raises(PermissionError, match=told), files.explain_unwritable(page):
-            raise PermissionError(errno.EACCES, "Permission denied", refused)
-    with pytest.raises(PermissionError, match=r"denied: '.*photo\.jpg'"), files.explain_unwritable(page):
-        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "photo.jpg"))
+    page = str(tmp_path / "x" / ".." / "new" / "page.html")
+    for refused in ("new/.page.html.tmp", "new/page_files/1.jpg", "new/page.html.work", "new", "."):
+        told = rf"Cannot write '.*new/page\.html': permission denied \('.*{refused}'\)\. Write to another"
+        with pytest.raises(PermissionError, match=told), files.explain_unwritable(page), files.explain_unwritable(page):
+            raise PermissionError(errno.EACCES, "Permission denied", f"{tmp_path}/{refused}")
+    for read in ("new/photos/photo.jpg", "photo.jpg"):
+        with pytest.raises(PermissionError, match=r"denied: '.*photo\.jpg'"), files.explain_unwritable(page):
+            raise PermissionError(errno.EACCES, "Permission denied", f"{tmp_path}/{read}")
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"png": '])

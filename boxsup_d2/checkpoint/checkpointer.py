@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import Backbone
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 from torch import nn
@@ -74,7 +75,7 @@ class BoxSupCheckpointer(DetectionCheckpointer):
             save_atomically(data, path)
         except (OSError, RuntimeError) as error:
             raise RuntimeError(
-                f"cannot write checkpoint '{path}': {error}. Free some space and run the same command with --resume; "
+                f"cannot write checkpoint '{path}': {str(error).rstrip('.')}. With --resume the same command goes on; "
                 "earlier checkpoints are intact."
             ) from error
         self.tag_last_checkpoint(path.name)
@@ -126,6 +127,8 @@ class BoxSupCheckpointer(DetectionCheckpointer):
         return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if _is_of_backbone(self.model, checkpoint["model"]):
+            checkpoint = {**checkpoint, "matching_heuristics": True}
         if isinstance(self.model, PromptedNetwork) and self.model.input_convolution:
             self._grow_input(checkpoint, self.model.input_convolution)
         return super()._load_model(checkpoint)
@@ -250,6 +253,12 @@ def load_trained(model: nn.Module, weights: str) -> None:
     if isinstance(model, PromptedNetwork) and model.input_convolution:
         fix += f" {model.input_help}"
     WholeCheckpointer(model, what="MODEL.WEIGHTS", fix=fix).load_whole(weights)
+
+
+def _is_of_backbone(model: nn.Module, state: Mapping[str, Any]) -> bool:
+    """Whether these are the parameters, in timm's names, of the whole network that a backbone of the model is."""
+    networks = [module.net for module in model.modules() if isinstance(module, Backbone) and hasattr(module, "net")]
+    return any(network.state_dict().keys() <= state.keys() for network in networks if isinstance(network, nn.Module))
 
 
 def _check_finite(model: nn.Module, path: str) -> None:

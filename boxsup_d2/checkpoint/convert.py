@@ -90,7 +90,6 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: the file cannot be written, a full disk for instance; an older one is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         if path.suffix == ".safetensors":
             texts = {key: str(value) for key, value in content.items() if key != "model"}
@@ -98,7 +97,7 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
                 file.write(safetensors.torch.save(content["model"], metadata=texts))
         else:
             save_atomically(content, path)
-    except (OSError, RuntimeError) as error:
+    except RuntimeError as error:  # torch's, of whatever the disk says
         raise OSError(f"cannot write '{path}': {reason_of(error)}") from error
 
 

@@ -192,14 +192,22 @@ def _key_problem(cfg: CfgNode, key: str) -> str:
     if node is not _ABSENT:
         return ""
     valid = [name for name, _ in _flat_values(cfg)]
-    section, _, name = key.rpartition(".")
-    siblings = [other.rpartition(".")[2] for other in valid if other.rpartition(".")[0] == section]
-    near = [f"{section}.{other}" for other in difflib.get_close_matches(name, siblings, n=1)]
-    near = near or difflib.get_close_matches(key, valid, n=1, cutoff=0.8)
-    if not near:  # the right name in the wrong section, or in lower case
-        by_upper = {name.upper(): name for name in valid}
-        last = key.upper().rsplit(".", 1)[-1]
-        near = [by_upper[key.upper()]] if key.upper() in by_upper else []
-        near = near or [name for name in valid if name.rsplit(".", 1)[-1] == last][:1]
-    hint = f" Did you mean {near[0]}?" if near else " See boxsup_d2/config/keys.py and detectron2/config/defaults.py."
+    near = _nearest(key.upper(), valid)
+    hint = f" Did you mean {near}?" if near else " See boxsup_d2/config/keys.py and detectron2/config/defaults.py."
     return f"there is no config key {key}.{hint}"
+
+
+def _nearest(key: str, valid: list[str]) -> str:
+    """The one of the valid keys that was probably meant by a key in upper case; "" if none is like it."""
+    section, _, last = key.rpartition(".")
+    # The key but for its first sections or its case; the right name in another section.
+    found = [name for name in valid if f".{name}".upper().endswith(f".{key}")]
+    found = found or [name for name in valid if name.upper().rpartition(".")[2] == last]
+    if found:
+        return difflib.get_close_matches(key, found, n=1, cutoff=0)[0]
+    leaves = {name.rpartition(".")[2]: name for name in valid if not section or name.startswith(f"{section}.")}
+    if leaves:  # one like it in this section
+        near = difflib.get_close_matches(last, leaves, n=1)
+        near = near or sorted((leaf for leaf in leaves if f"_{last}_" in f"_{leaf}_"), key=len)
+        return leaves[near[0]] if near else ""
+    return next(iter(difflib.get_close_matches(key, valid, n=1, cutoff=0.75)), "")

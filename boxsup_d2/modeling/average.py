@@ -72,7 +72,7 @@ class WeightAverage:
         copied: list[tuple[torch.Tensor, torch.Tensor]] = []
         for pair in zip(self.network.buffers(), self._model.buffers(), strict=True):
             (averaged if self._average_buffers and pair[0].is_floating_point() else copied).append(pair)
-        # All at once: on a GPU a launch for each of a large network's thousand tensors would take as long as its step.
+        # All at once: on a GPU, a launch for each of a large network's thousand tensors takes its time.
         if averaged:
             means, values = zip(*averaged, strict=True)
             torch._foreach_lerp_(means, values, share)

@@ -213,6 +213,19 @@ def fill_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
     return filled_boxes(boxes, image_size).full().to(boxes.device)
 
 
+def first_convolution(network: nn.Module, prefix: str, channels: int) -> str:
+    """Name of the weight of the first convolution of a network that takes its input; "" if there is none.
+
+    Args:
+        prefix: name of the network in what it is a part of.
+        channels: of the input.
+    """
+    for name, module in network.named_modules(prefix=prefix):
+        if isinstance(module, nn.Conv2d) and module.in_channels == channels and module.groups == 1:
+            return f"{name}.weight"
+    return ""
+
+
 def mean_foreground(probs: Tensor, masks: Tensor) -> Tensor:
     """The score of masks: mean foreground probability inside each; 0 of an empty one.
 

@@ -101,7 +101,7 @@ def _needs_boxes(kind: type) -> bool:
 
 
 def find_config(model: str | os.PathLike, weights: str | os.PathLike | None = None) -> tuple[str, str]:
-    """Config and weights of a trained network.
+    """Config and weights of a trained network; weights are "" of a method that has none.
 
     Args:
         model, weights: see :func:`trained_network`.
@@ -109,14 +109,20 @@ def find_config(model: str | os.PathLike, weights: str | os.PathLike | None = No
     Raises:
         FileNotFoundError, ValueError: as :func:`trained_network`.
     """
-    config, beside = _find_config(os.path.expanduser(os.fspath(model)))
+    named = os.path.expanduser(os.fspath(model))
+    config, beside = _find_config(named)
     found = os.path.expanduser(os.fspath(weights)) if weights else beside
-    if "://" not in found and not os.path.isfile(found):
-        why = "" if weights else " (its training has not ended, or had nothing to learn from)"
-        raise FileNotFoundError(
-            f"There are no weights '{found}' of the network of '{config}'{why}: name them (--weights)."
-        )
-    return config, found
+    if "://" in found or os.path.isfile(found):
+        return config, found
+    kind = _kind_of(load_config(config))
+    if not weights and kind is not None and issubclass(kind, BoxToMaskMethod) and not kind.info.weights_key:
+        return config, ""
+    why = ": name them (--weights)."
+    if weights or found == named:
+        why = ": there is no such file."
+    elif os.path.isdir(named):
+        why = ": its training has not ended, or had nothing to learn from. Name them (--weights)."
+    raise FileNotFoundError(f"There are no weights '{found}' of the network of '{config}'{why}")
 
 
 def _find_config(path: str) -> tuple[str, str]:

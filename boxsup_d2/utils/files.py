@@ -110,26 +110,33 @@ def explain_unwritable(path: str, hint: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if isinstance(error.__cause__, OSError):  # explained already, of a file inside
+            raise
+        whole = Path(os.path.abspath(path))
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(next(folder for folder in Path(path).absolute().parents if folder.is_dir())).free
+            free = shutil.disk_usage(next((p for p in whole.parents if p.is_dir()), Path.cwd())).free
             reason = (
                 f"the disk is full or a quota is reached ({free / 1e6:.0f} MB free). Free some space and run the same "
                 f"command again. {hint}"
             )
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and _is_beside(error.filename, path):
-            reason = f"{os.strerror(error.errno).lower()}. Name a file in another folder."
+        elif error.errno in _REFUSED and _belongs_to(error.filename, whole):
+            reason = f"{os.strerror(error.errno).lower()} ('{error.filename}'). Write to another folder."
         else:
             raise
         raise OSError(error.errno, f"Cannot write '{path}': {reason}".rstrip()) from error
 
 
-def _is_beside(name: Any, path: str) -> bool:
-    """Whether a name is of the path's folder, or of one above it, and not of a file that is read meanwhile."""
-    folder = Path(path).absolute().parent
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+def _belongs_to(name: Any, path: Path) -> bool:
+    """Whether a name is that of a folder of the path, or of what is written beside it until it is complete."""
     if not isinstance(name, str):
         return False
-    refused = Path(name).absolute()
-    return refused in (folder, *folder.parents) or folder in refused.parents
+    refused, folder = Path(os.path.abspath(name)), path.parent
+    if refused == folder or refused in folder.parents:
+        return True
+    return folder in refused.parents and refused.relative_to(folder).parts[0].lstrip(".").startswith(path.stem)
 
 
 def _sync_folder(folder: str) -> None:

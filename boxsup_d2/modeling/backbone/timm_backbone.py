@@ -49,8 +49,9 @@ class TimmBackbone(Backbone):
                 weights.
 
         Raises:
-            ValueError: timm does not know the network, or it lacks one of ``out_features``.
-            OSError: its weights cannot be downloaded.
+            ValueError: timm does not know the network, or it lacks one of ``out_features``, or pretrained weights take
+                more channels.
+            OSError: there are no such weights, or they cannot be downloaded.
         """
         super().__init__()
         if not timm.is_model(name):
@@ -59,12 +60,16 @@ class TimmBackbone(Backbone):
         # By default, the features of timm's HRNet are those of the classification head's convolutions.
         kwargs: dict[str, Any] = {"feature_location": ""} if name.startswith("hrnet") else {}
         kwargs["features_only"] = True
+        if pretrained and in_channels < 3:
+            raise ValueError(
+                f"MODEL.TIMM.PRETRAINED: ImageNet's weights take 3 channels, and MODEL.PIXEL_MEAN has {in_channels}."
+            )
         if pretrained and in_channels == 3:
-            self.net = _downloaded(name, **kwargs)
+            self.net = _pretrained(name, **kwargs)
         else:
             self.net = timm.create_model(name, in_chans=in_channels, **kwargs)
             if pretrained:
-                _load_grown(self.net, _downloaded(name, **kwargs))
+                _load_grown(self.net, _pretrained(name, **kwargs))
         if name.startswith("hrnet"):
             _use_bilinear_fusion(self.net)
         net_info: Any = self.net.feature_info
@@ -109,14 +114,14 @@ class TimmBackbone(Backbone):
         return {level: maps[i] for level, i in self._index.items()}
 
 
-def _downloaded(name: str, **kwargs: Any) -> nn.Module:
+def _pretrained(name: str, **kwargs: Any) -> nn.Module:
     """The network with its ImageNet weights."""
     try:
         return timm.create_model(name, pretrained=True, **kwargs)
     except (OSError, RuntimeError) as error:  # nothing is reached, or timm knows of no weights
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
         raise OSError(
-            f"MODEL.TIMM.PRETRAINED: the weights of '{name}' cannot be downloaded: {reason} Name a file of them by "
+            f"MODEL.TIMM.PRETRAINED: timm cannot load the weights of '{name}' ({reason}). Name a file of them by "
             "MODEL.WEIGHTS, or set MODEL.TIMM.PRETRAINED False to begin at random."
         ) from error
 

@@ -19,7 +19,12 @@ from torch import Tensor
 
 from boxsup_d2.masks.paste import cut_patches
 from boxsup_d2.modeling.average import TaughtByAverage
-from boxsup_d2.modeling.box_to_mask import BoxToMaskMethod, MethodInfo, box_to_mask_instances
+from boxsup_d2.modeling.box_to_mask import (
+    BoxToMaskMethod,
+    MethodInfo,
+    box_to_mask_instances,
+    first_convolution,
+)
 from boxsup_d2.modeling.boxmask import losses
 from boxsup_d2.modeling.boxmask.box_learning import BoxLearning
 from boxsup_d2.modeling.boxmask.inference import WindowInference
@@ -133,7 +138,7 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
     @property
     def input_convolution(self) -> str:
         """Weight of the first convolution, which ImageNet weights of three channels are grown to."""
-        return "net.backbone.net.conv_stem.weight"
+        return first_convolution(self.net.backbone, "net.backbone", 4 if self.net.box_channel else 3)
 
     def lr_factors(self) -> dict[str, float]:
         """The backbone comes trained and learns more slowly than the rest."""

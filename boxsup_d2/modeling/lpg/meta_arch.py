@@ -26,6 +26,7 @@ from boxsup_d2.modeling.box_to_mask import (
     BoxToMaskMethod,
     MethodInfo,
     box_to_mask_instances,
+    first_convolution,
     mean_foreground,
 )
 from boxsup_d2.modeling.losses import pixel_cross_entropy
@@ -175,10 +176,7 @@ class LPG(BoxToMaskMethod):
     @property
     def input_convolution(self) -> str:
         """Parameter that grows when a checkpoint knows fewer input channels; "" if there is none."""
-        for name, module in self.backbone.named_modules():
-            if isinstance(module, nn.Conv2d) and module.in_channels == self.in_channels and module.groups == 1:
-                return f"backbone.{name}.weight"
-        return ""
+        return first_convolution(self.backbone, "backbone", self.in_channels)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """
