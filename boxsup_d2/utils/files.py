@@ -13,6 +13,9 @@ from typing import IO, Any
 
 __all__ = ["atomic_write", "explain_unwritable", "file_sha256", "json_sha256", "seen_from", "strict_json"]
 
+# What a system says of a folder that cannot be written to, or is none.
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
 
 def file_sha256(path: str) -> str:
     """sha256 of a file as hex digits, read in pieces."""
@@ -124,9 +127,6 @@ def explain_unwritable(path: str, hint: str = "") -> Iterator[None]:
         else:
             raise
         raise OSError(error.errno, f"Cannot write '{path}': {reason}".rstrip()) from error
-
-
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def _belongs_to(name: Any, path: Path) -> bool:
