@@ -96,7 +96,7 @@ def atomic_write(path: str | os.PathLike[str], hint: str = "", *, binary: bool =
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it may not have been made
             os.unlink(temporary)
         raise
     _sync_folder(folder)
