@@ -26,6 +26,8 @@ from boxsup_d2.checkpoint.small import write_small
 from boxsup_d2.config import add_boxsup_config, load_config
 from boxsup_d2.data.dataset_mappers.mask_crop import MaskCropDatasetMapper, cut_mask, tight_box
 from boxsup_d2.data.dataset_mappers.mask_crop_loader import MaskCropOrder, mask_samples
+from boxsup_d2.masks.paste import MaskPatch
+from boxsup_d2.masks.shared_pixels import settle_shared_pixels
 from boxsup_d2.masks.windows import box_coverage, box_window, clip_box, cut_window
 from boxsup_d2.methods import load_model, method_config
 from boxsup_d2.modeling.average import WeightAverage
@@ -324,7 +326,7 @@ class TestModel:
         assert torch.allclose(first["instances"].quality, second["instances"].quality, atol=1e-4)
 
     def test_only_doubtful_windows_are_mirrored(self):
-        model = build_model(small_cfg()).eval()
+        model = build_model(small_cfg(MODEL__BOXMASK__TEST_NESTED_FROM=0.0)).eval()
         inputs = prompt([[10, 10, 40, 40], [2, 2, 30, 44], [30, 5, 68, 30]])
         looks = {}
         for below in (0.0, 1.0):
@@ -466,6 +468,88 @@ class TestLookingAgain:
             truth = image[0] > 0
             assert (mask & truth).sum() / (mask | truth).sum() > 0.8
             assert cv2.connectedComponents(mask.numpy().astype(np.uint8))[0] == 2, "the object and no speck"
+
+
+class TestSharedPixels:
+    """Two masks of 1 x 8 pixels that meet, and what is said of more."""
+
+    def patches(self, *probs, left=(0, 4)):
+        return [MaskPatch(x, 0, torch.tensor([p])) for x, p in zip(left, probs, strict=True)]
+
+    def test_they_go_to_the_surer_mask(self):
+        first = [0.9, 0.9, 0.9, 0.9, 0.9, 0.7, 0.6, 0.2]
+        second = [0.3, 0.8, 0.55, 0.9, 0.9, 0.9, 0.9, 0.9]
+        given = self.patches(first, second)
+        boxes = torch.tensor([[0.0, 0, 8, 1], [4, 0, 12, 1]])
+        kept = [p.prob.clone() for p in given]
+        settled, shares = settle_shared_pixels(given, boxes, 0.9)
+        assert shares.tolist() == pytest.approx([6 / 7, 6 / 7])
+        assert [(p.left, p.top) for p in settled] == [(0, 0), (4, 0)]
+        torch.testing.assert_close(settled[0].prob[0], torch.tensor([0.9, 0.9, 0.9, 0.9, 0.9, 0.2, 0.6, 0.2]))
+        torch.testing.assert_close(settled[1].prob[0], torch.tensor([0.3, 0.8, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9]))
+        assert all(torch.equal(p.prob, k) for p, k in zip(given, kept, strict=True)), "what is given stays"
+        backwards, _ = settle_shared_pixels(given[::-1], boxes.flip(0), 0.9)
+        assert all(torch.equal(p.prob, q.prob) for p, q in zip(settled, backwards[::-1], strict=True))
+
+    def test_equals_go_to_the_first_and_nested_boxes_share(self):
+        boxes = torch.tensor([[0.0, 0, 8, 1], [4, 0, 12, 1]])
+        settled, shares = settle_shared_pixels(self.patches([0.75] * 8, [0.75] * 8), boxes, 0.9)
+        assert shares.tolist() == [1, 0.5]
+        assert settled[0].prob.tolist() == [[0.75] * 8]
+        assert settled[1].prob.tolist() == [[0.25] * 4 + [0.75] * 4]
+        for nested_from in (0.5, 0.0):  # half of each box lies in the other
+            given = self.patches([0.75] * 8, [0.75] * 8)
+            assert all(p is q for p, q in zip(settle_shared_pixels(given, boxes, nested_from)[0], given, strict=True))
+
+    def test_they_are_what_pairs_of_whole_maps_say(self):
+        rng = np.random.default_rng(0)
+        corners = rng.integers(0, 30, (12, 2))
+        boxes = np.concatenate([corners, corners + rng.integers(1, 20, (12, 2))], axis=1)
+        patches = [
+            MaskPatch(x - 2, y - 1, torch.from_numpy(rng.random((y1 - y + 3, x1 - x + 2)).astype(np.float32)))
+            for x, y, x1, y1 in boxes.tolist()
+        ]
+        patches += [MaskPatch(0, 0, torch.zeros(0, 0)), MaskPatch(0, 0, torch.zeros(30, 30))]
+        boxes = torch.from_numpy(np.concatenate([boxes, [[0, 0, 50, 50], [0, 0, 30, 30]]])).float()
+        maps = torch.full((14, 60, 60), -1.0)  # an offset for patches that begin before the image
+        for patch, whole in zip(patches, maps, strict=True):
+            whole[tuple(slice(s.start + 5, s.stop + 5) for s in patch.window)] = patch.prob
+        expected = maps > 0.5
+        changed = 0
+        for i in range(14):
+            for j in range(14):
+                low, high = torch.maximum(boxes[i, :2], boxes[j, :2]), torch.minimum(boxes[i, 2:], boxes[j, 2:])
+                shared = (high - low).clamp(min=0).prod()
+                least = min((boxes[k, 2:] - boxes[k, :2]).prod() for k in (i, j))
+                if i != j and 0 < shared < 0.7 * least:
+                    loses = (maps[i] > 0.5) & (maps[j] > maps[i])
+                    changed += int(loses.sum())
+                    expected[i] &= ~loses
+        assert changed > 50
+        settled, shares = settle_shared_pixels(patches, boxes, 0.7)
+        for patch, whole in zip(settled, expected, strict=True):
+            window = tuple(slice(s.start + 5, s.stop + 5) for s in patch.window)
+            assert torch.equal(patch.prob > 0.5, whole[window])
+        torch.testing.assert_close(shares[:-2], expected[:-2].sum((1, 2)) / (maps[:-2] > 0.5).sum((1, 2)))
+        assert shares[-2:].tolist() == [1, 1], "an empty mask loses nothing"
+        assert [len(x) for x in settle_shared_pixels([], boxes[:0], 0.7)] == [0, 0]
+
+    def test_masks_of_boxes_that_overlap_share_none_and_rotated_ones_lose_nothing_outside(self):
+        model = build_model(small_cfg(MODEL__BOXMASK__TEST_OVERRUN=0.0)).eval()
+        torch.nn.init.zeros_(model.net.mask.weight)
+        torch.nn.init.constant_(model.net.mask.bias, 3.0)  # fills every window
+        inputs = prompt([[5, 5, 35, 35], [20, 20, 50, 45]])
+        first, second = model([inputs])[0]["instances"].pred_masks.full()
+        assert not (first & second).any()
+        assert (first | second).sum() == 30 * 30 + 30 * 25 - 15 * 15
+        alone = model([{**inputs, "instances": inputs["instances"][:1]}])[0]["instances"].quality
+        kept = first.sum() / (30 * 30)
+        torch.testing.assert_close(model([inputs])[0]["instances"].quality[:1], alone * kept.sqrt())
+        # A diamond, of whose upright box the second one shares a corner.
+        inputs["instances"].gt_rotated_boxes = torch.tensor([[20.0, 20, 21, 21, 45], [35, 32.5, 30, 25, 0]])
+        first, second = model([inputs])[0]["instances"].pred_masks.full()
+        assert not (first & second).any()
+        assert (first | second)[20:45, 20:50].sum() > 30 * 25 - 30, "the corner beyond the diamond is the second's"
 
 
 def test_specks_go_and_pinholes_are_filled():
@@ -614,6 +698,24 @@ class TestSamples:
             sample = mapper(samples[0])
             red = sample["image"][0].numpy() > sample["image"][2].numpy()
             assert (red != (sample["mask"].numpy() > 127)).mean() < 0.1
+
+    def test_another_camera_changes_the_pixels_alone(self, scene):
+        (sample,), _ = mask_samples([scene], 8)
+        plain = {"image_format": "RGB", "size": 64, "color_jitter": 0, "jitter_prob": 0, "paste_prob": 0}
+        tones = set()
+        for seed in range(40):
+            found = []
+            for camera_prob in (0, 1):
+                np.random.seed(seed)
+                found.append(MaskCropDatasetMapper(**plain, camera_prob=camera_prob)(sample))
+            before, after = found
+            assert all(torch.equal(before[key], after[key]) for key in ("box", "mask", "void"))
+            inside = before["mask"] > 250
+            red, green, blue = (channel[inside].float().median() for channel in after["image"])
+            tones.add("grey" if red == green == blue else "red" if red > blue else "blue")
+            outside = after["image"].float()[:, before["mask"] == 0].median(1).values
+            assert (outside - torch.stack([red, green, blue])).abs().max() > 1, "what can be told apart still can be"
+        assert tones == {"grey", "red", "blue"}
 
     def test_a_box_without_a_mask_says_so(self, scene):
         del scene["annotations"][0]["segmentation"]

@@ -44,6 +44,7 @@ class MaskCropDatasetMapper(SampleMapper):
         turn_prob: float = 0.0,
         coarse_prob: float = 0.0,
         color_jitter: float = 0.4,
+        camera_prob: float = 0.0,
         plain_view: bool = False,
         min_side: float = 8,
         cache_mb: int = 0,
@@ -61,6 +62,7 @@ class MaskCropDatasetMapper(SampleMapper):
             turn_prob: how often a sample is turned by a quarter or a half.
             coarse_prob: how often the pixels, not the mask, lose their detail, see :func:`coarsen`.
             color_jitter: largest relative change of brightness, contrast and saturation.
+            camera_prob: how often a sample looks as if taken by another kind of camera, see :func:`other_camera`.
             plain_view: also give the sample before its colours are changed.
             min_side: an object that pasting leaves smaller than this, in pixels, is left as it was.
             cache_mb: memory for decoded images, in MiB.
@@ -77,6 +79,7 @@ class MaskCropDatasetMapper(SampleMapper):
         self.turn_prob = turn_prob
         self.coarse_prob = coarse_prob
         self.color_jitter = color_jitter
+        self.camera_prob = camera_prob
         self.plain_view = plain_view
         self.min_side = min_side
         self.cache_mb = cache_mb
@@ -104,6 +107,7 @@ class MaskCropDatasetMapper(SampleMapper):
             "turn_prob": node.TURN_PROB,
             "coarse_prob": node.COARSE_PROB,
             "color_jitter": node.COLOR_JITTER,
+            "camera_prob": node.CAMERA_PROB,
             "plain_view": node.PLAIN_VIEW,
             "min_side": node.MIN_SIDE,
             "cache_mb": node.CACHE_MB,
@@ -161,6 +165,8 @@ class MaskCropDatasetMapper(SampleMapper):
         if self.plain_view:
             arrays["plain"] = arrays["image"]
         arrays["image"] = jitter_colors(arrays["image"], self.color_jitter)
+        if np.random.rand() < self.camera_prob:
+            arrays["image"] = other_camera(arrays["image"])
         tensors = {
             key: torch.from_numpy(np.ascontiguousarray(a.transpose(2, 0, 1) if a.ndim == 3 else a))
             for key, a in arrays.items()
@@ -308,3 +314,21 @@ def jitter_colors(image: np.ndarray, most: float) -> np.ndarray:
     if np.random.rand() < 0.15:
         pixels = cv2.GaussianBlur(pixels, (0, 0), np.random.uniform(0.5, 1.5))
     return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def other_camera(image: np.ndarray) -> np.ndarray:
+    """H x W x 3 uint8 as of another camera or kind of light: grey or in other colours, dim or a negative, noisy."""
+    pixels: np.ndarray = image.astype(np.float32)
+    tone, light = np.random.rand(2)
+    if light < 0.2:
+        pixels = 255 - pixels
+    elif light < 0.6:
+        gamma, low, span = np.exp(np.random.uniform(-1, 1)), np.random.uniform(0, 100), np.random.uniform(60, 155)
+        pixels = np.float32(low) + np.float32(span) * (pixels / 255) ** np.float32(gamma)
+    if np.random.rand() < 0.5:
+        pixels = pixels + np.random.normal(0, np.random.uniform(3, 20), pixels.shape).astype(np.float32)
+    if tone < 0.4:
+        pixels = np.repeat(pixels @ np.random.dirichlet((1, 1, 1)).astype(np.float32)[:, None], 3, axis=2)
+    elif tone < 0.6:
+        pixels = pixels[:, :, np.random.permutation(3)]
+    return pixels.clip(0, 255).astype(np.uint8)

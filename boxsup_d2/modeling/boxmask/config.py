@@ -43,6 +43,9 @@ def _add_samples(cfg: CN) -> None:
     cfg.INPUT.MASK_CROP.COARSE_PROB = 0.0
     # Largest relative change of brightness, contrast and saturation.
     cfg.INPUT.MASK_CROP.COLOR_JITTER = 0.4
+    # Probability that a sample looks as if taken by another kind of camera: grey, in other colours, dim, a negative,
+    # noisy. Training sets are photographs by day.
+    cfg.INPUT.MASK_CROP.CAMERA_PROB = 0.0
     # Where boxes teach by colours: also give the sample before its colours are changed.
     cfg.INPUT.MASK_CROP.PLAIN_VIEW = False
     # Predicted masks of a lower quality teach nothing, their boxes do. Where GrabCut fails, on half of VOC's boxes, its
@@ -126,6 +129,9 @@ def _add_network(cfg: CN) -> None:
     cfg.MODEL.BOXMASK.TEST_AGAIN_BELOW = 0.0
     # A mask may leave its box by this share of the box's sides: users' boxes may be too tight.
     cfg.MODEL.BOXMASK.TEST_OVERRUN = 0.1
+    # Pixels of two masks go to the one that is surer of them: no pixel is of two objects. A box of which at least this
+    # share lies in another one may be a part of what that is about, and both keep what they share (0: all do).
+    cfg.MODEL.BOXMASK.TEST_NESTED_FROM = 0.9
     # Pieces and holes of less than this share of a mask's largest piece go (0: none do).
     cfg.MODEL.BOXMASK.TEST_SPECKS = 0.02
     # Mean-field steps that snap masks to the image's edges (0: none); what like-coloured neighbours add to a pixel's

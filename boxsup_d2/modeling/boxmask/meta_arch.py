@@ -18,6 +18,8 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from boxsup_d2.masks.paste import cut_patches
+from boxsup_d2.masks.rotated_boxes import cut_patch
+from boxsup_d2.masks.shared_pixels import settle_shared_pixels
 from boxsup_d2.modeling.average import TaughtByAverage
 from boxsup_d2.modeling.box_to_mask import (
     BoxToMaskMethod,
@@ -73,6 +75,7 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
         train_sizes: list[int] | None = None,
         train_size_steps: list[int] | None = None,
         windows: WindowInference | None = None,
+        nested_from: float = 0.0,
     ) -> None:
         """
         Args:
@@ -88,6 +91,7 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
             backbone_lr_factor: see :meth:`lr_factors`.
             train_sizes, train_size_steps: sides that samples are shrunk to, and the iterations from which they count.
             windows: how boxes are looked at in evaluation.
+            nested_from: see :func:`boxsup_d2.masks.shared_pixels.settle_shared_pixels`.
         """
         super().__init__()
         self.net = BoxMaskNetwork(backbone, in_features, decoder_channels, fine_channels, box_channel)
@@ -101,6 +105,7 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
         self.backbone_lr_factor = backbone_lr_factor
         self.train_sizes = list(zip(train_size_steps or [], train_sizes or [], strict=True))
         self.windows = windows or WindowInference()
+        self.nested_from = nested_from
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -129,6 +134,7 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
             "train_sizes": list(node.TRAIN_SIZES),
             "train_size_steps": list(node.TRAIN_SIZE_STEPS),
             "windows": WindowInference.from_config(cfg),
+            "nested_from": node.TEST_NESTED_FROM,
         }
 
     @property
@@ -260,9 +266,17 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
         for x in batched_inputs:
             boxes = x["instances"].gt_boxes.tensor
             size = (x["height"], x["width"])
-            patches, scores, quality = self.windows.predict(self.look, x["image"], boxes, size)
-            masks = cut_patches(patches, *size)
             prompt = x["instances"]
+            patches, scores, quality = self.windows.predict(self.look, x["image"], boxes, size)
+            if prompt.has("gt_rotated_boxes"):  # nothing is lost to what lies outside of another one
+                rotated = prompt.gt_rotated_boxes.tolist()
+                cut = [cut_patch(p.prob, box, p.left, p.top) for p, box in zip(patches, rotated, strict=True)]
+                patches = [p._replace(prob=prob) for p, prob in zip(patches, cut, strict=True)]
+            patches, kept = settle_shared_pixels(patches, boxes, self.nested_from)
+            masks = cut_patches(patches, *size)
+            # Where two masks disagree either may be right. Of masks that lost more than 5 % the root had a rank
+            # correlation with the true IoU of .43 on VOC val and .64 on COCO val, their quality alone .21 and .49.
+            quality = quality.cpu() * kept.sqrt()
             # Without a box nothing was computed on the device.
             scores, quality = scores.to(self.device), quality.to(self.device)
             instances = box_to_mask_instances(masks, prompt.gt_boxes.tensor, prompt.gt_classes, scores, size)
