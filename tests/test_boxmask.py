@@ -26,7 +26,7 @@ from boxsup_d2.checkpoint.small import write_small
 from boxsup_d2.config import add_boxsup_config, load_config
 from boxsup_d2.data.dataset_mappers.mask_crop import MaskCropDatasetMapper, cut_mask, tight_box
 from boxsup_d2.data.dataset_mappers.mask_crop_loader import MaskCropOrder, mask_samples
-from boxsup_d2.masks.paste import MaskPatch
+from boxsup_d2.masks.paste import MaskPatch, mean_patch
 from boxsup_d2.masks.shared_pixels import settle_shared_pixels
 from boxsup_d2.masks.windows import box_coverage, box_window, clip_box, cut_window
 from boxsup_d2.methods import load_model, method_config
@@ -326,7 +326,8 @@ class TestModel:
         assert torch.allclose(first["instances"].quality, second["instances"].quality, atol=1e-4)
 
     def test_only_doubtful_windows_are_mirrored(self):
-        model = build_model(small_cfg(MODEL__BOXMASK__TEST_NESTED_FROM=0.0)).eval()
+        keys = {"MODEL__BOXMASK__TEST_NESTED_FROM": 0.0, "MODEL__BOXMASK__TEST_AGAIN_BELOW": 0.0}
+        model = build_model(small_cfg(**keys)).eval()
         inputs = prompt([[10, 10, 40, 40], [2, 2, 30, 44], [30, 5, 68, 30]])
         looks = {}
         for below in (0.0, 1.0):
@@ -353,10 +354,10 @@ class TestModel:
         assert state["net.mask.weight"].dtype == torch.float16
         other = build_model(small_cfg()).eval()
         other.load_state_dict(state, strict=False)
-        inputs = prompt([[5, 5, 30, 40], [20, 2, 69, 30]])
-        ours, theirs = (m([inputs])[0]["patches"] for m in (model, other))
-        for one, two in zip(ours, theirs, strict=True):
-            assert torch.allclose(one.prob, two.prob, atol=0.01)
+        seen = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.rand(2, 1, 64, 64)
+        with torch.no_grad():
+            for ours, theirs in zip(model.look(*seen), other.look(*seen), strict=True):
+                torch.testing.assert_close(ours.sigmoid(), theirs.sigmoid(), rtol=0, atol=0.01)
 
 
 @pytest.fixture
@@ -448,19 +449,18 @@ class TestLookingAgain:
             return bright * 20 - 10, torch.full((len(images),), float(len(seen)))
 
         settings = WindowInference(sizes=(64,), overrun=0.5, specks=0.1, flip_below=flip_below, again_below=0.9)
-        patches, _, quality = settings.predict(look, image, boxes, (60, 80))
-        views = [2, 2, 1, 1] if flip_below else [2, 1]
-        assert [len(images) for images, _ in seen] == views
-        half_way = (20, 10, 67, 42)  # between the box and what is bright
-        window = box_window(half_way, 0.25, 2.0)
-        images, covers = seen[len(views) // 2]
+        patches, quality = settings.predict(look, image, boxes, (60, 80))
+        assert [len(images) for images, _ in seen] == [2, 2 if flip_below else 1]
+        on_the_way = (20, 10, 64.2, 41.2)  # from the box to what is bright
+        window = box_window(on_the_way, 0.25, 2.0)
+        images, covers = seen[1]
         mirrored = torch.from_numpy(cut_window(image.permute(1, 2, 0).numpy(), window, 64)).permute(2, 0, 1).flip(-1)
-        assert (images[0].float() - mirrored.float()).abs().mean() < 4
-        assert (images[0].float() - mirrored.flip(-1).float()).abs().mean() > 20
-        assert (covers[0, 0] - torch.from_numpy(box_coverage(half_way, window, 64)).flip(-1)).abs().mean() < 0.02
-        expected = torch.arange(1.0, len(views) + 1).sigmoid()
-        first, second = expected[: len(views) // 2].mean(), expected[len(views) // 2 :].mean()
-        assert torch.allclose(quality, torch.stack([first, (first + second) / 2]))
+        assert (images[-1].float() - mirrored.float()).abs().mean() < 4
+        assert (images[-1].float() - mirrored.flip(-1).float()).abs().mean() > 20
+        assert (covers[-1, 0] - torch.from_numpy(box_coverage(on_the_way, window, 64)).flip(-1)).abs().mean() < 0.02
+        once, twice = torch.tensor([1.0, 2]).sigmoid()
+        mean = (once + twice) / 2
+        assert torch.allclose(quality, torch.stack([mean if flip_below else once, mean]))
         for patch in patches:
             mask = torch.zeros(60, 80, dtype=torch.bool)
             rows, columns = (patch.prob > 0.5).nonzero().T
@@ -468,6 +468,14 @@ class TestLookingAgain:
             truth = image[0] > 0
             assert (mask & truth).sum() / (mask | truth).sum() > 0.8
             assert cv2.connectedComponents(mask.numpy().astype(np.uint8))[0] == 2, "the object and no speck"
+
+
+def test_the_mean_of_two_patches_covers_both():
+    first, second = MaskPatch(3, 5, torch.full((2, 4), 0.5)), MaskPatch(5, 4, torch.ones(3, 3))
+    mean = mean_patch(first, second)
+    assert (mean.left, mean.top) == (3, 4)
+    assert mean.prob.tolist() == [[0, 0, 0.5, 0.5, 0.5], [0.25, 0.25, 0.75, 0.75, 0.5], [0.25, 0.25, 0.75, 0.75, 0.5]]
+    assert torch.equal(mean_patch(second, first).prob, mean.prob)
 
 
 class TestSharedPixels:

@@ -25,6 +25,7 @@ from _benchmark_timing import Result, interleaved
 from boxsup_cli import main as boxsup
 from boxsup_d2.masks.windows import box_coverage, box_window, clip_box, cut_window
 from boxsup_d2.methods import DEFAULT_METHOD, load_model, method_config
+from boxsup_d2.modeling.boxmask.inference import mask_boxes
 from boxsup_d2.report.drawing import Canvas, crop_window
 
 # Longer sides, in pixels, of a report's pictures of images and of objects.
@@ -88,9 +89,11 @@ def plain_network(path: Path) -> None:
             covers = [box_coverage(box, window, side) for box, window in zip(corners, windows, strict=True)]
             seen = [crops.permute(0, 3, 1, 2), torch.from_numpy(np.stack(covers))[:, None]]
             with torch.no_grad():
-                doubtful = model.look(*seen)[1].sigmoid() <= how.flip_below
-                if doubtful.any():
-                    model.look(*(x[doubtful].flip(-1) for x in seen))
+                logits, quality = model.look(*seen)
+                _, fit = mask_boxes(logits.sigmoid()[:, 0], windows, torch.tensor(corners, dtype=torch.float64))
+                again = (quality.sigmoid() <= how.flip_below) | (fit < how.again_below)
+                if again.any():
+                    model.look(*(x[again].flip(-1) for x in seen))
 
 
 def plain_pictures(path: Path) -> None:

@@ -31,6 +31,18 @@ class MaskPatch(NamedTuple):
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
+def mean_patch(first: MaskPatch, second: MaskPatch) -> MaskPatch:
+    """The mean of two patches, of the smallest window that holds both."""
+    left, top = min(first.left, second.left), min(first.top, second.top)
+    (rows, columns), (other_rows, other_columns) = first.window, second.window
+    height, width = max(rows.stop, other_rows.stop) - top, max(columns.stop, other_columns.stop) - left
+    mean = MaskPatch(left, top, first.prob.new_zeros((height, width)))
+    for patch in (first, second):
+        row, column = patch.top - top, patch.left - left
+        mean.prob[row : row + patch.prob.shape[0], column : column + patch.prob.shape[1]] += patch.prob / 2
+    return mean
+
+
 def min_max_normalize(prob: torch.Tensor) -> torch.Tensor:
     """Stretch every map to 0..1 (BoxCaseg, section 3.4).
 

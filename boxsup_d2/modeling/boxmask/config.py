@@ -121,12 +121,11 @@ def _add_network(cfg: CN) -> None:
     cfg.MODEL.BOXMASK.TRAIN_SIZE_STEPS = []
     # Sides in pixels that windows are resized to at inference; the probabilities of several are averaged.
     cfg.MODEL.BOXMASK.TEST_SIZES = [128]
-    # Average with the mirrored window where the predicted IoU is at most this (0: nowhere, 1: everywhere): where the
-    # network is sure, mirroring changes nothing but the time.
+    # A box is seen a second time, mirrored, and both masks are averaged, where the predicted IoU is at most the first
+    # (0: nowhere, 1: everywhere), or the IoU of the mask's tight box with the box is below the second (0: nowhere).
+    # Elsewhere it changes nothing but the time.
     cfg.MODEL.BOXMASK.TEST_FLIP_BELOW = 0.75
-    # A box is seen a second time, mirrored, where the IoU of its mask's tight box with it is below this (0: nowhere):
-    # half-way between both, since either may be wrong. At 0.9 better for boxes that are 10 % off, not for tight ones.
-    cfg.MODEL.BOXMASK.TEST_AGAIN_BELOW = 0.0
+    cfg.MODEL.BOXMASK.TEST_AGAIN_BELOW = 0.95
     # A mask may leave its box by this share of the box's sides: users' boxes may be too tight.
     cfg.MODEL.BOXMASK.TEST_OVERRUN = 0.1
     # Pixels of two masks go to the one that is surer of them: no pixel is of two objects. A box of which at least this

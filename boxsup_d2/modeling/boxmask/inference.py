@@ -15,15 +15,17 @@ from detectron2.structures import Boxes
 from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor
 
-from boxsup_d2.masks.paste import MaskPatch, paste_patches
+from boxsup_d2.masks.paste import MaskPatch, mean_patch, paste_patches
 from boxsup_d2.masks.pieces import specks_and_pinholes
 from boxsup_d2.masks.windows import Box, Window, box_coverage, box_window, clip_box, cut_window
-from boxsup_d2.modeling.box_to_mask import mean_foreground
 from boxsup_d2.modeling.boxmask.edges import snap_to_edges
 
 # N x 3 x S x S images in 0..255 and N x 1 x S x S coverage by the box in 0..1, on the CPU, to N x 1 x h x h logits of
 # masks and N logits of their IoU, on the network's device.
 Look = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+# Where the second look goes, on the way from the box to its mask.
+_TRUST_IN_MASKS = 0.7
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,9 @@ class WindowInference:
     Attributes:
         margin, max_aspect: see :func:`boxsup_d2.masks.windows.box_window`.
         sizes: sides of windows, in pixels; the probabilities of several are averaged.
-        flip_below: windows whose predicted IoU is at most this are averaged with their mirror image; 0: none, 1: all.
-        again_below: a box is looked at a second time, mirrored, where the IoU of its mask's tight box with it is below
-            this; half-way between both boxes.
+        flip_below, again_below: a box is looked at a second time, mirrored, and both masks are averaged, where the
+            predicted IoU is at most ``flip_below`` (0: nowhere, 1: everywhere), or the IoU of the mask's tight box with
+            the box is below ``again_below``.
         overrun: share of a box's sides by which its mask may leave it.
         specks: see :func:`without_specks`.
         edge_steps, edge_weight, edge_color: see :func:`boxsup_d2.modeling.boxmask.edges.snap_to_edges`.
@@ -73,7 +75,7 @@ class WindowInference:
 
     def predict(
         self, look: Look, image: Tensor, boxes: Tensor, size: tuple[int, int]
-    ) -> tuple[list[MaskPatch], Tensor, Tensor]:
+    ) -> tuple[list[MaskPatch], Tensor]:
         """Masks of the boxes of one image.
 
         Args:
@@ -83,39 +85,34 @@ class WindowInference:
             size: (H, W).
 
         Returns:
-            B patches, B mean foreground probabilities inside the masks, B predicted IoUs.
+            B patches and B predicted IoUs.
         """
         pixels = np.ascontiguousarray(image.cpu().numpy().transpose(1, 2, 0))
         corners = [clip_box(box, *size) for box in boxes.detach().cpu().double().tolist()]
         starts = range(0, len(corners), self.windows_per_forward)
         # Each lot to its patches, which are as small as their boxes: the maps of thousands would fill the memory.
         lots = [self._predict(look, pixels, corners[start : start + self.windows_per_forward]) for start in starts]
-        patches = [patch for found, _, _ in lots for patch in found]
         if not lots:
-            return [], torch.zeros(0), torch.zeros(0)
-        return patches, torch.cat([scores for _, scores, _ in lots]), torch.cat([quality for *_, quality in lots])
+            return [], torch.zeros(0)
+        return [patch for found, _ in lots for patch in found], torch.cat([quality for _, quality in lots])
 
-    def _predict(self, look: Look, pixels: np.ndarray, corners: list[Box]) -> tuple[list[MaskPatch], Tensor, Tensor]:
+    def _predict(self, look: Look, pixels: np.ndarray, corners: list[Box]) -> tuple[list[MaskPatch], Tensor]:
         """The same for as many boxes as fit into the memory, of an H x W x 3 image."""
-        size = pixels.shape[:2]
+        size, boxes = pixels.shape[:2], torch.tensor(corners, dtype=torch.float64)
         windows = [box_window(box, self.margin, self.max_aspect) for box in corners]
         prob, quality = self._look(look, pixels, corners, windows, mirror=False)
-        prob = without_specks(prob, self.specks)
-        boxes = torch.tensor(corners, dtype=torch.float64)
+        patches = paste_patches(prob, torch.tensor(windows), *size)
         found, fit = mask_boxes(prob, windows, boxes)
-        loose = (fit < self.again_below).nonzero()[:, 0].tolist()
-        if loose:
+        again = ((quality.cpu() <= self.flip_below) | (fit < self.again_below)).nonzero()[:, 0].tolist()
+        if again:
             # A user's box may be loose or too tight, and then the mask knows better; or the mask is wrong.
-            moved = [clip_box(box, *size) for box in ((found + boxes) / 2)[loose].tolist()]
-            seen = [box_window(box, self.margin, self.max_aspect) for box in moved]
-            again, judged = self._look(look, pixels, moved, seen, mirror=True)
-            prob[loose] = without_specks(again, self.specks)
-            quality[loose] = (quality[loose] + judged) / 2
-            for i, window in zip(loose, seen, strict=True):
-                windows[i] = window
-        patches = paste_patches(prob, torch.tensor(windows, dtype=torch.int64).reshape(-1, 4), *size)
-        patches = [_cut_to_box(p, box, self.overrun) for p, box in zip(patches, corners, strict=True)]
-        return patches, mean_foreground(prob, prob > 0.5), quality
+            moved = [clip_box(box, *size) for box in boxes.lerp(found, _TRUST_IN_MASKS)[again].tolist()]
+            windows = [box_window(box, self.margin, self.max_aspect) for box in moved]
+            prob, judged = self._look(look, pixels, moved, windows, mirror=True)
+            for i, patch in zip(again, paste_patches(prob, torch.tensor(windows), *size), strict=True):
+                patches[i] = mean_patch(patches[i], patch)
+            quality[again] = (quality[again] + judged) / 2
+        return [_cut_to_box(p, box, self.overrun) for p, box in zip(patches, corners, strict=True)], quality
 
     def _look(
         self, look: Look, pixels: np.ndarray, boxes: list[Box], windows: list[Window], mirror: bool
@@ -123,12 +120,6 @@ class WindowInference:
         """Probabilities (B maps of one size) and B predicted IoUs of boxes in their windows."""
         views = [_view(pixels, boxes, windows, side) for side in sorted(self.sizes)]
         prob, quality = _see(look, views, mirror)
-        doubtful = (quality <= self.flip_below).nonzero()[:, 0]
-        if len(doubtful):
-            chosen = doubtful.cpu()
-            again, judged = _see(look, [(images[chosen], covers[chosen]) for images, covers in views], not mirror)
-            prob[doubtful] = (prob[doubtful] + again) / 2
-            quality[doubtful] = (quality[doubtful] + judged) / 2
         if self.edge_steps > 0:
             # The last images are the finest.
             prob = snap_to_edges(
@@ -138,7 +129,7 @@ class WindowInference:
                 weight=self.edge_weight,
                 color=self.edge_color,
             ).sigmoid()
-        return prob[:, 0], quality
+        return without_specks(prob[:, 0], self.specks), quality
 
 
 def _view(pixels: np.ndarray, boxes: list[Box], windows: list[Window], side: int) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ from boxsup_d2.modeling.box_to_mask import (
     MethodInfo,
     box_to_mask_instances,
     first_convolution,
+    mean_foreground,
 )
 from boxsup_d2.modeling.boxmask import losses
 from boxsup_d2.modeling.boxmask.box_learning import BoxLearning
@@ -45,8 +46,15 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
         weights="package://boxsup_d2/model_zoo/weights/boxmask.safetensors",
         weights_sha256="5ba846025ffb179921b628ddecd49f0f5d2eb61329999d84877163705114d864",
         recipe="zoo/boxmask.yaml",
-        fast=("MODEL.BOXMASK.TEST_FLIP_BELOW", 0.0, "MODEL.BOXMASK.EDGE_STEPS", 0),
-        best=("MODEL.BOXMASK.TEST_FLIP_BELOW", 1.0, "MODEL.BOXMASK.TEST_AGAIN_BELOW", 0.9),
+        fast=(
+            "MODEL.BOXMASK.TEST_FLIP_BELOW",
+            0.0,
+            "MODEL.BOXMASK.TEST_AGAIN_BELOW",
+            0.0,
+            "MODEL.BOXMASK.EDGE_STEPS",
+            0,
+        ),
+        best=("MODEL.BOXMASK.TEST_FLIP_BELOW", 1.0),
         neutral_keys=("MODEL.BOXMASK.TEST_WINDOWS_PER_FORWARD", "INPUT.MASK_CROP.CACHE_MB"),
         inference_keys=("MODEL.BOXMASK.EDGE_",),
     )
@@ -267,7 +275,7 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
             boxes = x["instances"].gt_boxes.tensor
             size = (x["height"], x["width"])
             prompt = x["instances"]
-            patches, scores, quality = self.windows.predict(self.look, x["image"], boxes, size)
+            patches, quality = self.windows.predict(self.look, x["image"], boxes, size)
             if prompt.has("gt_rotated_boxes"):  # nothing is lost to what lies outside of another one
                 rotated = prompt.gt_rotated_boxes.tolist()
                 cut = [cut_patch(p.prob, box, p.left, p.top) for p, box in zip(patches, rotated, strict=True)]
@@ -277,6 +285,7 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
             # Where two masks disagree either may be right. Of masks that lost more than 5 % the root had a rank
             # correlation with the true IoU of .43 on VOC val and .64 on COCO val, their quality alone .21 and .49.
             quality = quality.cpu() * kept.sqrt()
+            scores = torch.stack([mean_foreground(p.prob, p.prob > 0.5) for p in patches] or [torch.zeros(0)]).flatten()
             # Without a box nothing was computed on the device.
             scores, quality = scores.to(self.device), quality.to(self.device)
             instances = box_to_mask_instances(masks, prompt.gt_boxes.tensor, prompt.gt_classes, scores, size)
