@@ -451,7 +451,8 @@ class TestLookingAgain:
         settings = WindowInference(sizes=(64,), overrun=0.5, specks=0.1, flip_below=flip_below, again_below=0.9)
         patches, quality = settings.predict(look, image, boxes, (60, 80))
         assert [len(images) for images, _ in seen] == [2, 2 if flip_below else 1]
-        on_the_way = (20, 10, 64.2, 41.2)  # from the box to what is bright
+        trust = torch.tensor(1.0).sigmoid()  # on the way from the box to what is bright
+        on_the_way = (20, 10, float(74 - 14 * trust), float(44 - 4 * trust))
         window = box_window(on_the_way, 0.25, 2.0)
         images, covers = seen[1]
         mirrored = torch.from_numpy(cut_window(image.permute(1, 2, 0).numpy(), window, 64)).permute(2, 0, 1).flip(-1)

@@ -24,7 +24,8 @@ class Prediction:
     """The masks of the N boxes of one image of H×W, in the order of the boxes.
 
     Attributes:
-        box_masks: the masks in their boxes. Not merged: masks of boxes that overlap may share pixels.
+        box_masks: the masks in their boxes. Not merged: masks of boxes that overlap may share pixels; BoxMask's do only
+            where one box lies in another.
         scores: N, 0..1, how sure the method is; 1 for those that know no probabilities.
         confidence: N, 0..1, the IoU of the given box and the smallest one, as it lies, around the mask; 0 for an empty
             mask.

@@ -28,7 +28,7 @@ class MergedInstance(NamedTuple):
         confidence_exact: in 0..1, see :func:`exact_confidence`; of a rotated box both are its
             :func:`rotated_confidence`.
         quality: predicted IoU with the true mask, in 0..1: that before the merge, times the share of its pixels that
-            the mask kept; 0 for an empty mask. (A method sees boxes one by one, and cannot know what others take. Of
+            the mask kept; 0 for an empty mask. (A method that sees boxes one by one cannot know what others take. Of
             masks that lost more than 5 %, on VOC and COCO val, the product had a rank correlation of .86 and .57 with
             the true IoU, the former alone .30 and .29.)
     """

@@ -121,9 +121,9 @@ def _add_network(cfg: CN) -> None:
     cfg.MODEL.BOXMASK.TRAIN_SIZE_STEPS = []
     # Sides in pixels that windows are resized to at inference; the probabilities of several are averaged.
     cfg.MODEL.BOXMASK.TEST_SIZES = [128]
-    # A box is seen a second time, mirrored, and both masks are averaged, where the predicted IoU is at most the first
-    # (0: nowhere, 1: everywhere), or the IoU of the mask's tight box with the box is below the second (0: nowhere).
-    # Elsewhere it changes nothing but the time.
+    # A box is seen a second time, mirrored and moved towards its mask, and both masks are averaged, where the predicted
+    # IoU is at most the first (0: nowhere, 1: everywhere), or the IoU of the mask's tight box with the box is below the
+    # second (0: nowhere). Elsewhere it changes little but the time.
     cfg.MODEL.BOXMASK.TEST_FLIP_BELOW = 0.75
     cfg.MODEL.BOXMASK.TEST_AGAIN_BELOW = 0.95
     # A mask may leave its box by this share of the box's sides: users' boxes may be too tight.

@@ -24,9 +24,6 @@ from boxsup_d2.modeling.boxmask.edges import snap_to_edges
 # masks and N logits of their IoU, on the network's device.
 Look = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-# Where the second look goes, on the way from the box to its mask.
-_TRUST_IN_MASKS = 0.7
-
 
 @dataclass(frozen=True)
 class WindowInference:
@@ -35,9 +32,9 @@ class WindowInference:
     Attributes:
         margin, max_aspect: see :func:`boxsup_d2.masks.windows.box_window`.
         sizes: sides of windows, in pixels; the probabilities of several are averaged.
-        flip_below, again_below: a box is looked at a second time, mirrored, and both masks are averaged, where the
-            predicted IoU is at most ``flip_below`` (0: nowhere, 1: everywhere), or the IoU of the mask's tight box with
-            the box is below ``again_below``.
+        flip_below, again_below: a box is looked at a second time, mirrored and moved towards its mask by the predicted
+            IoU, and both masks are averaged, where that is at most ``flip_below`` (0: nowhere, 1: everywhere), or the
+            IoU of the mask's tight box with the box is below ``again_below``.
         overrun: share of a box's sides by which its mask may leave it.
         specks: see :func:`without_specks`.
         edge_steps, edge_weight, edge_color: see :func:`boxsup_d2.modeling.boxmask.edges.snap_to_edges`.
@@ -106,7 +103,8 @@ class WindowInference:
         again = ((quality.cpu() <= self.flip_below) | (fit < self.again_below)).nonzero()[:, 0].tolist()
         if again:
             # A user's box may be loose or too tight, and then the mask knows better; or the mask is wrong.
-            moved = [clip_box(box, *size) for box in boxes.lerp(found, _TRUST_IN_MASKS)[again].tolist()]
+            toward = boxes.lerp(found, quality.cpu().double()[:, None])
+            moved = [clip_box(box, *size) for box in toward[again].tolist()]
             windows = [box_window(box, self.margin, self.max_aspect) for box in moved]
             prob, judged = self._look(look, pixels, moved, windows, mirror=True)
             for i, patch in zip(again, paste_patches(prob, torch.tensor(windows), *size), strict=True):

@@ -44,7 +44,7 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
         summary="a network trained on masks of many kinds, which also says how good its masks are",
         weights_key="MODEL.WEIGHTS",
         weights="package://boxsup_d2/model_zoo/weights/boxmask.safetensors",
-        weights_sha256="5ba846025ffb179921b628ddecd49f0f5d2eb61329999d84877163705114d864",
+        weights_sha256="3335d6f4bb01072843940dcc2dcdc86dae05323ccda0c33d1da86bad7289c793",
         recipe="zoo/boxmask.yaml",
         fast=(
             "MODEL.BOXMASK.TEST_FLIP_BELOW",
