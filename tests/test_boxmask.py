@@ -500,6 +500,20 @@ class TestSharedPixels:
         backwards, _ = settle_shared_pixels(given[::-1], boxes.flip(0), 0.9)
         assert all(torch.equal(p.prob, q.prob) for p, q in zip(settled, backwards[::-1], strict=True))
 
+    @pytest.mark.parametrize(("specks", "left"), [(0.5, []), (0.1, [3])])
+    def test_what_is_left_in_specks_goes(self, specks, left):
+        """Of the middle row one mask keeps a pixel, which hangs at nothing."""
+        first, second = torch.full((5, 10), 0.1), torch.full((5, 10), 0.1)
+        first[0], first[2], second[2] = 0.9, 0.6, 0.7
+        second[2, 3] = 0.55
+        given = [MaskPatch(0, 0, first), MaskPatch(0, 0, second)]
+        boxes = torch.tensor([[0.0, 0, 10, 3], [0, 2, 10, 5]])
+        settled, shares = settle_shared_pixels(given, boxes, 0.9, specks)
+        assert (settled[0].prob[2] > 0.5).nonzero().flatten().tolist() == left
+        assert (settled[1].prob[2] > 0.5).sum() == 9
+        assert shares.tolist() == pytest.approx([(10 + len(left)) / 20, 0.9])
+        assert first[2].tolist() == pytest.approx([0.6] * 10), "what is given stays"
+
     def test_equals_go_to_the_first_and_nested_boxes_share(self):
         boxes = torch.tensor([[0.0, 0, 8, 1], [4, 0, 12, 1]])
         settled, shares = settle_shared_pixels(self.patches([0.75] * 8, [0.75] * 8), boxes, 0.9)
@@ -544,7 +558,7 @@ class TestSharedPixels:
         assert [len(x) for x in settle_shared_pixels([], boxes[:0], 0.7)] == [0, 0]
 
     def test_masks_of_boxes_that_overlap_share_none_and_rotated_ones_lose_nothing_outside(self):
-        model = build_model(small_cfg(MODEL__BOXMASK__TEST_OVERRUN=0.0)).eval()
+        model = build_model(small_cfg(MODEL__BOXMASK__TEST_OVERRUN=0.0, MODEL__BOXMASK__TEST_SPECKS=0.0)).eval()
         torch.nn.init.zeros_(model.net.mask.weight)
         torch.nn.init.constant_(model.net.mask.bias, 3.0)  # fills every window
         inputs = prompt([[5, 5, 35, 35], [20, 20, 50, 45]])

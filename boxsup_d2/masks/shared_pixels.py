@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from boxsup_d2.masks.paste import MaskPatch
+from boxsup_d2.masks.pieces import specks_and_pinholes
 
 
 def settle_shared_pixels(
-    patches: Sequence[MaskPatch], boxes: Tensor, nested_from: float
+    patches: Sequence[MaskPatch], boxes: Tensor, nested_from: float, specks: float = 0.0
 ) -> tuple[list[MaskPatch], Tensor]:
     """Give every pixel of two masks to the one that is surer of it.
 
@@ -19,6 +20,7 @@ def settle_shared_pixels(
         boxes: N×4, theirs.
         nested_from: a box of which at least this share lies in another one may be a part of what that is about, and
             both keep what they share; 0: all do.
+        specks: of a mask that lost pixels, pieces that are smaller than this share of its largest one go; 0: none does.
 
     Returns:
         N patches, those given where nothing changes, in which lost pixels have the probability that they are not the
@@ -45,6 +47,10 @@ def settle_shared_pixels(
                     settled[k] = patches[k]._replace(prob=patches[k].prob.clone())
                 part = settled[k].prob[place]
                 part.copy_(torch.where(loses, torch.minimum(part, 1 - other), part))
+    for given, left in zip(patches, settled, strict=True):
+        if specks > 0 and left is not given:
+            small, _ = specks_and_pinholes((left.prob > 0.5).cpu().numpy(), specks)
+            left.prob[torch.from_numpy(small).to(left.prob.device)] = 0
     before, after = (torch.stack([(p.prob > 0.5).sum() for p in some]).cpu() for some in (patches, settled))
     return settled, torch.where(before > 0, after / before, 1.0)
 

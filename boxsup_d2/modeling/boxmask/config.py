@@ -131,7 +131,8 @@ def _add_network(cfg: CN) -> None:
     # Pixels of two masks go to the one that is surer of them: no pixel is of two objects. A box of which at least this
     # share lies in another one may be a part of what that is about, and both keep what they share (0: all do).
     cfg.MODEL.BOXMASK.TEST_NESTED_FROM = 0.9
-    # Pieces and holes of less than this share of a mask's largest piece go (0: none do).
+    # Pieces and holes of less than this share of a mask's largest piece go (0: none do); pieces also where a mask lost
+    # pixels to another one.
     cfg.MODEL.BOXMASK.TEST_SPECKS = 0.02
     # Mean-field steps that snap masks to the image's edges (0: none); what like-coloured neighbours add to a pixel's
     # logit at most, and the difference in grey values that is not like any more.
