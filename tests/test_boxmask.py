@@ -318,12 +318,25 @@ class TestModel:
         assert torch.equal(alone.pred_masks[0], instances.pred_masks[1])
 
     def test_flipped_images_get_flipped_masks(self):
-        model = build_model(small_cfg(MODEL__BOXMASK__TEST_FLIP_BELOW=1.0, MODEL__BOXMASK__TEST_SIZES=[64, 96])).eval()
-        inputs = prompt([[10, 10, 40, 40]])
-        mirrored = {**inputs, "image": inputs["image"].flip(-1), "instances": prompt([[30, 10, 60, 40]])["instances"]}
-        first, second = model([inputs, mirrored])
-        assert torch.equal(first["instances"].pred_masks[0], second["instances"].pred_masks[0].flip(-1))
-        assert torch.allclose(first["instances"].quality, second["instances"].quality, atol=1e-4)
+        """Of a network with a bias, where the mask fits its box: the second look is the first one in a mirror."""
+
+        def look(images, covers):
+            bright = F.avg_pool2d(images[:, :1].float() / 255, 2)
+            to_the_right = torch.linspace(0, 2, bright.shape[-1])
+            return bright * 20 - 11 + to_the_right, (bright * to_the_right).mean((1, 2, 3))
+
+        image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+        image[:, 10:40, 20:36] = 255
+        image[:, 25:40, 20:60] = 255
+        boxes = torch.tensor([[20.0, 10, 60, 40]])  # as far from either side
+        settings = WindowInference(sizes=(64, 96), flip_below=1.0)
+        (first,), quality = settings.predict(look, image, boxes, (60, 80))
+        (second,), of_mirrored = settings.predict(look, image.flip(-1), boxes, (60, 80))
+        assert first.prob.std() > 0.2
+        torch.testing.assert_close(first.prob, second.prob.flip(-1), rtol=0, atol=1e-4)
+        torch.testing.assert_close(quality, of_mirrored)
+        (once,), _ = dataclasses.replace(settings, flip_below=0.0).predict(look, image.flip(-1), boxes, (60, 80))
+        assert not torch.allclose(first.prob, once.prob.flip(-1), atol=1e-4), "one look has the bias"
 
     def test_only_doubtful_windows_are_mirrored(self):
         keys = {"MODEL__BOXMASK__TEST_NESTED_FROM": 0.0, "MODEL__BOXMASK__TEST_AGAIN_BELOW": 0.0}
