@@ -490,6 +490,20 @@ def test_the_mean_of_two_patches_covers_both():
     assert (mean.left, mean.top) == (3, 4)
     assert mean.prob.tolist() == [[0, 0, 0.5, 0.5, 0.5], [0.25, 0.25, 0.75, 0.75, 0.5], [0.25, 0.25, 0.75, 0.75, 0.5]]
     assert torch.equal(mean_patch(second, first).prob, mean.prob)
+    nothing = MaskPatch(0, 0, torch.zeros(0, 0))
+    for half in (mean_patch(nothing, second), mean_patch(second, nothing)):
+        assert (half.left, half.top, half.prob.tolist()) == (5, 4, [[0.5] * 3] * 3)
+
+
+def test_a_broken_network_gives_empty_masks():
+    def look(images, covers):
+        return torch.full((len(images), 1, 32, 32), torch.nan), torch.full((len(images),), torch.nan)
+
+    image, boxes = torch.zeros(3, 60, 80, dtype=torch.uint8), torch.tensor([[20.0, 10, 60, 40], [5, 5, 9, 9]])
+    settings = WindowInference(sizes=(64,), specks=0.1, flip_below=0.75, again_below=0.95)
+    patches, quality = settings.predict(look, image, boxes, (60, 80))
+    assert quality.isnan().all()
+    assert not any((patch.prob > 0.5).any() for patch in patches)
 
 
 class TestSharedPixels:
@@ -512,6 +526,18 @@ class TestSharedPixels:
         assert all(torch.equal(p.prob, k) for p, k in zip(given, kept, strict=True)), "what is given stays"
         backwards, _ = settle_shared_pixels(given[::-1], boxes.flip(0), 0.9)
         assert all(torch.equal(p.prob, q.prob) for p, q in zip(settled, backwards[::-1], strict=True))
+
+    def test_masks_that_leave_boxes_that_touch_settle_too_and_specks_stay_where_nothing_is_lost(self):
+        given = self.patches([0.9] * 6 + [0.7] * 2, [0.8] * 8, left=(0, 6))
+        touching = torch.tensor([[0.0, 0, 7, 1], [7, 0, 14, 1]])
+        settled, _ = settle_shared_pixels(given, touching, 0.9, specks=0.9)
+        assert [(p.prob > 0.5).sum().item() for p in settled] == [6, 8]
+        flat = torch.tensor([[0.0, 0, 8, 0], [7, 0, 14, 0]])
+        assert (settle_shared_pixels(given, flat, 0.9)[0][0].prob > 0.5).sum() == 6
+        apart = self.patches([0.9] * 4 + [0.1, 0.9, 0.1, 0.1], [0.1] * 2 + [0.9] * 6)
+        settled, shares = settle_shared_pixels(apart, torch.tensor([[0.0, 0, 8, 1], [4, 0, 12, 1]]), 0.9, specks=0.9)
+        assert all(p is q for p, q in zip(settled, apart, strict=True))
+        assert shares.tolist() == [1, 1]
 
     @pytest.mark.parametrize(("specks", "left"), [(0.5, []), (0.1, [3])])
     def test_what_is_left_in_specks_goes(self, specks, left):
@@ -557,7 +583,7 @@ class TestSharedPixels:
                 low, high = torch.maximum(boxes[i, :2], boxes[j, :2]), torch.minimum(boxes[i, 2:], boxes[j, 2:])
                 shared = (high - low).clamp(min=0).prod()
                 least = min((boxes[k, 2:] - boxes[k, :2]).prod() for k in (i, j))
-                if i != j and 0 < shared < 0.7 * least:
+                if i != j and shared < 0.7 * least:
                     loses = (maps[i] > 0.5) & (maps[j] > maps[i])
                     changed += int(loses.sum())
                     expected[i] &= ~loses
@@ -738,7 +764,7 @@ class TestSamples:
     def test_another_camera_changes_the_pixels_alone(self, scene):
         (sample,), _ = mask_samples([scene], 8)
         plain = {"image_format": "RGB", "size": 64, "color_jitter": 0, "jitter_prob": 0, "paste_prob": 0}
-        tones = set()
+        tones, lights = set(), set()
         for seed in range(40):
             found = []
             for camera_prob in (0, 1):
@@ -749,9 +775,17 @@ class TestSamples:
             inside = before["mask"] > 250
             red, green, blue = (channel[inside].float().median() for channel in after["image"])
             tones.add("grey" if red == green == blue else "red" if red > blue else "blue")
-            outside = after["image"].float()[:, before["mask"] == 0].median(1).values
+            around = after["image"].float()[:, before["mask"] == 0]
+            outside = around.median(1).values
+            lights.add("noisy" if around.std(1).max() > 2 else "even")
+            neutral = outside[
+                (outside - torch.stack([red, green, blue])).abs().argmin()
+            ]  # black before, of both colours
+            if red != green or red != blue:
+                lights.add("negative" if neutral > 200 else "positive")
             assert (outside - torch.stack([red, green, blue])).abs().max() > 1, "what can be told apart still can be"
         assert tones == {"grey", "red", "blue"}
+        assert lights == {"noisy", "even", "negative", "positive"}
 
     def test_a_box_without_a_mask_says_so(self, scene):
         del scene["annotations"][0]["segmentation"]

@@ -33,6 +33,9 @@ class MaskPatch(NamedTuple):
 
 def mean_patch(first: MaskPatch, second: MaskPatch) -> MaskPatch:
     """The mean of two patches, of the smallest window that holds both."""
+    if not first.prob.numel() or not second.prob.numel():  # which may lie anywhere
+        whole = first if first.prob.numel() else second
+        return whole._replace(prob=whole.prob / 2)
     left, top = min(first.left, second.left), min(first.top, second.top)
     (rows, columns), (other_rows, other_columns) = first.window, second.window
     height, width = max(rows.stop, other_rows.stop) - top, max(columns.stop, other_columns.stop) - left

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from boxsup_d2.masks.box_masks import BoxMasks
 from boxsup_d2.masks.label_map import rasterize_boxes
+from boxsup_d2.masks.paste import MaskPatch
 
 # Degrees that a box may be off a right angle and still be upright: corners that were written with few digits.
 _UPRIGHT = 0.01
@@ -74,10 +75,7 @@ def cut_to_rotated_boxes(prompts: Any, output: Mapping[str, Any]) -> dict[str, A
     parts = [cut_patch(part, box, *corner) for part, corner, box in whole]
     instances.pred_masks = BoxMasks(parts, masks.corners, masks.image_size)
     if output.get("patches") is not None:
-        found["patches"] = [
-            patch._replace(prob=cut_patch(patch.prob, box, patch.left, patch.top))
-            for patch, box in zip(output["patches"], boxes, strict=True)
-        ]
+        found["patches"] = cut_patches_to_rotated_boxes(output["patches"], boxes)
     if output.get("label_map") is not None:
         labels = output["label_map"]
         kept = torch.zeros_like(labels)
@@ -86,6 +84,12 @@ def cut_to_rotated_boxes(prompts: Any, output: Mapping[str, Any]) -> dict[str, A
             kept += cut_patch(torch.where(touched & (kept == 0) & (labels == number + 1), labels, 0), box, 0, 0)
         found["label_map"] = kept
     return found
+
+
+def cut_patches_to_rotated_boxes(patches: Sequence[MaskPatch], rotated: Sequence[Sequence[float]]) -> list[MaskPatch]:
+    """N patches without what lies outside of their N rotated boxes."""
+    pairs = zip(patches, rotated, strict=True)
+    return [patch._replace(prob=cut_patch(patch.prob, box, patch.left, patch.top)) for patch, box in pairs]
 
 
 def cut_patch(patch: Tensor, rotated: Sequence[float], left: int, top: int) -> Tensor:

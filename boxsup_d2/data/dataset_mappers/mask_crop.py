@@ -317,7 +317,7 @@ def jitter_colors(image: np.ndarray, most: float) -> np.ndarray:
 
 
 def other_camera(image: np.ndarray) -> np.ndarray:
-    """H x W x 3 uint8 as of another camera or kind of light: grey or in other colours, dim or a negative, noisy."""
+    """H x W x 3 uint8 as of another camera or light: grey or in other colours, pale, dim or a negative, noisy."""
     pixels: np.ndarray = image.astype(np.float32)
     tone, light = np.random.rand(2)
     if light < 0.2:

@@ -43,8 +43,8 @@ def _add_samples(cfg: CN) -> None:
     cfg.INPUT.MASK_CROP.COARSE_PROB = 0.0
     # Largest relative change of brightness, contrast and saturation.
     cfg.INPUT.MASK_CROP.COLOR_JITTER = 0.4
-    # Probability that a sample looks as if taken by another kind of camera: grey, in other colours, dim, a negative,
-    # noisy. Training sets are photographs by day.
+    # Probability that a sample looks as if taken by another kind of camera: grey, in other colours, pale or dim, a
+    # negative, noisy, some of it or rarely nothing. Training sets are photographs by day.
     cfg.INPUT.MASK_CROP.CAMERA_PROB = 0.0
     # Where boxes teach by colours: also give the sample before its colours are changed.
     cfg.INPUT.MASK_CROP.PLAIN_VIEW = False
@@ -62,8 +62,8 @@ def _add_samples(cfg: CN) -> None:
 
 def _add_network(cfg: CN) -> None:
     cfg.MODEL.BOXMASK = CN()
-    # Configs of before: the average is MODEL.EMA's, and TEST_FLIP_BELOW says what is mirrored,
-    # TEST_AGAIN_BELOW what is looked at again.
+    # Configs of before: the average is MODEL.EMA's, and TEST_FLIP_BELOW and TEST_AGAIN_BELOW say what is looked at
+    # again.
     cfg.register_deprecated_key("MODEL.BOXMASK.EMA_DECAY")
     cfg.register_deprecated_key("MODEL.BOXMASK.TEST_FLIP")
     cfg.register_deprecated_key("MODEL.BOXMASK.TEST_PASSES")
@@ -129,7 +129,8 @@ def _add_network(cfg: CN) -> None:
     # A mask may leave its box by this share of the box's sides: users' boxes may be too tight.
     cfg.MODEL.BOXMASK.TEST_OVERRUN = 0.1
     # Pixels of two masks go to the one that is surer of them: no pixel is of two objects. A box of which at least this
-    # share lies in another one may be a part of what that is about, and both keep what they share (0: all do).
+    # share lies in another one (of rotated boxes: the upright ones) may be a part of what that is about, and both keep
+    # what they share (0: all do).
     cfg.MODEL.BOXMASK.TEST_NESTED_FROM = 0.9
     # Pieces and holes of less than this share of a mask's largest piece go (0: none do); pieces also where a mask lost
     # pixels to another one.

@@ -98,19 +98,26 @@ class WindowInference:
         size, boxes = pixels.shape[:2], torch.tensor(corners, dtype=torch.float64)
         windows = [box_window(box, self.margin, self.max_aspect) for box in corners]
         prob, quality = self._look(look, pixels, corners, windows, mirror=False)
-        patches = paste_patches(prob, torch.tensor(windows), *size)
+        prob = without_specks(prob, self.specks)
+        patches = self._paste(prob, windows, corners, size)
         found, fit = mask_boxes(prob, windows, boxes)
         again = ((quality.cpu() <= self.flip_below) | (fit < self.again_below)).nonzero()[:, 0].tolist()
         if again:
             # A user's box may be loose or too tight, and then the mask knows better; or the mask is wrong.
-            toward = boxes.lerp(found, quality.cpu().double()[:, None])
+            toward = boxes.lerp(found, quality.cpu().double().nan_to_num(0)[:, None])
             moved = [clip_box(box, *size) for box in toward[again].tolist()]
             windows = [box_window(box, self.margin, self.max_aspect) for box in moved]
             prob, judged = self._look(look, pixels, moved, windows, mirror=True)
-            for i, patch in zip(again, paste_patches(prob, torch.tensor(windows), *size), strict=True):
-                patches[i] = mean_patch(patches[i], patch)
+            for i, patch in zip(again, self._paste(prob, windows, [corners[i] for i in again], size), strict=True):
+                mean = mean_patch(patches[i], patch)
+                patches[i] = mean._replace(prob=without_specks(mean.prob[None], self.specks)[0])
             quality[again] = (quality[again] + judged) / 2
-        return [_cut_to_box(p, box, self.overrun) for p, box in zip(patches, corners, strict=True)], quality
+        return patches, quality
+
+    def _paste(self, prob: Tensor, windows: list[Window], boxes: list[Box], size: tuple[int, int]) -> list[MaskPatch]:
+        """Maps of windows as patches of an H x W image, near their boxes."""
+        patches = paste_patches(prob, torch.tensor(windows), *size)
+        return [_cut_to_box(patch, box, self.overrun) for patch, box in zip(patches, boxes, strict=True)]
 
     def _look(
         self, look: Look, pixels: np.ndarray, boxes: list[Box], windows: list[Window], mirror: bool
@@ -127,7 +134,7 @@ class WindowInference:
                 weight=self.edge_weight,
                 color=self.edge_color,
             ).sigmoid()
-        return without_specks(prob[:, 0], self.specks), quality
+        return prob[:, 0], quality
 
 
 def _view(pixels: np.ndarray, boxes: list[Box], windows: list[Window], side: int) -> tuple[Tensor, Tensor]:
@@ -189,7 +196,7 @@ def without_specks(prob: Tensor, share: float) -> Tensor:
     Returns:
         N x h x w; what went has 0, what was filled 1.
     """
-    if share <= 0:
+    if share <= 0 or not prob.numel():
         return prob
     masks = (prob > 0.5).cpu().numpy()
     change = np.zeros(masks.shape, np.float32)

@@ -18,7 +18,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from boxsup_d2.masks.paste import cut_patches
-from boxsup_d2.masks.rotated_boxes import cut_patch
+from boxsup_d2.masks.rotated_boxes import cut_patches_to_rotated_boxes
 from boxsup_d2.masks.shared_pixels import settle_shared_pixels
 from boxsup_d2.modeling.average import TaughtByAverage
 from boxsup_d2.modeling.box_to_mask import (
@@ -277,9 +277,7 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
             prompt = x["instances"]
             patches, quality = self.windows.predict(self.look, x["image"], boxes, size)
             if prompt.has("gt_rotated_boxes"):  # nothing is lost to what lies outside of another one
-                rotated = prompt.gt_rotated_boxes.tolist()
-                cut = [cut_patch(p.prob, box, p.left, p.top) for p, box in zip(patches, rotated, strict=True)]
-                patches = [p._replace(prob=prob) for p, prob in zip(patches, cut, strict=True)]
+                patches = cut_patches_to_rotated_boxes(patches, prompt.gt_rotated_boxes.tolist())
             patches, kept = settle_shared_pixels(patches, boxes, self.nested_from, self.windows.specks)
             masks = cut_patches(patches, *size)
             # Where two masks disagree either may be right. Of masks that lost more than 5 % the root had a rank
