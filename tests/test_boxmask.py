@@ -24,6 +24,7 @@ import boxsup_d2  # noqa: F401
 from boxsup_d2.checkpoint import BoxSupCheckpointer
 from boxsup_d2.checkpoint.small import write_small
 from boxsup_d2.config import add_boxsup_config, load_config
+from boxsup_d2.data.dataset_mappers.marks import surface_with_mark
 from boxsup_d2.data.dataset_mappers.mask_crop import MaskCropDatasetMapper, cut_mask, tight_box
 from boxsup_d2.data.dataset_mappers.mask_crop_loader import MaskCropOrder, mask_samples
 from boxsup_d2.masks.paste import MaskPatch, mean_patch
@@ -760,6 +761,33 @@ class TestSamples:
             sample = mapper(samples[0])
             red = sample["image"][0].numpy() > sample["image"][2].numpy()
             assert (red != (sample["mask"].numpy() > 127)).mean() < 0.1
+
+    def test_marks_differ_from_their_surface_where_their_mask_is(self):
+        surface, texture = np.full((60, 90, 3), 128, np.uint8), np.full((50, 40, 3), (250, 30, 30), np.uint8)
+        outline = np.zeros((30, 30), np.uint8)
+        outline[5:20, 8:12] = 255
+        alone = 0
+        for seed in range(60):
+            np.random.seed(seed)
+            image, mask = surface_with_mark(surface, texture, outline if seed % 2 else None, side=96)
+            change = np.abs(image.astype(int) - 128).mean(2)
+            inside = mask > 127
+            assert set(np.unique(mask)) <= {0, 255}
+            assert change[inside].mean() > 5, "of soft edges half"
+            beside = cv2.dilate(mask, np.ones((15, 15))) - cv2.dilate(mask, np.ones((13, 13))) > 0
+            alone += bool((change[beside] == 0).all())
+        assert 20 < alone < 60, "some lie beside others of their kind"
+
+    def test_a_sample_may_be_a_mark_on_its_image(self, scene):
+        del scene["annotations"][0]["segmentation"]
+        (sample,), _ = mask_samples([scene], 8)
+        mapper = MaskCropDatasetMapper(image_format="RGB", size=64, jitter_prob=0, mark_prob=1)
+        assert not mapper(sample)["has_mask"], "which takes another sample to show"
+        for seed in range(10):
+            np.random.seed(seed)
+            found = mapper(sample, sample)
+            assert (found["has_mask"], found["confidence"], found["void"].any()) == (True, 1.0, False)
+            assert tight_box(found["mask"].numpy()) == pytest.approx(tight_box(found["box"].numpy()), abs=4)
 
     def test_another_camera_changes_the_pixels_alone(self, scene):
         (sample,), _ = mask_samples([scene], 8)

@@ -15,6 +15,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 
 from boxsup_d2.data.dataset_mappers.build import DATASET_MAPPER_REGISTRY, SampleMapper
+from boxsup_d2.data.dataset_mappers.marks import surface_with_mark
 from boxsup_d2.data.dataset_mappers.mask_crop_loader import build_mask_crop_train_loader
 from boxsup_d2.data.images import ImageCache, read_image
 from boxsup_d2.masks.rle import decode, union
@@ -45,6 +46,7 @@ class MaskCropDatasetMapper(SampleMapper):
         coarse_prob: float = 0.0,
         color_jitter: float = 0.4,
         camera_prob: float = 0.0,
+        mark_prob: float = 0.0,
         plain_view: bool = False,
         min_side: float = 8,
         cache_mb: int = 0,
@@ -63,6 +65,8 @@ class MaskCropDatasetMapper(SampleMapper):
             coarse_prob: how often the pixels, not the mask, lose their detail, see :func:`coarsen`.
             color_jitter: largest relative change of brightness, contrast and saturation.
             camera_prob: how often a sample looks as if taken by another kind of camera, see :func:`other_camera`.
+            mark_prob: how often a sample is a mark on a surface instead, see
+                :func:`boxsup_d2.data.dataset_mappers.marks.surface_with_mark`.
             plain_view: also give the sample before its colours are changed.
             min_side: an object that pasting leaves smaller than this, in pixels, is left as it was.
             cache_mb: memory for decoded images, in MiB.
@@ -80,6 +84,7 @@ class MaskCropDatasetMapper(SampleMapper):
         self.coarse_prob = coarse_prob
         self.color_jitter = color_jitter
         self.camera_prob = camera_prob
+        self.mark_prob = mark_prob
         self.plain_view = plain_view
         self.min_side = min_side
         self.cache_mb = cache_mb
@@ -108,6 +113,7 @@ class MaskCropDatasetMapper(SampleMapper):
             "coarse_prob": node.COARSE_PROB,
             "color_jitter": node.COLOR_JITTER,
             "camera_prob": node.CAMERA_PROB,
+            "mark_prob": node.MARK_PROB,
             "plain_view": node.PLAIN_VIEW,
             "min_side": node.MIN_SIDE,
             "cache_mb": node.CACHE_MB,
@@ -137,6 +143,10 @@ class MaskCropDatasetMapper(SampleMapper):
         confidence = sample.get("confidence", 1.0)
         void = self._void(sample, *image.shape[:2])
         box = sample.get("box")
+        if donor is not None and np.random.rand() < self.mark_prob:
+            other = self._image(donor["file_name"])
+            image, mask = surface_with_mark(image, other, self._mask(donor, *other.shape[:2]))
+            void, box, confidence = None, tight_box(mask), 1.0
         if mask is not None and confidence >= 1 and (box is None or "segmentations" in sample):
             box = tight_box(mask)
         if box is None:

@@ -46,6 +46,9 @@ def _add_samples(cfg: CN) -> None:
     # Probability that a sample looks as if taken by another kind of camera: grey, in other colours, pale or dim, a
     # negative, noisy, some of it or rarely nothing. Training sets are photographs by day.
     cfg.INPUT.MASK_CROP.CAMERA_PROB = 0.0
+    # Probability that a sample is a stain, crack or spot, or one of several, on a part of its image instead: what users
+    # bring is not always a thing.
+    cfg.INPUT.MASK_CROP.MARK_PROB = 0.0
     # Where boxes teach by colours: also give the sample before its colours are changed.
     cfg.INPUT.MASK_CROP.PLAIN_VIEW = False
     # Predicted masks of a lower quality teach nothing, their boxes do. Where GrabCut fails, on half of VOC's boxes, its
