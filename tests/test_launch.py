@@ -290,6 +290,21 @@ def test_names_that_there_are_not_are_told_by_their_key(no_gpu, quiet_setup, tmp
             load_model(cfg)
 
 
+@pytest.mark.parametrize("key", ["DATASETS.TRAIN", "DATASETS.TEST", "PSEUDO_MASKS.DATASETS"])
+def test_data_that_are_not_there_are_missed_before_the_work(no_gpu, quiet_setup, tmp_path, datasets_root, key):
+    config = write(tmp_path / "c.yaml", {"OUTPUT_DIR": str(tmp_path)})
+    words = ["--config-file", config, key, "('voc_2012_val_box',)"]
+    with pytest.raises(FileNotFoundError, match=rf"c\.yaml: {key}: Data set 'voc_2012_val_box' expects '.*val\.txt'"):
+        setup(parse(*words))
+    listed = datasets_root / "VOC2012" / "ImageSets" / "Segmentation" / "val.txt"
+    listed.parent.mkdir(parents=True)
+    listed.write_text("2007_000032\n")
+    setup(parse(*words))
+    listed.unlink()
+    if key == "DATASETS.TRAIN":
+        setup(parse("--eval-only", *words))
+
+
 def test_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config file .*nowhere\.yaml"):
         load_config(str(tmp_path / "nowhere.yaml"))

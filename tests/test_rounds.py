@@ -25,7 +25,7 @@ from boxsup_d2.rounds.state import RoundsState
 from boxsup_d2.same_work import split_settings
 from boxsup_d2.utils import processes
 
-LABELLED = "voc_2012_train_box"  # registered on import, its files are never opened here
+LABELLED = "voc_2012_train_box"  # registered on import, its list of images is all that is there, and never opened
 
 
 class FakeStep:
@@ -81,6 +81,7 @@ class Project:
     def __init__(self, root: Path):
         self.root = root
         self.out = root / "out"
+        self.lists = root / "data" / "VOC2012" / "ImageSets" / "Segmentation"
         self.run_step = FakeStep()
         self.write("joint.yaml", {"SOLVER": {"MAX_ITER": 10}, "PSEUDO_MASKS": {"DATASETS": [LABELLED]}})
         self.write("retrain.yaml", {"SOLVER": {"MAX_ITER": 20}, "DATASETS": {"TRAIN": [f"{LABELLED}_pseudo"]}})
@@ -121,6 +122,10 @@ def project(tmp_path, monkeypatch):
     # After every step the runner looks for garbage, which takes 0.1 s in a process with all of torch in it.
     monkeypatch.setattr(rounds_module.gc, "collect", lambda: 0)
     made = Project(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    made.lists.mkdir(parents=True)
+    for split in ("train", "val"):
+        (made.lists / f"{split}.txt").write_text("2007_000032\n")
     monkeypatch.setattr(
         rounds_module, "run_step", lambda cfg, *, trainer_class, **options: made.run_step(cfg, **options)
     )
@@ -377,12 +382,8 @@ def test_interrupted_relabelling_goes_on(project):
 
 # ------------------------------------------------------------------------------------------------ files of a step
 @pytest.fixture
-def files(project, monkeypatch):
+def files(project):
     """A VOC list (joint trains on it and fill labels it) and a weights file (of joint)."""
-    image_list = project.root / "data" / "VOC2012" / "ImageSets" / "Segmentation" / "train.txt"
-    image_list.parent.mkdir(parents=True)
-    image_list.write_text("2007_000032\n")
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(project.root / "data"))
     weights = project.write("backbone.pth", "imagenet")
     project.write("joint.yaml", {"DATASETS": {"TRAIN": [LABELLED]}, "PSEUDO_MASKS": {"DATASETS": [LABELLED]}})
     project.steps[0]["OPTS"] = ["MODEL.WEIGHTS", str(weights)]
@@ -390,7 +391,7 @@ def files(project, monkeypatch):
     assert set(project.state()["joint"]["inputs"]) == {f"{LABELLED}/train.txt", "MODEL.WEIGHTS/backbone.pth"}
     assert project.state()["retrain"]["inputs"] == {}  # what it reads comes from joint
     project.run_step.names()
-    return {"list": image_list, "weights": weights}
+    return {"list": project.lists / "train.txt", "weights": weights}
 
 
 def test_other_data_is_another_training(project, files, caplog):
@@ -725,6 +726,22 @@ def test_a_package_that_a_late_step_needs_is_missed_before_anything_runs(project
         installed.setitem(sys.modules, "pydensecrf", SimpleNamespace(densecrf=None))
         project.run()
     assert project.run_step.names() != []
+    project.run()
+    assert project.run_step.names() == [], "where all is done nothing is needed"
+
+
+def test_data_that_a_late_step_needs_are_missed_before_anything_runs(project):
+    project.steps[3]["OPTS"] = ["DATASETS.TEST", ["voc_2012_val_instance"]]
+    (project.lists / "val.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"step tune: Data set 'voc_2012_val_instance' expects '.*val\.txt'"):
+        project.run()
+    assert project.run_step.names() == []
+    project.run("--round", "1")
+    assert project.run_step.names() == ["joint", "fill", "retrain"], "which do not need it"
+    (project.lists / "val.txt").write_text("2007_000032\n")
+    project.run()
+    assert project.run_step.names() == ["tune"]
+    (project.lists / "val.txt").unlink()
     project.run()
     assert project.run_step.names() == [], "where all is done nothing is needed"
 

@@ -17,7 +17,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from boxsup_d2.config import load_config, use_available_device
-from boxsup_d2.data.datasets import register_from_cfg
+from boxsup_d2.data.datasets import register_from_cfg, require_data_set
 from boxsup_d2.modeling.build import check_architecture
 
 __all__ = ["default_argument_parser", "setup"]
@@ -114,6 +114,10 @@ def _check_data_sets(cfg: CfgNode, args: argparse.Namespace) -> None:
                 near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
                 hint = f" Did you mean '{near[0]}'?" if near else " Register it by DATASETS.REGISTER."
                 raise ValueError(f"{args.config_file}: {key} names '{name}', and there is no such data set.{hint}")
+            try:
+                require_data_set(name)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{args.config_file}: {key}: {error}") from error
 
 
 def _leave_tracebacks_to_log_files() -> None:

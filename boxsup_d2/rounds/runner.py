@@ -42,7 +42,7 @@ from detectron2.utils.env import seed_all_rng
 from tabulate import tabulate
 
 from boxsup_d2.crf.refine import check_densecrf
-from boxsup_d2.data.datasets import register_from_cfg
+from boxsup_d2.data.datasets import register_from_cfg, require_data_set
 from boxsup_d2.engine.step import run_step
 from boxsup_d2.engine.trainer import Trainer
 from boxsup_d2.rounds.plan import PlannedStep, plan_rounds, weights_file
@@ -89,7 +89,7 @@ def run_rounds(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Train
     with _lock(cfg.OUTPUT_DIR):
         state = run_on_main(lambda: RoundsState(cfg.OUTPUT_DIR), share=False)
         run_on_main(lambda: _check_needed_rounds(state, plan, selected), share=False)
-        run_on_main(lambda: _check_packages(state, selected), share=False)
+        run_on_main(lambda: _check_ahead(state, selected), share=False)
         report: dict[str, str] = {}
         for planned in selected:
             # state is None on the other ranks, so its method is not looked up here
@@ -157,17 +157,23 @@ def _select_round(plan: list[PlannedStep], name: str) -> list[PlannedStep]:
     return [planned for planned in plan if name in ("", planned.step.round)]
 
 
-def _check_packages(state: RoundsState, selected: list[PlannedStep]) -> None:
-    """An optional package that only a late step needs should not be missed after the night's training.
+def _check_ahead(state: RoundsState, selected: list[PlannedStep]) -> None:
+    """What only a late step needs, a package or a data set, should not be missed after the night's training.
 
     Steps that are done need none; what follows one that is not may have to be made again.
     """
     for planned in dropwhile(lambda planned: state.decide(planned).action == "skip", selected):
-        if planned.cfg.PSEUDO_MASKS.CRF or planned.cfg.TEST.SEM_SEG_CRF:
-            try:
+        cfg, finds = planned.cfg, {*planned.cfg.DATASETS.TEST, *planned.cfg.PSEUDO_MASKS.DATASETS}
+        if not planned.step.eval_only and state.decide(planned).action not in ("evaluate", "relabel"):
+            finds.update(cfg.DATASETS.TRAIN)
+        finds -= {os.path.splitext(os.path.basename(path))[0] for path in cfg.DATASETS.PSEUDO_MASKS}  # of other steps
+        try:
+            if cfg.PSEUDO_MASKS.CRF or cfg.TEST.SEM_SEG_CRF:
                 check_densecrf()
-            except ImportError as error:
-                raise ImportError(f"{planned.step.config}, step {planned.name}: {error}") from error
+            for name in sorted(finds):
+                require_data_set(name)
+        except (ImportError, FileNotFoundError) as error:
+            raise type(error)(f"{planned.step.config}, step {planned.name}: {error}") from error
 
 
 def _check_needed_rounds(state: RoundsState, plan: list[PlannedStep], selected: list[PlannedStep]) -> None:

@@ -18,7 +18,7 @@ from boxsup_d2.data.datasets.pascal_voc import (
 )
 from boxsup_d2.data.datasets.pseudo_masks import register_pseudo_masks, register_pseudo_masks_from_cfg
 from boxsup_d2.data.datasets.salient import register_salient
-from boxsup_d2.data.datasets.source import dataset_source, dataset_to_coco
+from boxsup_d2.data.datasets.source import dataset_source, dataset_to_coco, require_data_set
 from boxsup_d2.data.datasets.user_data import register_listed
 from boxsup_d2.data.formats.coco_dicts import load_coco_boxes, load_coco_masks
 from boxsup_d2.data.formats.voc_layout import filter_difficult
@@ -60,4 +60,5 @@ __all__ = [
     "register_salient",
     "register_voc_boxes",
     "register_voc_sem_seg",
+    "require_data_set",
 ]

@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from boxsup_d2.data.formats.coco import coco_subset, read_coco_json, without_masks
+from boxsup_d2.data.paths import require_path
 from boxsup_d2.masks.rle import area
 from boxsup_d2.masks.segmentation import to_rle
 
@@ -147,6 +148,17 @@ def dataset_source(name: str) -> DatasetSource:
     if json_file:
         return CocoSource(name, lambda: json_file, masks=True, files=lambda: files)
     return DatasetSource(name, lambda: files)
+
+
+def require_data_set(name: str) -> None:
+    """Find that a data set is not there before the hours of work that it is needed after; nothing is opened.
+
+    Raises:
+        KeyError: no such data set is registered.
+        FileNotFoundError: names the first of :meth:`DatasetSource.files` that is missing.
+    """
+    for path in dataset_source(name).files():
+        require_path(path, name)
 
 
 def dataset_to_coco(name: str) -> dict[str, Any]:
