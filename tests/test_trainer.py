@@ -174,6 +174,7 @@ def test_the_average_is_what_is_kept_and_resumes_bit_for_bit(cfg):
 
     def run(resume):
         Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+        torch.manual_seed(0)  # of the weights to begin with
         run_step(cfg, resume=resume, eval_only=False, trainer_class=Recorder)
         return torch.load(Path(cfg.OUTPUT_DIR, "model_final.pth"), weights_only=True)
 
@@ -187,6 +188,19 @@ def test_the_average_is_what_is_kept_and_resumes_bit_for_bit(cfg):
     trained = [content["trainer"]["hooks"]["EMAHook"]["trained"] for content in (whole, again)]
     assert all(torch.equal(trained[1][name], value) for name, value in trained[0].items())
     assert any(not torch.equal(whole["model"][name], value) for name, value in trained[0].items())
+    # The same training, at whose end the weights that it began with are mixed in.
+    cfg.MODEL.EMA.START_SHARE = 0.25
+    with pytest.raises(ValueError, match=r"START_SHARE needs the weights that training began with"):
+        run(resume=True)
+    mixed = run(resume=False)
+    begun = mixed["trainer"]["hooks"]["EMAHook"]["begun"]
+    Path(cfg.OUTPUT_DIR, "last_checkpoint").write_text("model_0000001.pth")
+    resumed = run(resume=True)
+    for name, value in whole["model"].items():
+        expected = 0.75 * value + 0.25 * begun[name] if value.is_floating_point() else value
+        torch.testing.assert_close(mixed["model"][name], expected)
+        assert torch.equal(resumed["model"][name], mixed["model"][name]), name
+    assert all(torch.equal(mixed["trainer"]["hooks"]["EMAHook"]["trained"][k], v) for k, v in trained[0].items())
     cfg.TEST.PRECISE_BN.ENABLED = True
     with pytest.raises(ValueError, match=r"TEST.PRECISE_BN .*MODEL.EMA"):
         Trainer(cfg)
@@ -217,6 +231,8 @@ def test_average_of_weights_is_the_sum_that_it_should_be(average_buffers):
     for wrong in ({"decay": 1.0}, {"decay": 0.5, "ramp": 0.0}):
         with pytest.raises(ValueError, match=r"MODEL.EMA.DECAY"):
             WeightAverage(model, **wrong)
+    with pytest.raises(ValueError, match=r"MODEL.EMA.START_SHARE is 1.0"):
+        WeightAverage(model, decay=0.5, start_share=1.0)
 
 
 def test_a_run_killed_just_before_its_last_checkpoint_can_finish(cfg):

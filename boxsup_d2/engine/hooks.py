@@ -49,7 +49,8 @@ class PseudoMaskHook(HookBase):
 
 
 class EMAHook(HookBase):
-    """Keeps the average of the weights (``MODEL.EMA``): after every step it moves towards the network.
+    """Keeps the average of the weights (``MODEL.EMA``): after every step it moves towards the network, and after the
+    last one back to what training began with, as far as ``START_SHARE`` says.
 
     It stands before the hooks that save and evaluate.
 
@@ -70,16 +71,18 @@ class EMAHook(HookBase):
             self._average.start()
 
     def after_step(self) -> None:
-        """Update."""
+        """Update; at the end mix."""
         self._average.update(self.trainer.iter)
+        if self.trainer.iter == self.trainer.max_iter - 1:
+            self._average.finish()
 
     def state_dict(self) -> dict[str, Any]:
-        """The trained weights."""
-        return {"trained": self._average.trained_state()}
+        """The average's."""
+        return self._average.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint, whose model was loaded before."""
-        self._average.restore(state_dict["trained"])
+        self._average.load_state_dict(state_dict)
         self._resumed = True
 
 

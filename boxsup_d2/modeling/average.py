@@ -31,23 +31,36 @@ class WeightAverage:
         network: a network of its own, without gradients and in evaluation mode, whose weights are the average.
     """
 
-    def __init__(self, model: nn.Module, *, decay: float, ramp: float = 1.0, average_buffers: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        decay: float,
+        ramp: float = 1.0,
+        average_buffers: bool = False,
+        start_share: float = 0.0,
+    ) -> None:
         """
         Args:
             model: the network that is trained; may be wrapped in DDP.
             decay, ramp: see :func:`average_decay`.
             average_buffers: average floating-point buffers (the statistics of batch norms) as well; False copies them.
+            start_share: of the weights that training began with in what it leaves, see :meth:`finish`; in 0..1.
 
         Raises:
-            ValueError: ``decay`` is not in 0..1, or ``ramp`` not above 0.
+            ValueError: ``decay`` or ``start_share`` is not in 0..1, or ``ramp`` not above 0.
         """
         if not 0 <= decay < 1 or ramp <= 0:
             raise ValueError(
                 f"MODEL.EMA.DECAY is {decay} and RAMP {ramp}: the first must be at least 0 and below 1, the second "
                 "above 0."
             )
+        if not 0 <= start_share < 1:
+            raise ValueError(f"MODEL.EMA.START_SHARE is {start_share}: it must be at least 0 and below 1.")
         self._model = model.module if isinstance(model, DistributedDataParallel) else model
         self._decay, self._ramp, self._average_buffers = decay, ramp, average_buffers
+        self._start_share = start_share
+        self._begun: dict[str, Any] = {}
         self.network = copy.deepcopy(self._model).requires_grad_(False).eval()
         if isinstance(self._model, TaughtByAverage):
             self._model.set_teacher(self.network)
@@ -62,7 +75,13 @@ class WeightAverage:
         ema = cfg.MODEL.EMA
         if not ema.ENABLED:
             return None
-        return cls(model, decay=ema.DECAY, ramp=ema.RAMP, average_buffers=ema.AVERAGE_BUFFERS)
+        return cls(
+            model,
+            decay=ema.DECAY,
+            ramp=ema.RAMP,
+            average_buffers=ema.AVERAGE_BUFFERS,
+            start_share=ema.START_SHARE,
+        )
 
     @torch.no_grad()
     def update(self, number: int) -> None:
@@ -83,19 +102,37 @@ class WeightAverage:
     def start(self) -> None:
         """Take the network's weights, loaded ones for instance, as the average."""
         self.network.load_state_dict(self._model.state_dict())
+        if self._start_share > 0:
+            self._begun = copy.deepcopy(self.network.state_dict())
 
-    def trained_state(self) -> dict[str, Any]:
-        """State of the network that is trained."""
-        return self._model.state_dict()
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Mix the weights that training began with into the average, after the last update."""
+        for name, value in self.network.state_dict().items() if self._begun else ():
+            if value.is_floating_point():
+                value.lerp_(self._begun[name].to(value), self._start_share)
 
-    def restore(self, trained: dict[str, Any]) -> None:
-        """Go on from a checkpoint, whose model is the average, after that was loaded into the network.
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint, whose model is the average, lacks: the network that is trained, and what it began as."""
+        return {"trained": self._model.state_dict(), **({"begun": self._begun} if self._begun else {})}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint, after its model was loaded into the network.
 
         Args:
-            trained: :meth:`trained_state` of then.
+            state_dict: :meth:`state_dict` of then.
+
+        Raises:
+            ValueError: it was begun without ``start_share``.
         """
+        if self._start_share > 0 and "begun" not in state_dict:
+            raise ValueError(
+                "MODEL.EMA.START_SHARE needs the weights that training began with, and this checkpoint lacks them: it "
+                "was begun without the key. Go on without it, or begin anew."
+            )
         self.start()
-        self._model.load_state_dict(trained)
+        self._begun = state_dict["begun"] if self._start_share > 0 else {}
+        self._model.load_state_dict(state_dict["trained"])
 
 
 class TaughtByAverage(nn.Module):
