@@ -77,7 +77,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         "--truth",
         action=Existing,
         metavar="F",
-        help="with --teacher: a json with true masks of some of the boxes to compare both with; nothing learns from it",
+        help="a json with true masks of other boxes than those that have some in the boxes' file: the table at the end "
+        "says how much better the network became than the --teacher, or than itself before; nothing learns from it",
     )
     networks = parser.add_argument_group("networks")
     networks.add_argument(
@@ -125,8 +126,10 @@ def run(args: argparse.Namespace) -> None:
     folders = _salient_folders(args)
     if args.mask_rcnn_iterations and not args.mask_rcnn:
         raise BadInput("--mask-rcnn-iterations without --mask-rcnn: there is no Mask R-CNN to train. Give both.")
-    if not args.teacher and (args.teacher_weights or args.truth):
-        raise BadInput("--teacher-weights and --truth are about a --teacher: name one.")
+    if args.teacher_weights and not args.teacher:
+        raise BadInput("--teacher-weights are a --teacher's: name one.")
+    if args.truth and not args.teacher and not args.init and args.size != "shipped":
+        raise BadInput("--truth compares with a --teacher, with --init or, by --size shipped, the network that ships.")
     if args.teacher and args.size == "full":
         raise BadInput("--teacher teaches BoxMask: use --size shipped or small.")
     if args.truth and not os.path.isfile(args.truth):
@@ -135,8 +138,9 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"--init: there is no file '{args.init}'.")
 
     from boxsup_cli.console import short, show
-    from boxsup_cli.train_config import plan_training, write_configs
-    from boxsup_cli.train_job import check_init, run_rounds_config, summary
+    from boxsup_cli.train_config import plan_training
+    from boxsup_cli.train_files import write_configs
+    from boxsup_cli.train_job import check_init, compare, run_rounds_config, summary
     from boxsup_d2.config import load_config, merge_overrides
     from boxsup_d2.engine.launch import launch
 
@@ -161,11 +165,9 @@ def run(args: argparse.Namespace) -> None:
                 process.join(_SECONDS_TO_SAVE)
         raise
     show(summary(short(out), args.images, plan.step, mask_rcnn=args.mask_rcnn))
-    if args.teacher:
-        from boxsup_cli.train_job import compare_with_teacher
-
+    if plan.compared:
         with bad_input():
-            compare_with_teacher(out, plan.step, args.truth)
+            compare(out, plan.compared, plan.step, args.truth)
 
 
 def _salient_folders(args: argparse.Namespace) -> tuple[str, str] | None:

@@ -5,7 +5,6 @@ which a copy lies beside them: another version of the package changes nothing in
 """
 
 import argparse
-import hashlib
 import os
 import posixpath
 import sys
@@ -17,16 +16,13 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
-from boxsup_cli.errors import BadInput
 from boxsup_cli.sources import Source
-from boxsup_cli.train_teacher import TEACHER, teacher_settings
+from boxsup_cli.train_teacher import BEFORE, TEACHER, teacher_settings
 from boxsup_d2.data.datasets.salient import load_salient
-from boxsup_d2.data.formats.coco import read_json
 from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY
 from boxsup_d2.masks.rle import has_mask
 from boxsup_d2.methods import method_config
 from boxsup_d2.model_zoo import get_config, get_config_file
-from boxsup_d2.utils.files import atomic_write, strict_json
 
 BOXES, SALIENT = "my_boxes", "my_salient"  # names of the data sets
 MASK_RCNN = "mask-rcnn"  # name of its step; the box-to-mask network's is that of its method
@@ -55,7 +51,6 @@ _PASSES, _LEAST_ITERATIONS = 40, 300
 # Below this share of samples with masks, batches are mixed at a fixed ratio (as published for COCO), or the salient
 # head would hardly be taught.
 _FEW_MASKS = 0.25
-_RECORD = "written.json"
 
 
 @dataclass(frozen=True)
@@ -100,6 +95,7 @@ class Plan:
 
     Attributes:
         step: name of the box-to-mask network's step.
+        compared: name of the step whose masks its own are compared with; "": nothing's.
         request: all that decides about the files, apart from what the package ships; as json holds it.
         files: names in the folder of the configs → their texts; the first one is the rounds config.
         summary: of the data, for the terminal.
@@ -107,6 +103,7 @@ class Plan:
     """
 
     step: str
+    compared: str
     request: dict[str, Any]
     files: dict[str, str]
     summary: str
@@ -140,10 +137,11 @@ def plan_training(
         bool(recipe.boxes_alone) and 0 < taught < _FEW_MASKS * (len(objects) - masks + taught) and len(objects) > masks
     )
     as_it_is = not (recipe.boxes_alone or taught or args.iterations or args.init or args.teacher)
+    compared = TEACHER if args.teacher else BEFORE if args.truth and not as_it_is else ""
     use_masks, classes = "none" if predicted else "kept", len(source.usable["categories"])
     network = recipe.boxes_alone if boxes_alone else recipe.network
     texts = {
-        "rounds.yaml": _rounds(args, source, salient, out, use_masks, recipe.step, as_it_is=as_it_is),
+        "rounds.yaml": _rounds(args, source, salient, out, use_masks, recipe.step, compared, as_it_is=as_it_is),
         f"my-{recipe.step}.yaml": _network(
             args, network, recipe, ranks, len(objects) + salient_images, salient is not None, few
         ),
@@ -175,65 +173,12 @@ def plan_training(
     if args.teacher:  # not a key of all: a training of before, without one, is the same request
         given = (args.teacher, args.teacher_weights or "")
         request["teacher"] = [_init(name) if os.path.exists(name) else name for name in given]
+    if compared == BEFORE:  # likewise
+        request["compared"] = compared
     warnings = [COST_OF_BOXES_ALONE] if boxes_alone else [AS_IT_IS] if as_it_is else []
     if len(objects) < _FEW_BOXES and not as_it_is:
         warnings.append(_NOTE_ON_FEW_BOXES.format(len(objects), classes))
-    return Plan(recipe.step, request, texts, summary, tuple(warnings))
-
-
-def write_configs(folder: str, plan: Plan, *, force: bool) -> str:
-    """Write the configs, unless the same request has written them before.
-
-    Then edits of the user stay, and so does what another version of the package wrote; lost files come back.
-
-    Args:
-        folder: to write to.
-        plan: the training.
-        force: replace edited files.
-
-    Returns:
-        Path of the rounds config.
-
-    Raises:
-        BadInput: a file was edited, and another request wants to replace it.
-    """
-    record_path = os.path.join(folder, _RECORD)
-    record: dict[str, Any] = {}
-    if os.path.isfile(record_path):
-        fix = "Put back a good copy, or move its folder aside."
-        record = read_json(record_path, "request", damaged=fix)
-        if not isinstance(record, dict) or not isinstance(record.get("files", {}), dict):
-            raise ValueError(f"'{record_path}' is damaged: it holds no request and files. {fix}")
-    same, texts, written = record.get("request") == plan.request, plan.files, record.get("files", {})
-    if same and not force:
-        texts = {name: text for name, text in texts.items() if not os.path.isfile(os.path.join(folder, name))}
-    elif not force:
-        found = {name: _digest_of(os.path.join(folder, name)) for name in written}
-        edited = [name for name, digest in found.items() if digest not in ("", written[name])]
-        if edited:
-            raise BadInput(
-                f"{', '.join(edited)} in '{folder}' was edited, and another command than this one wrote it. Run that "
-                "again to use the edited files, or add --force to replace them, or name another --out."
-            )
-    if texts:
-        for name, text in texts.items():
-            with atomic_write(os.path.join(folder, name)) as file:
-                file.write(text)
-        files = {**(written if same else {}), **{name: _digest(text) for name, text in texts.items()}}
-        with atomic_write(record_path) as file:
-            file.write(strict_json({"request": plan.request, "files": files}, indent=1))
-    return os.path.join(folder, next(iter(plan.files)))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _digest_of(path: str) -> str:
-    if not os.path.isfile(path):
-        return ""
-    with open(path, encoding="utf-8") as file:
-        return _digest(file.read())
+    return Plan(recipe.step, compared, request, texts, summary, tuple(warnings))
 
 
 def _with_bases(name: str) -> dict[str, str]:
@@ -256,6 +201,7 @@ def _rounds(
     out: str,
     use_masks: str,
     network: str,
+    compared: str,
     *,
     as_it_is: bool,
 ) -> str:
@@ -267,6 +213,8 @@ def _rounds(
     if args.teacher:
         steps[0]["PSEUDO_MASKS"] = [TEACHER]
         steps.insert(0, {"NAME": TEACHER, "CONFIG": f"my-{TEACHER}.yaml", "EVAL_ONLY": True})
+    if compared == BEFORE:
+        steps.insert(0, {"NAME": BEFORE, "CONFIG": f"my-{network}.yaml", "EVAL_ONLY": True})
     comments = [
         "Written by `boxsup train`. Edit it, and run the same command again, or from a checkout of boxsup_d2:",
         "  python train_net.py --config-file <this file>",
@@ -276,6 +224,8 @@ def _rounds(
     ]
     if args.teacher:
         comments.append(f"Before it step {TEACHER} gave them masks, with which {network} starts.")
+    if compared == BEFORE:
+        comments.append(f"Step {BEFORE} gives them masks by what it starts from, to be compared with its own.")
     if salient:
         data_sets.append({"NAME": SALIENT, "IMAGES": salient[0], "SALIENT_MASKS": salient[1]})
     if args.mask_rcnn:

@@ -12,7 +12,7 @@ from detectron2.utils import comm
 
 from boxsup_cli.console import output, quiet_setup, show
 from boxsup_cli.train_config import BOXES, MASK_RCNN
-from boxsup_cli.train_teacher import TEACHER, comparison_table
+from boxsup_cli.train_teacher import BEFORE, TEACHER, comparison_table
 from boxsup_d2.checkpoint import WholeCheckpointer
 from boxsup_d2.config import load_config, merge_overrides
 from boxsup_d2.engine.defaults import setup
@@ -71,21 +71,23 @@ def check_init(config: str, checkpoint: str, opts: Sequence[str]) -> None:
     WholeCheckpointer(model, what="--init", fix=fix).load_whole(checkpoint)
 
 
-def compare_with_teacher(out: str, network: str, truth: str | None) -> None:
-    """Print the table of the student's masks and its teacher's.
+def compare(out: str, first: str, network: str, truth: str | None) -> None:
+    """Print the table of a network's masks, and of its teacher's, or of the network that it started from.
 
     Args:
         out: folder of the training.
-        network: name of the student's step.
+        first: name of the other's step.
+        network: name of its step.
         truth: json with true masks, or None.
 
     Raises:
         ValueError: no object of theirs is in the truth.
     """
-    teacher, student = (pseudo_mask_path(os.path.join(out, step), BOXES) for step in (TEACHER, network))
-    table = comparison_table(teacher, student, truth)
+    files = [pseudo_mask_path(os.path.join(out, step), BOXES) for step in (first, network)]
+    names = {TEACHER: ("teacher", "student"), BEFORE: ("before", "after")}[first]
+    table = comparison_table(files[0], files[1], names, truth)
     if table is None:
-        show("student and teacher cannot be compared: all their masks, or all that have a true one, are the json's own")
+        show(f"{' and '.join(names)} cannot be compared: all masks, or all that have a true one, are the json's own")
     else:
         output.print(table)
 

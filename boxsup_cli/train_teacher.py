@@ -1,4 +1,4 @@
-"""``boxsup train --teacher``: the config of the method that labels first, and what its student made of the labels."""
+"""What ``boxsup train`` compares with: a ``--teacher``, whose config is written here, or what the network began as."""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from boxsup_d2.same_work import changed_settings
 if TYPE_CHECKING:  # imported when the command runs
     from rich.table import Table
 
-TEACHER = "teacher"  # name of its step
+TEACHER, BEFORE = "teacher", "before"  # names of their steps
 
 # What of a method's config decides its masks; the rest is the machine's, or of how it was trained.
 _SECTIONS = ("MODEL.", "INPUT.")
@@ -52,11 +52,12 @@ def teacher_settings(method: str, weights: str | None) -> dict[str, Any]:
     return settings
 
 
-def comparison_table(teacher: str, student: str, truth: str | None) -> "Table | None":
-    """The student's masks beside its teacher's, in percent; None where all masks were kept from the json.
+def comparison_table(first: str, second: str, names: tuple[str, str], truth: str | None) -> "Table | None":
+    """A network's masks beside what came before, in percent; None where all masks were kept from the json.
 
     Args:
-        teacher, student: the files of their masks.
+        first, second: the files of their masks, of what came before and of the network.
+        names: of both.
         truth: json with true masks, or None.
 
     Raises:
@@ -64,12 +65,12 @@ def comparison_table(teacher: str, student: str, truth: str | None) -> "Table | 
     """
     from rich.table import Table
 
-    compared = compare_labellings(teacher, student, truth)
+    compared = compare_labellings(first, second, truth)
     if not compared:
         return None
     measure = "IoU with the truth" if truth else "IoU of box and tight box of the mask; no --truth"
-    table = Table(title=f"student against teacher: {measure}, percent", title_justify="left")
-    for column in ("boxes", "objects", "teacher", "student", "difference", "95 %", "agreement"):
+    table = Table(title=f"{names[1]} against {names[0]}: {measure}, percent", title_justify="left")
+    for column in ("boxes", "objects", *names, "difference", "95 %", "agreement"):
         table.add_column(column, justify="left" if column == "boxes" else "right", no_wrap=True)
     for row in compared:
         table.add_row(row.name, str(row.count), *_figures(row))

@@ -22,7 +22,8 @@ from boxsup_cli import main
 from boxsup_cli.errors import BadInput
 from boxsup_cli.main import build_parser
 from boxsup_cli.sources import Source
-from boxsup_cli.train_config import AS_IT_IS, COST_OF_BOXES_ALONE, MASK_RCNN, Plan, plan_training, write_configs
+from boxsup_cli.train_config import AS_IT_IS, COST_OF_BOXES_ALONE, MASK_RCNN, Plan, plan_training
+from boxsup_cli.train_files import write_configs
 from boxsup_cli.train_job import check_init
 from boxsup_cli.train_teacher import teacher_settings
 from boxsup_d2.config import load_config
@@ -191,7 +192,7 @@ def test_written_folder_is_complete(tmp_path: Path, size: str, masks: int) -> No
 def test_edited_configs_are_used_and_never_lost(tmp_path: Path) -> None:
     def write(request: int, rounds: str, other: str = "b: 1\n", *, force: bool = False) -> str:
         files = {"rounds.yaml": rounds, "b.yaml": other}
-        return write_configs(str(tmp_path), Plan("boxmask", {"number": request}, files, "", ()), force=force)
+        return write_configs(str(tmp_path), Plan("boxmask", "", {"number": request}, files, "", ()), force=force)
 
     def texts() -> list[str]:
         return [(tmp_path / name).read_text() for name in ("rounds.yaml", "b.yaml")]
@@ -281,7 +282,8 @@ def test_from_boxes_to_masks_by_a_network_of_ones_own(
         (["--salient", "absent"], "there is no 'absent'"),
         (["--teacher", "grabcat"], "Did you mean 'grabcut'"),
         (["--teacher", "grabcut", "--size", "full"], "--size shipped or small"),
-        (["--truth", __file__], "--teacher"),
+        (["--teacher-weights", __file__], "--teacher"),
+        (["--size", "small", "--truth", __file__], "--truth compares with a --teacher"),
         (["--salient", "."], "has no folders of images and of masks"),
         (["--salient-images", "."], "--salient-masks"),
         (["--salient", ".", "--salient-masks", "."], "both folders"),
@@ -366,6 +368,25 @@ def test_a_student_is_compared_with_its_teacher(scene: Path, capsys: pytest.Capt
     assert " 3 " in line, "the mask that was there is kept by both, and compares nothing"
     assert re.search(r" (4[6-9]|5[0-4])\.\d ", line), "of half a box"
     assert (scene / "my/boxmask/pseudo_masks/my_boxes_pseudo.json").is_file()
+
+
+def test_a_fine_tuned_network_is_compared_with_itself_before(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = json.loads((scene / "boxes.json").read_text())
+    for annotation in truth["annotations"]:
+        annotation["segmentation"] = [[8, 8, 38, 8, 38, 38]]
+    (scene / "truth.json").write_text(json.dumps(truth))
+    boxes = ["--json", str(scene / "boxes.json"), "--images", str(scene / "images"), "--num-gpus", "0"]
+    train = ["train", *boxes, "--iterations", "1", "--out", str(scene / "my"), "--truth", str(scene / "truth.json")]
+    assert main([*train, "--opts", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"]) == 0
+    told = capsys.readouterr().out
+    assert "after against before: IoU with the truth" in told
+    (line,) = (line for line in told.splitlines() if " all " in line)
+    assert " 3 " in line, "the mask that was there is kept by both, and compares nothing"
+    before, after = (
+        json.loads((scene / f"my/{step}/pseudo_masks/my_boxes_pseudo.json").read_text())
+        for step in ("before", "boxmask")
+    )
+    assert before["info"]["boxsup_d2"]["checkpoint_sha256"] != after["info"]["boxsup_d2"]["checkpoint_sha256"]
 
 
 def test_the_network_that_ships_is_fine_tuned(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
