@@ -77,8 +77,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         "--truth",
         action=Existing,
         metavar="F",
-        help="a json with true masks of other boxes than those that have some in the boxes' file: the table at the end "
-        "says how much better the network became than the --teacher, or than itself before; nothing learns from it",
+        help="a json with true masks of boxes that have none in the boxes' file: a table at the end says how much "
+        "better the network became than the --teacher, or than itself before; nothing learns from it",
     )
     networks = parser.add_argument_group("networks")
     networks.add_argument(
@@ -138,6 +138,7 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"--init: there is no file '{args.init}'.")
 
     from boxsup_cli.console import short, show
+    from boxsup_cli.train_compare import BEFORE, check_truth
     from boxsup_cli.train_config import plan_training
     from boxsup_cli.train_files import write_configs
     from boxsup_cli.train_job import check_init, compare, run_rounds_config, summary
@@ -149,6 +150,8 @@ def run(args: argparse.Namespace) -> None:
     with bad_input():
         merge_overrides(load_config(""), args.opts)  # whether there are such keys, before anything is written
         plan = plan_training(args, source, folders, out, args.num_gpus)
+        if args.truth:
+            check_truth(args.truth, source)
         rounds_config = write_configs(os.path.join(out, "configs"), plan, force=args.force)
         source.write(os.path.join(out, "configs"))
         if args.init:
@@ -156,9 +159,13 @@ def run(args: argparse.Namespace) -> None:
     show(f"{plan.summary} -> '{short(out)}'")
     for warning in plan.warnings:
         show(warning, style="yellow")
-    arguments = (rounds_config, tuple(args.opts), args.num_gpus, args.verbose, not args.init)
+    files = [rounds_config]
+    if plan.compared == BEFORE:
+        files.append(os.path.join(out, "configs", "rounds-before.yaml"))
     try:
-        launch(run_rounds_config, args.num_gpus, args=arguments, join=False)
+        for file in files:
+            arguments = (file, tuple(args.opts), args.num_gpus, args.verbose, not args.init)
+            launch(run_rounds_config, args.num_gpus, args=arguments, join=False)
     except KeyboardInterrupt:
         if args.num_gpus > 1:  # the processes write a checkpoint, and this one would end them
             for process in multiprocessing.active_children():

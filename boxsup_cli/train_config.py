@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
+from boxsup_cli.errors import BadInput
 from boxsup_cli.sources import Source
-from boxsup_cli.train_teacher import BEFORE, TEACHER, teacher_settings
+from boxsup_cli.train_compare import BEFORE, BEFORE_FOLDER, TEACHER, labelling_settings, teacher_settings
 from boxsup_d2.data.datasets.salient import load_salient
 from boxsup_d2.data.formats.pseudo_masks import PROVENANCE_KEY
 from boxsup_d2.masks.rle import has_mask
@@ -124,6 +125,7 @@ def plan_training(
 
     Raises:
         FileNotFoundError, ValueError: the salient folders do not fit each other, or there is no such teacher.
+        BadInput: there is nothing that --truth could compare.
     """
     recipe, ranks = (_STUDENTS if args.teacher else _RECIPES)[args.size], max(processes, 1)
     info = source.data.get("info")
@@ -137,18 +139,33 @@ def plan_training(
         bool(recipe.boxes_alone) and 0 < taught < _FEW_MASKS * (len(objects) - masks + taught) and len(objects) > masks
     )
     as_it_is = not (recipe.boxes_alone or taught or args.iterations or args.init or args.teacher)
-    compared = TEACHER if args.teacher else BEFORE if args.truth and not as_it_is else ""
+    if args.truth and as_it_is:
+        raise BadInput(
+            "--truth compares the network with itself before, and without masks to learn from it stays as it is: leave "
+            "--truth out, and measure its masks by 'boxsup eval'."
+        )
+    compared = TEACHER if args.teacher else BEFORE if args.truth else ""
     use_masks, classes = "none" if predicted else "kept", len(source.usable["categories"])
     network = recipe.boxes_alone if boxes_alone else recipe.network
     texts = {
-        "rounds.yaml": _rounds(args, source, salient, out, use_masks, recipe.step, compared, as_it_is=as_it_is),
+        "rounds.yaml": _rounds(args, source, salient, out, use_masks, recipe.step, as_it_is=as_it_is),
         f"my-{recipe.step}.yaml": _network(
             args, network, recipe, ranks, len(objects) + salient_images, salient is not None, few
         ),
         **_with_bases(network),
     }
     if args.teacher:
-        texts[f"my-{TEACHER}.yaml"] = _teacher(args)
+        texts[f"my-{TEACHER}.yaml"] = _labelling(
+            "The method whose masks the box-to-mask network starts from.",
+            teacher_settings(args.teacher, args.teacher_weights),
+        )
+    if compared == BEFORE:
+        began = get_config(network)
+        began.merge_from_list([x for pair in _beginning(args, recipe.step).items() for x in pair])
+        texts[f"my-{BEFORE}.yaml"] = _labelling(
+            f"What {recipe.step} starts from, to be compared with.", labelling_settings(began)
+        )
+        texts["rounds-before.yaml"] = _before(source, out, use_masks)
     if args.mask_rcnn:
         texts[f"my-{MASK_RCNN}.yaml"] = _mask_rcnn(args, recipe.mask_rcnn, ranks, len(source.usable["images"]), classes)
         texts.update(_with_bases(recipe.mask_rcnn))
@@ -173,8 +190,6 @@ def plan_training(
     if args.teacher:  # not a key of all: a training of before, without one, is the same request
         given = (args.teacher, args.teacher_weights or "")
         request["teacher"] = [_init(name) if os.path.exists(name) else name for name in given]
-    if compared == BEFORE:  # likewise
-        request["compared"] = compared
     warnings = [COST_OF_BOXES_ALONE] if boxes_alone else [AS_IT_IS] if as_it_is else []
     if len(objects) < _FEW_BOXES and not as_it_is:
         warnings.append(_NOTE_ON_FEW_BOXES.format(len(objects), classes))
@@ -201,20 +216,16 @@ def _rounds(
     out: str,
     use_masks: str,
     network: str,
-    compared: str,
     *,
     as_it_is: bool,
 ) -> str:
-    boxes = {"NAME": BOXES, "JSON": source.json_file(os.path.join(out, "configs")), "IMAGES": source.image_root}
-    data_sets = [{**boxes, "MASKS": use_masks}]
+    data_sets = [_boxes(source, out, use_masks)]
     steps: list[dict[str, Any]] = [{"NAME": network, "CONFIG": f"my-{network}.yaml"}]
     if as_it_is:
         steps[0]["EVAL_ONLY"] = True
     if args.teacher:
         steps[0]["PSEUDO_MASKS"] = [TEACHER]
         steps.insert(0, {"NAME": TEACHER, "CONFIG": f"my-{TEACHER}.yaml", "EVAL_ONLY": True})
-    if compared == BEFORE:
-        steps.insert(0, {"NAME": BEFORE, "CONFIG": f"my-{network}.yaml", "EVAL_ONLY": True})
     comments = [
         "Written by `boxsup train`. Edit it, and run the same command again, or from a checkout of boxsup_d2:",
         "  python train_net.py --config-file <this file>",
@@ -224,8 +235,6 @@ def _rounds(
     ]
     if args.teacher:
         comments.append(f"Before it step {TEACHER} gave them masks, with which {network} starts.")
-    if compared == BEFORE:
-        comments.append(f"Step {BEFORE} gives them masks by what it starts from, to be compared with its own.")
     if salient:
         data_sets.append({"NAME": SALIENT, "IMAGES": salient[0], "SALIENT_MASKS": salient[1]})
     if args.mask_rcnn:
@@ -240,12 +249,26 @@ def _rounds(
     return _yaml(comments, config)
 
 
-def _teacher(args: argparse.Namespace) -> str:
-    settings = teacher_settings(args.teacher, args.teacher_weights)
+def _boxes(source: Source, out: str, use_masks: str) -> dict[str, Any]:
+    """The boxes as a data set of DATASETS.REGISTER."""
+    json_file = source.json_file(os.path.join(out, "configs"))
+    return {"NAME": BOXES, "JSON": json_file, "IMAGES": source.image_root, "MASKS": use_masks}
+
+
+def _before(source: Source, out: str, use_masks: str) -> str:
+    config = {
+        "OUTPUT_DIR": os.path.join(out, BEFORE_FOLDER),
+        "DATASETS": {"REGISTER": [_boxes(source, out, use_masks)]},
+        "ROUNDS": [{"NAME": "1", "STEPS": [{"NAME": BEFORE, "CONFIG": f"my-{BEFORE}.yaml", "EVAL_ONLY": True}]}],
+        "VERSION": 2,
+    }
+    return _yaml(["Written by `boxsup train --truth`: masks by the network as it was before."], config)
+
+
+def _labelling(comment: str, settings: dict[str, Any]) -> str:
+    """A config that only labels the boxes."""
     data_sets = {"DATASETS": {"TRAIN": [], "TEST": []}, "PSEUDO_MASKS": {"DATASETS": [BOXES]}}
-    return _yaml(
-        ["The method whose masks the box-to-mask network starts from."], {**settings, **data_sets, "VERSION": 2}
-    )
+    return _yaml([comment], {**settings, **data_sets, "VERSION": 2})
 
 
 def _network(
@@ -264,8 +287,7 @@ def _network(
     ]
     config: dict[str, Any] = {"_BASE_": base}
     if args.init:
-        init = _init(args.init)
-        config["MODEL"] = {"WEIGHTS": init, **_normalisation(init, sizes.step)}
+        config["MODEL"] = {key.removeprefix("MODEL."): value for key, value in _beginning(args, sizes.step).items()}
     gently = bool(args.init and sizes.boxes_alone)
     if gently:
         comments.append("SOLVER.BASE_LR is a tenth of the recipe's: the weights are trained already.")
@@ -341,6 +363,14 @@ def _normalisation(init: str, method: str) -> dict[str, list[float]]:
     except FileNotFoundError:  # neither a published network nor one with a config beside it
         return {}
     return {"PIXEL_MEAN": list(trained.PIXEL_MEAN), "PIXEL_STD": list(trained.PIXEL_STD)}
+
+
+def _beginning(args: argparse.Namespace, method: str) -> dict[str, Any]:
+    """Config keys of the weights that ``--init`` names; none without it."""
+    if not args.init:
+        return {}
+    init = _init(args.init)
+    return {"MODEL.WEIGHTS": init, **{f"MODEL.{key}": value for key, value in _normalisation(init, method).items()}}
 
 
 def _init(path: str) -> str:

@@ -11,8 +11,8 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from boxsup_cli.console import output, quiet_setup, show
+from boxsup_cli.train_compare import BEFORE, BEFORE_FOLDER, TEACHER, comparison_table
 from boxsup_cli.train_config import BOXES, MASK_RCNN
-from boxsup_cli.train_teacher import BEFORE, TEACHER, comparison_table
 from boxsup_d2.checkpoint import WholeCheckpointer
 from boxsup_d2.config import load_config, merge_overrides
 from boxsup_d2.engine.defaults import setup
@@ -83,7 +83,8 @@ def compare(out: str, first: str, network: str, truth: str | None) -> None:
     Raises:
         ValueError: no object of theirs is in the truth.
     """
-    files = [pseudo_mask_path(os.path.join(out, step), BOXES) for step in (first, network)]
+    folder = os.path.join(out, BEFORE_FOLDER) if first == BEFORE else out
+    files = [pseudo_mask_path(path, BOXES) for path in (os.path.join(folder, first), os.path.join(out, network))]
     names = {TEACHER: ("teacher", "student"), BEFORE: ("before", "after")}[first]
     table = comparison_table(files[0], files[1], names, truth)
     if table is None:

@@ -776,6 +776,7 @@ class TestSamples:
             assert change[inside].mean() > 5, "of soft edges half"
             beside = cv2.dilate(mask, np.ones((15, 15))) - cv2.dilate(mask, np.ones((13, 13))) > 0
             alone += bool((change[beside] == 0).all())
+            surface_with_mark(surface[:1], texture[:1, :1], np.zeros((1, 1), np.uint8), side=8)
         assert 20 < alone < 60, "some lie beside others of their kind"
 
     def test_a_sample_may_be_a_mark_on_its_image(self, scene):

@@ -22,10 +22,10 @@ from boxsup_cli import main
 from boxsup_cli.errors import BadInput
 from boxsup_cli.main import build_parser
 from boxsup_cli.sources import Source
+from boxsup_cli.train_compare import teacher_settings
 from boxsup_cli.train_config import AS_IT_IS, COST_OF_BOXES_ALONE, MASK_RCNN, Plan, plan_training
 from boxsup_cli.train_files import write_configs
 from boxsup_cli.train_job import check_init
-from boxsup_cli.train_teacher import teacher_settings
 from boxsup_d2.config import load_config
 from boxsup_d2.model_zoo import config_names, get_config_file
 from boxsup_d2.modeling.boxcaseg.checkpoint import PIXEL_MEAN, PIXEL_STD
@@ -283,6 +283,7 @@ def test_from_boxes_to_masks_by_a_network_of_ones_own(
         (["--teacher", "grabcat"], "Did you mean 'grabcut'"),
         (["--teacher", "grabcut", "--size", "full"], "--size shipped or small"),
         (["--teacher-weights", __file__], "--teacher"),
+        (["--truth", __file__], "valid json"),
         (["--size", "small", "--truth", __file__], "--truth compares with a --teacher"),
         (["--salient", "."], "has no folders of images and of masks"),
         (["--salient-images", "."], "--salient-masks"),
@@ -370,6 +371,32 @@ def test_a_student_is_compared_with_its_teacher(scene: Path, capsys: pytest.Capt
     assert (scene / "my/boxmask/pseudo_masks/my_boxes_pseudo.json").is_file()
 
 
+def test_a_truth_that_compares_nothing_is_told_before_the_work(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    boxes = json.loads((scene / "boxes.json").read_text())
+    train = [
+        "train",
+        "--json",
+        str(scene / "boxes.json"),
+        "--images",
+        str(scene / "images"),
+        "--out",
+        str(scene / "my"),
+    ]
+    for image in boxes["images"]:
+        image |= {"file_name": f"other-{image['file_name']}", "id": image["id"] + 100}
+    for annotation in boxes["annotations"]:
+        annotation |= {"image_id": annotation["image_id"] + 100, "segmentation": [[8, 8, 38, 8, 38, 38]]}
+    (scene / "truth.json").write_text(json.dumps(boxes))
+    assert main([*train, "--truth", str(scene / "truth.json")]) == 2
+    assert "has no mask in any image" in capsys.readouterr().err
+    for annotation in boxes["annotations"]:
+        del annotation["segmentation"]
+    (scene / "boxes.json").write_text(json.dumps(boxes))
+    assert main([*train, "--truth", str(scene / "truth.json")]) == 2
+    assert "leave --truth out" in capsys.readouterr().err
+    assert not (scene / "my" / "boxmask").exists()
+
+
 def test_a_fine_tuned_network_is_compared_with_itself_before(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth = json.loads((scene / "boxes.json").read_text())
     for annotation in truth["annotations"]:
@@ -384,7 +411,7 @@ def test_a_fine_tuned_network_is_compared_with_itself_before(scene: Path, capsys
     assert " 3 " in line, "the mask that was there is kept by both, and compares nothing"
     before, after = (
         json.loads((scene / f"my/{step}/pseudo_masks/my_boxes_pseudo.json").read_text())
-        for step in ("before", "boxmask")
+        for step in ("compared/before", "boxmask")
     )
     assert before["info"]["boxsup_d2"]["checkpoint_sha256"] != after["info"]["boxsup_d2"]["checkpoint_sha256"]
 

@@ -17,12 +17,14 @@ import torch
 import torch.distributed as dist
 import yaml
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 
 import boxsup_d2
 from boxsup_d2.compat import create_local_process_group, destroy_process_groups
 from boxsup_d2.config import add_boxsup_config, files, load_config, use_available_device
+from boxsup_d2.data.datasets import require_data_set
 from boxsup_d2.engine import defaults
 from boxsup_d2.engine.defaults import default_argument_parser, setup
 from boxsup_d2.engine.launch import launch
@@ -299,10 +301,32 @@ def test_data_that_are_not_there_are_missed_before_the_work(no_gpu, quiet_setup,
     listed = datasets_root / "VOC2012" / "ImageSets" / "Segmentation" / "val.txt"
     listed.parent.mkdir(parents=True)
     listed.write_text("2007_000032\n")
+    with pytest.raises(FileNotFoundError, match=r"expects '.*JPEGImages'"):
+        setup(parse(*words))
+    (datasets_root / "VOC2012" / "JPEGImages").mkdir()
     setup(parse(*words))
     listed.unlink()
     if key == "DATASETS.TRAIN":
         setup(parse("--eval-only", *words))
+
+
+def test_of_data_sets_of_others_only_what_is_known_to_be_read_is_missed(tmp_path, monkeypatch):
+    for name, evaluator, json_file in (
+        ("remote", "coco", "https://nowhere/x.json"),
+        ("panoptic", "coco_panoptic_seg", "/nowhere/x.json"),
+        ("gone", "coco", "/nowhere/x.json"),
+    ):
+        DatasetCatalog.register(name, list)
+        MetadataCatalog.get(name).set(evaluator_type=evaluator, json_file=json_file)
+    try:
+        require_data_set("remote")
+        require_data_set("panoptic")
+        with pytest.raises(FileNotFoundError, match=r"'/nowhere/x\.json', which does not exist\. Correct the path"):
+            require_data_set("gone")
+    finally:
+        for name in ("remote", "panoptic", "gone"):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
 
 
 def test_missing_files(tmp_path):

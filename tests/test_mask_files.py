@@ -354,12 +354,12 @@ def test_a_student_is_compared_with_its_teacher_object_by_object(tmp_path: Path)
     assert list(compared) == ["all", "small", "medium", "mean of classes"]
     whole = compared["all"]
     assert whole.count == len(rows) == compared["small"].count + 1
-    assert whole.student == 1
-    assert whole.teacher == whole.agreement == pytest.approx(np.mean([row.iou for row in rows]))
+    assert whole.after == 1
+    assert whole.before == whole.agreement == pytest.approx(np.mean([row.iou for row in rows]))
     by_class = [np.mean([row.iou for row in rows if row.class_name == name]) for name in "ab"]
-    assert compared["mean of classes"].teacher == pytest.approx(np.mean(by_class))
-    assert 0 < whole.low <= whole.student - whole.teacher <= whole.high
+    assert compared["mean of classes"].before == pytest.approx(np.mean(by_class))
+    assert 0 < whole.low <= whole.after - whole.before <= whole.high
     alone = compare_labellings(*paths[:2])[0]
-    assert (alone.teacher, alone.student) == pytest.approx((0.5, 0.8))
+    assert (alone.before, alone.after) == pytest.approx((0.5, 0.8))
     assert alone.agreement == whole.agreement
     assert compare_labellings(paths[1], paths[1], paths[2])[0].low == 0

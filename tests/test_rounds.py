@@ -124,6 +124,7 @@ def project(tmp_path, monkeypatch):
     made = Project(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     made.lists.mkdir(parents=True)
+    (tmp_path / "data" / "VOC2012" / "JPEGImages").mkdir()
     for split in ("train", "val"):
         (made.lists / f"{split}.txt").write_text("2007_000032\n")
     monkeypatch.setattr(
@@ -741,9 +742,32 @@ def test_data_that_a_late_step_needs_are_missed_before_anything_runs(project):
     (project.lists / "val.txt").write_text("2007_000032\n")
     project.run()
     assert project.run_step.names() == ["tune"]
-    (project.lists / "val.txt").unlink()
+    for split in ("train", "val"):
+        (project.lists / f"{split}.txt").unlink()
     project.run()
     assert project.run_step.names() == [], "where all is done nothing is needed"
+    project.steps[0]["OPTS"] = ["DATASETS.TEST", ["voc_2012_train_aug_box"]]
+    with pytest.raises(FileNotFoundError, match=r"step joint: .*train_aug\.txt"):
+        project.run()
+    (project.lists / "train_aug.txt").write_text("2007_000032\n")
+    project.run()
+    assert project.run_step.names() == ["joint"], "what it learnt from is not needed to measure it"
+    project.steps[0]["OPTS"] += ["SEED", 5]
+    with pytest.raises(FileNotFoundError, match=r"step joint: .*'voc_2012_train_box' expects '.*train\.txt"):
+        project.run()
+    assert project.run_step.names() == []
+
+
+def test_pseudo_masks_of_the_users_own_are_missed_before_anything_runs(project):
+    project.steps[3]["OPTS"] = [
+        "DATASETS.PSEUDO_MASKS",
+        ["/nowhere/mine_pseudo.json"],
+        "DATASETS.TRAIN",
+        ["mine_pseudo"],
+    ]
+    with pytest.raises(FileNotFoundError, match=r"step tune: .*'/nowhere/mine_pseudo\.json'.*Run the labelling step"):
+        project.run()
+    assert project.run_step.names() == []
 
 
 def test_other_keys_in_the_rounds_file_are_refused(project):

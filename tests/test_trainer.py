@@ -189,11 +189,11 @@ def test_the_average_is_what_is_kept_and_resumes_bit_for_bit(cfg):
     assert all(torch.equal(trained[1][name], value) for name, value in trained[0].items())
     assert any(not torch.equal(whole["model"][name], value) for name, value in trained[0].items())
     # The same training, at whose end the weights that it began with are mixed in.
-    cfg.MODEL.EMA.START_SHARE = 0.25
-    with pytest.raises(ValueError, match=r"START_SHARE needs the weights that training began with"):
+    cfg.MODEL.EMA.INITIAL_SHARE = 0.25
+    with pytest.raises(ValueError, match=r"INITIAL_SHARE needs the weights that training began with"):
         run(resume=True)
     mixed = run(resume=False)
-    begun = mixed["trainer"]["hooks"]["EMAHook"]["begun"]
+    begun = mixed["trainer"]["hooks"]["EMAHook"]["initial"]
     Path(cfg.OUTPUT_DIR, "last_checkpoint").write_text("model_0000001.pth")
     resumed = run(resume=True)
     for name, value in whole["model"].items():
@@ -201,6 +201,21 @@ def test_the_average_is_what_is_kept_and_resumes_bit_for_bit(cfg):
         torch.testing.assert_close(mixed["model"][name], expected)
         assert torch.equal(resumed["model"][name], mixed["model"][name]), name
     assert all(torch.equal(mixed["trainer"]["hooks"]["EMAHook"]["trained"][k], v) for k, v in trained[0].items())
+    # Ended earlier, at a checkpoint, or later than it was to end.
+    half = torch.load(Path(cfg.OUTPUT_DIR, "model_0000001.pth"), weights_only=True)["model"]
+    Path(cfg.OUTPUT_DIR, "last_checkpoint").write_text("model_0000001.pth")
+    cfg.SOLVER.MAX_ITER = 2
+    for name, value in run(resume=True)["model"].items():
+        expected = 0.75 * half[name] + 0.25 * begun[name] if value.is_floating_point() else half[name]
+        torch.testing.assert_close(value, expected)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.LR_SCHEDULER_NAME = 4, "WarmupMultiStepLR"
+    cfg.SOLVER.STEPS = ()
+    unbroken = run(resume=False)["model"]
+    cfg.SOLVER.MAX_ITER = 2
+    run(resume=False)
+    cfg.SOLVER.MAX_ITER = 4
+    for name, value in run(resume=True)["model"].items():
+        torch.testing.assert_close(value, unbroken[name])
     cfg.TEST.PRECISE_BN.ENABLED = True
     with pytest.raises(ValueError, match=r"TEST.PRECISE_BN .*MODEL.EMA"):
         Trainer(cfg)
@@ -231,8 +246,8 @@ def test_average_of_weights_is_the_sum_that_it_should_be(average_buffers):
     for wrong in ({"decay": 1.0}, {"decay": 0.5, "ramp": 0.0}):
         with pytest.raises(ValueError, match=r"MODEL.EMA.DECAY"):
             WeightAverage(model, **wrong)
-    with pytest.raises(ValueError, match=r"MODEL.EMA.START_SHARE is 1.0"):
-        WeightAverage(model, decay=0.5, start_share=1.0)
+    with pytest.raises(ValueError, match=r"MODEL.EMA.INITIAL_SHARE is 1.0"):
+        WeightAverage(model, decay=0.5, initial_share=1.0)
 
 
 def test_a_run_killed_just_before_its_last_checkpoint_can_finish(cfg):

@@ -131,9 +131,10 @@ def _add_shared_config(cfg: CN) -> None:
     cfg.MODEL.EMA.RAMP = 1.0
     # Average the statistics of batch norms as well, instead of copying the network's last ones.
     cfg.MODEL.EMA.AVERAGE_BUFFERS = False
-    # Share of the weights that training began with in what it leaves. A fine-tuned network, averaged with itself of
-    # before, keeps what it knew and is often better at the new as well (Wortsman et al., CVPR 2022, section 3).
-    cfg.MODEL.EMA.START_SHARE = 0.0
+    # Share, below 1, of the weights that training began with in what it leaves: MODEL.WEIGHTS of a whole network. A
+    # fine-tuned one, averaged with itself of before, keeps what it knew and is often better at the new as well
+    # (Wortsman et al., CVPR 2022, section 3).
+    cfg.MODEL.EMA.INITIAL_SHARE = 0.0
 
     # ---------------------------------------------------------------- timm backbones
     cfg.MODEL.TIMM = CN()

@@ -32,6 +32,8 @@ def require_path(path: str, dataset: str, fix: str = "") -> str:
     """
     if os.path.exists(path):
         return path
+    if not fix and os.path.isabs(path) and not path.startswith(os.path.join(os.path.abspath(datasets_root()), "")):
+        fix = "Correct the path, or put it there."
     fix = fix or (
         f"Set {ROOT_VARIABLE} (now '{datasets_root()}') to the folder that holds the data sets, or lay the files out "
         "as datasets/README.md shows."

@@ -50,7 +50,7 @@ class PseudoMaskHook(HookBase):
 
 class EMAHook(HookBase):
     """Keeps the average of the weights (``MODEL.EMA``): after every step it moves towards the network, and after the
-    last one back to what training began with, as far as ``START_SHARE`` says.
+    last one back to what training began with, as far as ``INITIAL_SHARE`` says.
 
     It stands before the hooks that save and evaluate.
 
@@ -69,6 +69,8 @@ class EMAHook(HookBase):
         logger.info("MODEL.EMA: the average of the weights is what is evaluated, labels, and is saved as the model")
         if not self._resumed:
             self._average.start()
+        elif self.trainer.start_iter < self.trainer.max_iter:
+            self._average.go_on()
 
     def after_step(self) -> None:
         """Update; at the end mix."""
@@ -77,7 +79,7 @@ class EMAHook(HookBase):
             self._average.finish()
 
     def state_dict(self) -> dict[str, Any]:
-        """The average's."""
+        """See :meth:`boxsup_d2.modeling.average.WeightAverage.state_dict`."""
         return self._average.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

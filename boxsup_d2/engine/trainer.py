@@ -123,6 +123,8 @@ class Trainer(DefaultTrainer):
         if self.start_iter >= self.max_iter:
             # Killed after the last periodic checkpoint and before the final one, which no further step would write.
             self.iter = self.max_iter - 1
+            if self.average is not None:
+                self.average.finish()
             self.checkpointer.save("model_final", iteration=self.iter)
         elif self.start_iter > 0 and isinstance(self.data_loader, TrainLoader):
             self.data_loader.start_at(self.start_iter * self.cfg.SOLVER.ACCUMULATE, self.seed)

@@ -1,4 +1,4 @@
-"""Masks of a network against those of the method that taught it, object by object: two labellings of the same boxes.
+"""Masks of a network against those of what came before it (its teacher, or itself untrained), object by object.
 
 With a json of true masks the measure is the IoU with these; without one, what a box says: its IoU with the tight box of
 the mask.
@@ -25,15 +25,15 @@ class ComparedObjects:
     Attributes:
         name: which objects.
         count: their number.
-        teacher, student: the measure of both.
-        low, high: 95 % bootstrap interval, over images, of student minus teacher.
+        before, after: the measure of both.
+        low, high: 95 % bootstrap interval, over images, of after minus before.
         agreement: IoU of the masks of both.
     """
 
     name: str
     count: int
-    teacher: float
-    student: float
+    before: float
+    after: float
     low: float
     high: float
     agreement: float
@@ -41,19 +41,19 @@ class ComparedObjects:
 
 @dataclass(frozen=True)
 class _Object:
-    teacher: float
-    student: float
+    before: float
+    after: float
     agreement: float
     area: float
     image: Any
     category: int
 
 
-def compare_labellings(teacher: str, student: str, truth: str | None = None) -> list[ComparedObjects]:
+def compare_labellings(before: str, after: str, truth: str | None = None) -> list[ComparedObjects]:
     """Compare two pseudo-mask files of the same boxes; masks that both kept from these do not count.
 
     Args:
-        teacher, student: paths of the files.
+        before, after: paths of the files.
         truth: path of a json with true masks, of all or some of the objects; None: there is none.
 
     Returns:
@@ -63,7 +63,7 @@ def compare_labellings(teacher: str, student: str, truth: str | None = None) -> 
     Raises:
         FileNotFoundError, ValueError: see :func:`boxsup_d2.evaluation.mask_files.compare_mask_files`.
     """
-    objects = _objects(teacher, student, truth)
+    objects = _objects(before, after, truth)
     if not objects:
         return []
     compared = [_means("all", objects)]
@@ -76,11 +76,11 @@ def compare_labellings(teacher: str, student: str, truth: str | None = None) -> 
     return compared
 
 
-def _objects(teacher: str, student: str, truth: str | None) -> list[_Object]:
-    ours, theirs = read_mask_file(student), read_mask_file(teacher)
+def _objects(before: str, after: str, truth: str | None) -> list[_Object]:
+    ours, theirs = read_mask_file(after), read_mask_file(before)
     predicted = {a["id"]: a for record in theirs.records for a in objects_of(record) if a["fields"].get("quality") != 1}
-    agreement = _ious(student, teacher)
-    measures = [_ious(path, truth) for path in (teacher, student)] if truth else []
+    agreement = _ious(after, before)
+    measures = [_ious(path, truth) for path in (before, after)] if truth else []
     found = []
     for record in ours.records:
         for annotation in objects_of(record):
@@ -88,14 +88,14 @@ def _objects(teacher: str, student: str, truth: str | None) -> list[_Object]:
             if other is None:
                 continue
             fields = (other["fields"].get("confidence_exact"), annotation["fields"].get("confidence_exact"))
-            before, after = (ious.get(annotation["id"]) for ious in measures) if measures else fields
-            if before is None or after is None:  # of an object whose true mask is not known
+            first, second = (ious.get(annotation["id"]) for ious in measures) if measures else fields
+            if first is None or second is None:  # of an object whose true mask is not known
                 continue
             width, height = annotation["bbox"][2:]
             found.append(
                 _Object(
-                    teacher=before,
-                    student=after,
+                    before=first,
+                    after=second,
                     agreement=agreement.get(annotation["id"], 0.0),
                     area=width * height,
                     image=record["image_id"],
@@ -116,13 +116,13 @@ def _means(name: str, objects: Sequence[_Object], *, by_class: bool = False) -> 
     def mean(values: Sequence[float]) -> float:
         return float(np.mean([np.asarray(values)[classes == kind].mean() for kind in np.unique(classes)]))
 
-    gains = [x.student - x.teacher for x in objects]
+    gains = [x.after - x.before for x in objects]
     low, high = bootstrap_interval(gains, classes.tolist(), [x.image for x in objects])
     return ComparedObjects(
         name=name,
         count=len(objects),
-        teacher=mean([x.teacher for x in objects]),
-        student=mean([x.student for x in objects]),
+        before=mean([x.before for x in objects]),
+        after=mean([x.after for x in objects]),
         low=low,
         high=high,
         agreement=mean([x.agreement for x in objects]),

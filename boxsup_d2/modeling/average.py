@@ -38,29 +38,31 @@ class WeightAverage:
         decay: float,
         ramp: float = 1.0,
         average_buffers: bool = False,
-        start_share: float = 0.0,
+        initial_share: float = 0.0,
     ) -> None:
         """
         Args:
             model: the network that is trained; may be wrapped in DDP.
             decay, ramp: see :func:`average_decay`.
             average_buffers: average floating-point buffers (the statistics of batch norms) as well; False copies them.
-            start_share: of the weights that training began with in what it leaves, see :meth:`finish`; in 0..1.
+            initial_share: of the weights that training began with in what it leaves, see :meth:`finish`; at least 0 and
+                below 1.
 
         Raises:
-            ValueError: ``decay`` or ``start_share`` is not in 0..1, or ``ramp`` not above 0.
+            ValueError: ``decay`` or ``initial_share`` is below 0 or not below 1, or ``ramp`` not above 0.
         """
         if not 0 <= decay < 1 or ramp <= 0:
             raise ValueError(
                 f"MODEL.EMA.DECAY is {decay} and RAMP {ramp}: the first must be at least 0 and below 1, the second "
                 "above 0."
             )
-        if not 0 <= start_share < 1:
-            raise ValueError(f"MODEL.EMA.START_SHARE is {start_share}: it must be at least 0 and below 1.")
+        if not 0 <= initial_share < 1:
+            raise ValueError(f"MODEL.EMA.INITIAL_SHARE is {initial_share}: it must be at least 0 and below 1.")
         self._model = model.module if isinstance(model, DistributedDataParallel) else model
         self._decay, self._ramp, self._average_buffers = decay, ramp, average_buffers
-        self._start_share = start_share
-        self._begun: dict[str, Any] = {}
+        self._initial_share = initial_share
+        self._initial: dict[str, Any] = {}
+        self._mixed = 0.0  # share of the initial weights that the average holds
         self.network = copy.deepcopy(self._model).requires_grad_(False).eval()
         if isinstance(self._model, TaughtByAverage):
             self._model.set_teacher(self.network)
@@ -70,9 +72,11 @@ class WeightAverage:
         """As ``MODEL.EMA`` says; None where it is not enabled.
 
         Raises:
-            ValueError: its values are out of range.
+            ValueError: its values are out of range, or one needs it enabled.
         """
         ema = cfg.MODEL.EMA
+        if not ema.ENABLED and ema.INITIAL_SHARE:
+            raise ValueError("MODEL.EMA.INITIAL_SHARE is mixed into the average: set MODEL.EMA.ENABLED True.")
         if not ema.ENABLED:
             return None
         return cls(
@@ -80,7 +84,7 @@ class WeightAverage:
             decay=ema.DECAY,
             ramp=ema.RAMP,
             average_buffers=ema.AVERAGE_BUFFERS,
-            start_share=ema.START_SHARE,
+            initial_share=ema.INITIAL_SHARE,
         )
 
     @torch.no_grad()
@@ -102,19 +106,32 @@ class WeightAverage:
     def start(self) -> None:
         """Take the network's weights, loaded ones for instance, as the average."""
         self.network.load_state_dict(self._model.state_dict())
-        if self._start_share > 0:
-            self._begun = copy.deepcopy(self.network.state_dict())
+        if self._initial_share > 0:
+            self._initial = copy.deepcopy(self.network.state_dict())
+
+    def finish(self) -> None:
+        """Mix the initial weights (and statistics of batch norms) into the average, unless they are mixed in."""
+        if not self._mixed and self._initial:
+            self._move_to_initial(self._initial_share)
+            self._mixed = self._initial_share
+
+    def go_on(self) -> None:
+        """Take them out again, where a training that had ended is made longer."""
+        if self._mixed:
+            self._move_to_initial(-self._mixed / (1 - self._mixed))
+            self._mixed = 0.0
 
     @torch.no_grad()
-    def finish(self) -> None:
-        """Mix the weights that training began with into the average, after the last update."""
-        for name, value in self.network.state_dict().items() if self._begun else ():
+    def _move_to_initial(self, share: float) -> None:
+        for name, value in self.network.state_dict().items():
             if value.is_floating_point():
-                value.lerp_(self._begun[name].to(value), self._start_share)
+                value.lerp_(self._initial[name].to(value), share)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint, whose model is the average, lacks: the network that is trained, and what it began as."""
-        return {"trained": self._model.state_dict(), **({"begun": self._begun} if self._begun else {})}
+        """What a checkpoint, whose model is the average, lacks: the trained weights, those of the beginning (where they
+        are needed), and their share in the average."""
+        initial = {"initial": self._initial, "mixed": self._mixed} if self._initial else {}
+        return {"trained": self._model.state_dict(), **initial}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint, after its model was loaded into the network.
@@ -123,15 +140,15 @@ class WeightAverage:
             state_dict: :meth:`state_dict` of then.
 
         Raises:
-            ValueError: it was begun without ``start_share``.
+            ValueError: it was begun without ``initial_share``.
         """
-        if self._start_share > 0 and "begun" not in state_dict:
+        if self._initial_share > 0 and "initial" not in state_dict:
             raise ValueError(
-                "MODEL.EMA.START_SHARE needs the weights that training began with, and this checkpoint lacks them: it "
-                "was begun without the key. Go on without it, or begin anew."
+                "MODEL.EMA.INITIAL_SHARE needs the weights that training began with, which this checkpoint, begun "
+                "without the key, lacks. Go on without it, or begin anew."
             )
         self.start()
-        self._begun = state_dict["begun"] if self._start_share > 0 else {}
+        self._initial, self._mixed = state_dict.get("initial", {}), state_dict.get("mixed", 0.0)
         self._model.load_state_dict(state_dict["trained"])
 
 

@@ -32,7 +32,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import dropwhile
 from typing import Any
 
 import torch
@@ -43,9 +42,11 @@ from tabulate import tabulate
 
 from boxsup_d2.crf.refine import check_densecrf
 from boxsup_d2.data.datasets import register_from_cfg, require_data_set
+from boxsup_d2.data.formats.pseudo_masks import MISSING_FIX
+from boxsup_d2.data.paths import require_path
 from boxsup_d2.engine.step import run_step
 from boxsup_d2.engine.trainer import Trainer
-from boxsup_d2.rounds.plan import PlannedStep, plan_rounds, weights_file
+from boxsup_d2.rounds.plan import PlannedStep, plan_rounds, pseudo_mask_files, weights_file
 from boxsup_d2.rounds.state import Decision, RoundsState, explain_write_errors, missing_outputs
 from boxsup_d2.utils.files import atomic_write
 from boxsup_d2.utils.lock import acquire_lock
@@ -89,7 +90,7 @@ def run_rounds(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Train
     with _lock(cfg.OUTPUT_DIR):
         state = run_on_main(lambda: RoundsState(cfg.OUTPUT_DIR), share=False)
         run_on_main(lambda: _check_needed_rounds(state, plan, selected), share=False)
-        run_on_main(lambda: _check_ahead(state, selected), share=False)
+        run_on_main(lambda: _check_ahead(state, plan, selected), share=False)
         report: dict[str, str] = {}
         for planned in selected:
             # state is None on the other ranks, so its method is not looked up here
@@ -157,23 +158,41 @@ def _select_round(plan: list[PlannedStep], name: str) -> list[PlannedStep]:
     return [planned for planned in plan if name in ("", planned.step.round)]
 
 
-def _check_ahead(state: RoundsState, selected: list[PlannedStep]) -> None:
+def _check_ahead(state: RoundsState, plan: list[PlannedStep], selected: list[PlannedStep]) -> None:
     """What only a late step needs, a package or a data set, should not be missed after the night's training.
 
-    Steps that are done need none; what follows one that is not may have to be made again.
+    Steps that are done need none, unless one before them makes anew what they were made from.
     """
-    for planned in dropwhile(lambda planned: state.decide(planned).action == "skip", selected):
-        cfg, finds = planned.cfg, {*planned.cfg.DATASETS.TEST, *planned.cfg.PSEUDO_MASKS.DATASETS}
-        if not planned.step.eval_only and state.decide(planned).action not in ("evaluate", "relabel"):
-            finds.update(cfg.DATASETS.TRAIN)
-        finds -= {os.path.splitext(os.path.basename(path))[0] for path in cfg.DATASETS.PSEUDO_MASKS}  # of other steps
+    configs = {planned.name: planned.cfg for planned in plan}
+    remade: set[str] = set()
+    for planned in selected:
+        action = "start" if remade.intersection(planned.step.needs) else state.decide(planned).action
+        if action == "skip":
+            continue
+        if action != "evaluate":
+            remade.add(planned.name)
+        cfg = planned.cfg
         try:
             if cfg.PSEUDO_MASKS.CRF or cfg.TEST.SEM_SEG_CRF:
                 check_densecrf()
-            for name in sorted(finds):
-                require_data_set(name)
+            made = {path for name in planned.step.pseudo_masks for path in pseudo_mask_files(configs[name])}
+            labels = {os.path.splitext(os.path.basename(path))[0]: path for path in cfg.DATASETS.PSEUDO_MASKS}
+            for name in dict.fromkeys(_data_sets(planned, action)):
+                if name not in labels:
+                    require_data_set(name)
+                elif labels[name] not in made:
+                    require_path(labels[name], name, MISSING_FIX)
         except (ImportError, FileNotFoundError) as error:
             raise type(error)(f"{planned.step.config}, step {planned.name}: {error}") from error
+
+
+def _data_sets(planned: PlannedStep, action: str) -> list[str]:
+    """Those that a step reads if it does what was decided."""
+    cfg = planned.cfg
+    if action == "evaluate":
+        return [*cfg.DATASETS.TEST, *missing_outputs(planned)]
+    trains = () if planned.step.eval_only or action == "relabel" else cfg.DATASETS.TRAIN
+    return [*trains, *cfg.PSEUDO_MASKS.DATASETS, *cfg.DATASETS.TEST]
 
 
 def _check_needed_rounds(state: RoundsState, plan: list[PlannedStep], selected: list[PlannedStep]) -> None:

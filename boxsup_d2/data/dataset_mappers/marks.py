@@ -47,7 +47,7 @@ def surface_with_mark(
 def _random_part(image: np.ndarray, side: int, least: float) -> np.ndarray:
     """side x side x 3: a square of ``least`` to all of an image's shorter side, resized."""
     height, width = image.shape[:2]
-    size = max(int(np.random.uniform(least, 1) * min(height, width)), 2)
+    size = max(int(np.random.uniform(least, 1) * min(height, width)), 1)
     top, left = np.random.randint(height - size + 1), np.random.randint(width - size + 1)
     part = np.ascontiguousarray(image[top : top + size, left : left + size])
     return cv2.resize(part, (side, side), interpolation=cv2.INTER_AREA if size > side else cv2.INTER_LINEAR)

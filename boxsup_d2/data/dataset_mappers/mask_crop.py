@@ -127,7 +127,8 @@ class MaskCropDatasetMapper(SampleMapper):
         """
         Args:
             sample: of :func:`boxsup_d2.data.dataset_mappers.mask_crop_loader.mask_samples`.
-            donor: another one, with a mask, whose object may be pasted in.
+            donor: another one, whose object may be pasted in where it has a mask; its image and the mask's outline may
+                become marks.
 
         Returns:
             ``image`` (3 x S x S uint8), ``box`` (S x S uint8, coverage by the box in 0..255), ``mask`` (S x S uint8,
@@ -139,14 +140,14 @@ class MaskCropDatasetMapper(SampleMapper):
             FileNotFoundError, ValueError: the image or mask is missing, damaged, or their sizes differ.
         """
         image = self._image(sample["file_name"])
-        mask = self._mask(sample, *image.shape[:2])
-        confidence = sample.get("confidence", 1.0)
-        void = self._void(sample, *image.shape[:2])
-        box = sample.get("box")
-        if donor is not None and np.random.rand() < self.mark_prob:
+        mask: np.ndarray | None
+        if donor is not None and self.mark_prob > 0 and np.random.rand() < self.mark_prob:
             other = self._image(donor["file_name"])
             image, mask = surface_with_mark(image, other, self._mask(donor, *other.shape[:2]))
-            void, box, confidence = None, tight_box(mask), 1.0
+            sample, void = {"file_name": sample["file_name"]}, None
+        else:
+            mask, void = self._mask(sample, *image.shape[:2]), self._void(sample, *image.shape[:2])
+        confidence, box = sample.get("confidence", 1.0), sample.get("box")
         if mask is not None and confidence >= 1 and (box is None or "segmentations" in sample):
             box = tight_box(mask)
         if box is None:

@@ -151,14 +151,22 @@ def dataset_source(name: str) -> DatasetSource:
 
 
 def require_data_set(name: str) -> None:
-    """Find that a data set is not there before the hours of work that it is needed after; nothing is opened.
+    """Find that a data set is not there before the hours of work that it is needed after.
+
+    Looked for are its list or json and the folder of its images, of sets that this package registered and of
+    Detectron2's with boxes; which files others read is not known.
 
     Raises:
         KeyError: no such data set is registered.
-        FileNotFoundError: names the first of :meth:`DatasetSource.files` that is missing.
+        FileNotFoundError: names the first that is missing.
     """
-    for path in dataset_source(name).files():
-        require_path(path, name)
+    source, metadata = dataset_source(name), MetadataCatalog.get(name)
+    if metadata.get("source") is not source and metadata.get("evaluator_type") not in ("coco", "pascal_voc"):
+        return
+    root = metadata.get("image_root")  # first: where pseudo masks tell it, their file is missed in words of their own
+    for path in (*source.files(), *filter(None, [root])):
+        if "://" not in path:
+            require_path(path, name)
 
 
 def dataset_to_coco(name: str) -> dict[str, Any]:

@@ -1,10 +1,14 @@
-"""What ``boxsup train`` compares with: a ``--teacher``, whose config is written here, or what the network began as."""
+"""What ``boxsup train`` compares a network with, a ``--teacher`` or itself before, and the configs of both."""
 
 import os
 from typing import TYPE_CHECKING, Any
 
+from detectron2.config import CfgNode
+
 from boxsup_cli.errors import BadInput
+from boxsup_cli.sources import Source
 from boxsup_d2.evaluation.label_comparison import ComparedObjects, compare_labellings
+from boxsup_d2.evaluation.mask_matching import match_images, read_mask_file
 from boxsup_d2.methods import file_config, method_config
 from boxsup_d2.same_work import changed_settings
 
@@ -12,6 +16,8 @@ if TYPE_CHECKING:  # imported when the command runs
     from rich.table import Table
 
 TEACHER, BEFORE = "teacher", "before"  # names of their steps
+# Of itself before, rounds of their own: with or without --truth the training is the same.
+BEFORE_FOLDER = "compared"
 
 # What of a method's config decides its masks; the rest is the machine's, or of how it was trained.
 _SECTIONS = ("MODEL.", "INPUT.")
@@ -41,6 +47,11 @@ def teacher_settings(method: str, weights: str | None) -> dict[str, Any]:
             beside = os.path.join(folder, "model_final.pth")
             weights = beside if os.path.isfile(beside) else None
         cfg = file_config(method, weights)
+    return labelling_settings(cfg)
+
+
+def labelling_settings(cfg: CfgNode) -> dict[str, Any]:
+    """What of a network's config decides its masks, in sections, as yaml holds it."""
     settings: dict[str, Any] = {}
     for key, value in changed_settings(cfg).items():
         if key.startswith(_SECTIONS) and key not in _NOT_OURS:
@@ -50,6 +61,23 @@ def teacher_settings(method: str, weights: str | None) -> dict[str, Any]:
                 node = node.setdefault(section, {})
             node[name] = value
     return settings
+
+
+def check_truth(path: str, source: Source) -> None:
+    """Find what would stop the comparison after the training.
+
+    Args:
+        path: json with true masks.
+        source: the boxes.
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing or damaged, or has no mask in any of the images.
+    """
+    truth = read_mask_file(path)
+    known = [{**record, "id": record["image_id"]} for record in truth.records]
+    partners = [known[i] for i in match_images(source.usable["images"], known, "id") if i is not None]
+    if not any(annotation["segmentation"] for record in partners for annotation in record["annotations"]):
+        raise ValueError(f"--truth: '{path}' has no mask in any image of '{source.path}'. Correct the path.")
 
 
 def comparison_table(first: str, second: str, names: tuple[str, str], truth: str | None) -> "Table | None":
@@ -79,5 +107,5 @@ def comparison_table(first: str, second: str, names: tuple[str, str], truth: str
 
 def _figures(row: ComparedObjects) -> list[str]:
     interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
-    values = [f"{100 * value:.1f}" for value in (row.teacher, row.student, row.agreement)]
-    return [*values[:2], f"{100 * (row.student - row.teacher):+.1f}", interval, values[2]]
+    values = [f"{100 * value:.1f}" for value in (row.before, row.after, row.agreement)]
+    return [*values[:2], f"{100 * (row.after - row.before):+.1f}", interval, values[2]]
