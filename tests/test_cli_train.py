@@ -373,15 +373,8 @@ def test_a_student_is_compared_with_its_teacher(scene: Path, capsys: pytest.Capt
 
 def test_a_truth_that_compares_nothing_is_told_before_the_work(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     boxes = json.loads((scene / "boxes.json").read_text())
-    train = [
-        "train",
-        "--json",
-        str(scene / "boxes.json"),
-        "--images",
-        str(scene / "images"),
-        "--out",
-        str(scene / "my"),
-    ]
+    train = ["train", "--json", str(scene / "boxes.json"), "--images", str(scene / "images")]
+    train += ["--out", str(scene / "my")]
     for image in boxes["images"]:
         image |= {"file_name": f"other-{image['file_name']}", "id": image["id"] + 100}
     for annotation in boxes["annotations"]:
@@ -389,8 +382,9 @@ def test_a_truth_that_compares_nothing_is_told_before_the_work(scene: Path, caps
     (scene / "truth.json").write_text(json.dumps(boxes))
     assert main([*train, "--truth", str(scene / "truth.json")]) == 2
     assert "has no mask in any image" in capsys.readouterr().err
+    boxes = json.loads((scene / "boxes.json").read_text())
     for annotation in boxes["annotations"]:
-        del annotation["segmentation"]
+        annotation.pop("segmentation", None)
     (scene / "boxes.json").write_text(json.dumps(boxes))
     assert main([*train, "--truth", str(scene / "truth.json")]) == 2
     assert "leave --truth out" in capsys.readouterr().err
