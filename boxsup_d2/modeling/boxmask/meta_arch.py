@@ -44,7 +44,7 @@ class BoxMask(TaughtByAverage, BoxToMaskMethod):
         summary="a network trained on masks of many kinds, which also says how good its masks are",
         weights_key="MODEL.WEIGHTS",
         weights="package://boxsup_d2/model_zoo/weights/boxmask.safetensors",
-        weights_sha256="3335d6f4bb01072843940dcc2dcdc86dae05323ccda0c33d1da86bad7289c793",
+        weights_sha256="67fc0e86535e7155bae724c296de68e9b2138ce4e001522e3acadfbf09b77468",
         recipe="zoo/boxmask.yaml",
         fast=(
             "MODEL.BOXMASK.TEST_FLIP_BELOW",
