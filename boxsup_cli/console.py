@@ -86,4 +86,7 @@ def quiet_setup(*, new_networks: bool) -> Iterator[None]:
     quiet_libraries()
     handler = _LogLines(("fvcore.common.checkpoint",) if new_networks else ())
     for name in ("boxsup_d2", "detectron2", "fvcore"):
-        logging.getLogger(name).addHandler(handler)
+        known = logging.getLogger(name)
+        for former in [other for other in known.handlers if isinstance(other, _LogLines)]:  # of a run before
+            known.removeHandler(former)
+        known.addHandler(handler)

@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
         merge_overrides(load_config(""), args.opts)  # whether there are such keys, before anything is written
         plan = plan_training(args, source, folders, out, args.num_gpus)
         if args.truth:
-            check_truth(args.truth, source)
+            check_truth(args.truth, source, kept=plan.keeps_masks)
         rounds_config = write_configs(os.path.join(out, "configs"), plan, force=args.force)
         source.write(os.path.join(out, "configs"))
         if args.init:

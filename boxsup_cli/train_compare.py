@@ -8,7 +8,8 @@ from detectron2.config import CfgNode
 from boxsup_cli.errors import BadInput
 from boxsup_cli.sources import Source
 from boxsup_d2.evaluation.label_comparison import ComparedObjects, compare_labellings
-from boxsup_d2.evaluation.mask_matching import match_images, read_mask_file
+from boxsup_d2.evaluation.mask_matching import match_images, match_objects, objects_of, read_mask_file
+from boxsup_d2.masks.rle import has_mask
 from boxsup_d2.methods import file_config, method_config
 from boxsup_d2.same_work import changed_settings
 
@@ -63,21 +64,33 @@ def labelling_settings(cfg: CfgNode) -> dict[str, Any]:
     return settings
 
 
-def check_truth(path: str, source: Source) -> None:
+def check_truth(path: str, source: Source, *, kept: bool) -> None:
     """Find what would stop the comparison after the training.
 
     Args:
         path: json with true masks.
         source: the boxes.
+        kept: whether masks that these have are kept, and so compare nothing.
 
     Raises:
-        FileNotFoundError, ValueError: it is missing or damaged, or has no mask in any of the images.
+        FileNotFoundError, ValueError: it is missing or damaged, or has no mask of a box that will get one.
     """
-    truth = read_mask_file(path)
+    truth, data = read_mask_file(path), source.usable
+    names = {category["id"]: category["name"] for category in data["categories"]}
     known = [{**record, "id": record["image_id"]} for record in truth.records]
-    partners = [known[i] for i in match_images(source.usable["images"], known, "id") if i is not None]
-    if not any(annotation["segmentation"] for record in partners for annotation in record["annotations"]):
-        raise ValueError(f"--truth: '{path}' has no mask in any image of '{source.path}'. Correct the path.")
+    for image, position in zip(data["images"], match_images(data["images"], known, "id"), strict=True):
+        if position is None:
+            continue
+        theirs = objects_of(known[position])
+        ours = [a for a in data["annotations"] if a["image_id"] == image["id"] and not a.get("iscrowd")]
+        classes = [names.get(a["category_id"], "") for a in ours]
+        for pair in match_objects(ours, theirs, classes, [truth.class_names[a["category_id"]] for a in theirs]):
+            drawn = kept and has_mask(ours[pair.ours].get("segmentation"))
+            if theirs[pair.theirs]["segmentation"] and not drawn:
+                return
+    raise ValueError(
+        f"--truth: '{path}' has no mask of any box of '{source.path}' that has none there: there is nothing to compare."
+    )
 
 
 def comparison_table(first: str, second: str, names: tuple[str, str], truth: str | None) -> "Table | None":
@@ -98,7 +111,11 @@ def comparison_table(first: str, second: str, names: tuple[str, str], truth: str
         return None
     measure = "IoU with the truth" if truth else "IoU of box and tight box of the mask; no --truth"
     table = Table(title=f"{names[1]} against {names[0]}: {measure}, percent", title_justify="left")
-    for column in ("boxes", "objects", *names, "difference", "95 %", "agreement"):
+    table.caption = (
+        "gain: with its 95 % interval over images; alike: IoU of both masks; small, medium, large: boxes of less than "
+        "32², less than 96², and more pixels"
+    )
+    for column in ("boxes", "count", *names, "gain", "95 %", "alike"):
         table.add_column(column, justify="left" if column == "boxes" else "right", no_wrap=True)
     for row in compared:
         table.add_row(row.name, str(row.count), *_figures(row))
@@ -106,6 +123,6 @@ def comparison_table(first: str, second: str, names: tuple[str, str], truth: str
 
 
 def _figures(row: ComparedObjects) -> list[str]:
-    interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
+    low, gain, high = (f"{round(100 * value, 1) + 0.0:+.1f}" for value in (row.low, row.after - row.before, row.high))
     values = [f"{100 * value:.1f}" for value in (row.before, row.after, row.agreement)]
-    return [*values[:2], f"{100 * (row.after - row.before):+.1f}", interval, values[2]]
+    return [*values[:2], gain, f"{low} to {high}", values[2]]

@@ -96,6 +96,7 @@ class Plan:
 
     Attributes:
         step: name of the box-to-mask network's step.
+        keeps_masks: whether masks of the boxes' file stay as they are.
         compared: name of the step whose masks its own are compared with; "": nothing's.
         request: all that decides about the files, apart from what the package ships; as json holds it.
         files: names in the folder of the configs → their texts; the first one is the rounds config.
@@ -104,6 +105,7 @@ class Plan:
     """
 
     step: str
+    keeps_masks: bool
     compared: str
     request: dict[str, Any]
     files: dict[str, str]
@@ -170,7 +172,8 @@ def plan_training(
         texts[f"my-{MASK_RCNN}.yaml"] = _mask_rcnn(args, recipe.mask_rcnn, ranks, len(source.usable["images"]), classes)
         texts.update(_with_bases(recipe.mask_rcnn))
     summary = (
-        f"{len(objects) - masks} boxes, {masks} boxes with masks, {salient_images} salient images; {classes} classes"
+        f"{len(objects)} boxes, {masks} of them with a mask{f', {salient_images} salient images' if salient else ''}; "
+        f"{classes} classes"
     )
     if predicted:
         summary += f" (the masks in '{source.path}' are predictions of this program: only its boxes are used)"
@@ -193,7 +196,7 @@ def plan_training(
     warnings = [COST_OF_BOXES_ALONE] if boxes_alone else [AS_IT_IS] if as_it_is else []
     if len(objects) < _FEW_BOXES and not as_it_is:
         warnings.append(_NOTE_ON_FEW_BOXES.format(len(objects), classes))
-    return Plan(recipe.step, compared, request, texts, summary, tuple(warnings))
+    return Plan(recipe.step, not predicted, compared, request, texts, summary, tuple(warnings))
 
 
 def _with_bases(name: str) -> dict[str, str]:

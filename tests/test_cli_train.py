@@ -192,7 +192,7 @@ def test_written_folder_is_complete(tmp_path: Path, size: str, masks: int) -> No
 def test_edited_configs_are_used_and_never_lost(tmp_path: Path) -> None:
     def write(request: int, rounds: str, other: str = "b: 1\n", *, force: bool = False) -> str:
         files = {"rounds.yaml": rounds, "b.yaml": other}
-        return write_configs(str(tmp_path), Plan("boxmask", "", {"number": request}, files, "", ()), force=force)
+        return write_configs(str(tmp_path), Plan("boxmask", True, "", {"number": request}, files, "", ()), force=force)
 
     def texts() -> list[str]:
         return [(tmp_path / name).read_text() for name in ("rounds.yaml", "b.yaml")]
@@ -246,7 +246,7 @@ def test_from_boxes_to_masks_by_a_network_of_ones_own(
     train += ["--mask-rcnn", "--mask-rcnn-iterations", "1", "--opts", *TINY]
     assert main(train) == 0
     told = capsys.readouterr().out
-    assert "3 boxes, 1 boxes with masks, 2 salient images; 2 classes" in told
+    assert "4 boxes, 1 of them with a mask, 2 salient images; 2 classes" in told
     assert "Few boxes: 4 of 2 classes" in told
     masks = json.loads((scene / "my/boxcaseg/pseudo_masks/my_boxes_pseudo.json").read_text())
     assert masks["annotations"][0]["confidence"] == 1, "the mask that was there is kept"
@@ -381,7 +381,7 @@ def test_a_truth_that_compares_nothing_is_told_before_the_work(scene: Path, caps
         annotation |= {"image_id": annotation["image_id"] + 100, "segmentation": [[8, 8, 38, 8, 38, 38]]}
     (scene / "truth.json").write_text(json.dumps(boxes))
     assert main([*train, "--truth", str(scene / "truth.json")]) == 2
-    assert "has no mask in any image" in capsys.readouterr().err
+    assert "has no mask of any box" in capsys.readouterr().err
     boxes = json.loads((scene / "boxes.json").read_text())
     for annotation in boxes["annotations"]:
         annotation.pop("segmentation", None)

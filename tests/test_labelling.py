@@ -259,12 +259,17 @@ def with_some_masks(tmp_path: Path) -> tuple[str, list[dict[str, Any]]]:
     make_source(tmp_path)
     records = copy.deepcopy(DatasetCatalog.get(NAME))
     record = next(record for record in records if len(record["annotations"]) == 3)
-    first, second, _ = record["annotations"]
+    first, second, third = record["annotations"]
     first["segmentation"] = [[0, 0, 60, 0, 60, 20, 0, 20]]
     second["segmentation"] = empty_rle(40, 60)
     for other in records:
         for obj in other["annotations"]:
             obj["bbox"], obj["bbox_mode"] = [round(v) for v in obj["bbox"]], BoxMode.XYWH_ABS
+    # A part of the second's box, and all of the third's, lie under the first one's mask.
+    second["bbox"], third["bbox"] = [5, 14, 20, 20], [32, 2, 20, 16]
+        [5, 14, 20, 20],
+        [32, 2, 20, 16],
+    )  # a part of it, and all, under the first one's mask
     register_dataset("some_masks", lambda: records, thing_classes=["a", "b"], image_root=str(tmp_path / "images"))
     return "some_masks", record["annotations"]
 
@@ -276,10 +281,10 @@ def test_masks_that_are_there_are_kept_and_win(tmp_path):
     assert by_id[first["id"]]["segmentation"] == first["segmentation"]
     assert by_id[first["id"]]["confidence"] == by_id[first["id"]]["confidence_exact"] == 1
     assert by_id[first["id"]]["quality"] == 1
-    for obj in (second, third):
-        mask = mask_util.decode(by_id[obj["id"]]["segmentation"])
-        assert not mask[:20].any(), "a predicted mask yields to a kept one"
-        assert mask.any() == (obj["bbox"][1] + obj["bbox"][3] > 21)
+    behind, before = (mask_util.decode(by_id[obj["id"]]["segmentation"]) for obj in (second, third))
+    assert behind.any()
+    assert not behind[:20].any(), "a predicted mask yields to a kept one"
+    assert before[:20].any(), "but not where that covers most of it: it is before what was drawn"
 
     cfg = make_cfg(tmp_path / "again", name)
     cfg.PSEUDO_MASKS.OVERWRITE = True
