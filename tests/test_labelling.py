@@ -267,9 +267,6 @@ def with_some_masks(tmp_path: Path) -> tuple[str, list[dict[str, Any]]]:
             obj["bbox"], obj["bbox_mode"] = [round(v) for v in obj["bbox"]], BoxMode.XYWH_ABS
     # A part of the second's box, and all of the third's, lie under the first one's mask.
     second["bbox"], third["bbox"] = [5, 14, 20, 20], [32, 2, 20, 16]
-        [5, 14, 20, 20],
-        [32, 2, 20, 16],
-    )  # a part of it, and all, under the first one's mask
     register_dataset("some_masks", lambda: records, thing_classes=["a", "b"], image_root=str(tmp_path / "images"))
     return "some_masks", record["annotations"]
 
