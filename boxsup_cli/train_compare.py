@@ -1,6 +1,7 @@
 """What ``boxsup train`` compares a network with, a ``--teacher`` or itself before, and the configs of both."""
 
 import os
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from detectron2.config import CfgNode
@@ -78,11 +79,14 @@ def check_truth(path: str, source: Source, *, kept: bool) -> None:
     truth, data = read_mask_file(path), source.usable
     names = {category["id"]: category["name"] for category in data["categories"]}
     known = [{**record, "id": record["image_id"]} for record in truth.records]
+    objects: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in data["annotations"]:
+        if not annotation.get("iscrowd"):
+            objects[annotation["image_id"]].append(annotation)
     for image, position in zip(data["images"], match_images(data["images"], known, "id"), strict=True):
         if position is None:
             continue
-        theirs = objects_of(known[position])
-        ours = [a for a in data["annotations"] if a["image_id"] == image["id"] and not a.get("iscrowd")]
+        ours, theirs = objects[image["id"]], objects_of(known[position])
         classes = [names.get(a["category_id"], "") for a in ours]
         for pair in match_objects(ours, theirs, classes, [truth.class_names[a["category_id"]] for a in theirs]):
             drawn = kept and has_mask(ours[pair.ours].get("segmentation"))
