@@ -17,7 +17,8 @@ from boxsup_d2.utils.progress import console
 # Results go to the first, so that they can be piped; messages to the second.
 output, errors = Console(), console
 
-# Loggers whose information is shown: the steps. The log file has everything.
+# Loggers that are listened to, and those whose information is shown: the steps. The log file has everything.
+_LOGGERS = ("boxsup_d2", "detectron2", "fvcore")
 _SHOWN = ("boxsup_d2.rounds.runner",)
 
 
@@ -80,13 +81,13 @@ def quiet_setup(*, new_networks: bool) -> Iterator[None]:
     Args:
         new_networks: networks start from weights of another task, so that missing heads are not worth a warning.
     """
+    for name in _LOGGERS:
+        for former in [known for known in logging.getLogger(name).handlers if isinstance(known, _LogLines)]:
+            logging.getLogger(name).removeHandler(former)  # of a run before in this process
     sink = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the loggers' handlers keep it
     with contextlib.redirect_stdout(sink):
         yield
     quiet_libraries()
     handler = _LogLines(("fvcore.common.checkpoint",) if new_networks else ())
-    for name in ("boxsup_d2", "detectron2", "fvcore"):
-        known = logging.getLogger(name)
-        for former in [other for other in known.handlers if isinstance(other, _LogLines)]:  # of a run before
-            known.removeHandler(former)
-        known.addHandler(handler)
+    for name in _LOGGERS:
+        logging.getLogger(name).addHandler(handler)
