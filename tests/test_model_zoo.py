@@ -74,3 +74,14 @@ def test_damaged_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kind, "info", dataclasses.replace(kind.info, weights_sha256="0" * 64))
     with pytest.raises(RuntimeError, match=rf"'{DEFAULT_METHOD}' that came with boxsup_d2 are damaged.*install"):
         boxsup_d2.load(device="cpu")
+
+
+def test_figures_of_the_default_are_the_same_wherever_they_are_shown(project_root: Path) -> None:
+    def cells(path: str, start: str) -> list[str]:
+        (line,) = (line for line in (project_root / path).read_text().splitlines() if line.startswith(start))
+        return [cell.strip() for cell in line.split("|")[1:-1]]
+
+    *_, mean, miou, _, at_75, _ = cells("boxsup_d2/model_zoo/weights/boxmask.md", "| VOC 2012 val, a part")
+    assert cells("README.md", "| **`boxmask`**, default")[-1] == miou
+    zoo = cells("MODEL_ZOO.md", "| `boxmask`, the default")
+    assert {mean, miou, at_75} <= set(zoo)
